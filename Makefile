@@ -1,0 +1,27 @@
+# One step each on a machine that has python3 (3.11 or newer), make and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: demo test bench
+
+demo: .venv/installed
+	$(BIN)/foreal demo $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q $(ARGS)
+
+bench: .venv/installed
+	$(BIN)/foreal bench $(ARGS)
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP_INSTALL) '.[dev]'
+	touch $@

@@ -1,0 +1,54 @@
+"""FoReaL-Decoding (arXiv 2506.06998): two open-weight models run as one cheaper reasoner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.cost import CostReport
+from foreal_core.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EngineClosedError,
+    FoReaLError,
+    IncompatibleModelsError,
+    ModelLoadError,
+    NonFiniteLogitsError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
+from foreal_core.events import Generation, Segment, Sentence, TokenEvent
+from foreal_core.streams import AsyncTokenStream, TokenStream
+
+if TYPE_CHECKING:
+    from foreal_core.decoder import FoReaLDecoder
+
+__all__ = [
+    "AsyncTokenStream",
+    "ConfigError",
+    "ContextOverflowError",
+    "CostReport",
+    "EngineClosedError",
+    "FoReaLConfig",
+    "FoReaLDecoder",
+    "FoReaLError",
+    "Generation",
+    "IncompatibleModelsError",
+    "ModelLoadError",
+    "NonFiniteLogitsError",
+    "OutOfMemoryError",
+    "Segment",
+    "Sentence",
+    "TokenEvent",
+    "TokenStream",
+    "UnsupportedModelError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Settings, events and records must not cost the import of torch.
+    if name == "FoReaLDecoder":
+        from foreal_core.decoder import FoReaLDecoder
+
+        return FoReaLDecoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

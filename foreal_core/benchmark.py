@@ -1,0 +1,248 @@
+"""How fast the decoder is, as ratios within one process on the bundled pair: `foreal bench`.
+
+What is compared runs in turn within each repeat, so that a change in the machine's load meets
+both sides, and the median of the repeats counts. The record holds every repeat.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from foreal_core.config import FoReaLConfig, PolicyName
+from foreal_core.decoder import FoReaLDecoder
+from foreal_core.demo import pair_paths, problems
+
+if TYPE_CHECKING:
+    from foreal_core.events import Generation
+
+SOLO_PROMPTS = 4
+BATCH_REQUESTS = 16
+PASS_PROBLEMS = 20
+PROBLEM_SEED = 2024
+
+Progress = Callable[[str], None]
+Prompt = list[int]
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def run(
+    *, repeats: int = 5, max_new_tokens: int = 128, progress: Progress = lambda what: None
+) -> dict[str, Any]:
+    """Takes every measurement and returns the record, JSON-safe.
+
+    `targets` says for each ratio what was aimed at and whether it was met.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = _machine()
+    config = FoReaLConfig(max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
+    with FoReaLDecoder.demo() as decoder:
+        prompts = _prompts(decoder, max(BATCH_REQUESTS, PASS_PROBLEMS))
+        solo = _against_transformers(decoder, prompts[:SOLO_PROMPTS], config, repeats, progress)
+        batches = {
+            policy: _together(decoder, prompts[:BATCH_REQUESTS], config, policy, repeats, progress)
+            for policy in ("leader", "foreal")
+        }
+        progress("leader passes with and without speculation")
+        passes = _passes(decoder, prompts[:PASS_PROBLEMS])
+    together = f"tokens/s, {BATCH_REQUESTS} together / 1 by 1"
+    targets = [
+        _target("leader: seconds / transformers' seconds", solo["ratios"], "<=", 1.10),
+        _target(f"leader: {together}", batches["leader"]["ratios"], ">=", 5.0),
+        _target(f"foreal: {together}", batches["foreal"]["ratios"], ">=", 4.0),
+        _target("p=1: leader passes, speculating / not", [passes["ratio"]], "<=", 0.6),
+    ]
+    return {
+        "started": started,
+        "machine": machine,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("foreal-decoding", "torch", "transformers")},
+        },
+        "settings": {**config.to_dict(), "repeats": repeats, "problem_seed": PROBLEM_SEED},
+        "against_transformers": solo,
+        "together": batches,
+        "speculation": passes,
+        "targets": targets,
+    }
+
+
+def _against_transformers(
+    decoder: FoReaLDecoder,
+    prompts: Sequence[Prompt],
+    config: FoReaLConfig,
+    repeats: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The leader alone, one request at a time, against `generate` on a copy of the same model."""
+    # A copy of its own: the decoder sets its attention function on the model that it uses.
+    model = AutoModelForCausalLM.from_pretrained(pair_paths()[0], dtype=torch.float32)
+    model = model.to(torch.accelerator.current_accelerator() or "cpu").eval()
+
+    def ours(ids: Prompt) -> list[int]:
+        return list(decoder.generate([ids], config, policy="leader")[0].token_ids)
+
+    def theirs(ids: Prompt) -> list[int]:
+        return _transformers_tokens(model, ids, config.max_new_tokens)
+
+    progress("warming up")
+    same_tokens = all(ours(ids) == theirs(ids) for ids in prompts)
+    taken = []
+    for repeat in range(repeats):
+        progress(f"against transformers, {repeat + 1} of {repeats}")
+        seconds = {"foreal_seconds": 0.0, "transformers_seconds": 0.0}
+        for index, ids in enumerate(prompts):
+            mine, other = _timed(
+                partial(ours, ids), partial(theirs, ids), swapped=(repeat + index) % 2 == 1
+            )
+            seconds["foreal_seconds"] += mine[0]
+            seconds["transformers_seconds"] += other[0]
+        taken.append(seconds)
+    return {
+        "prompts": len(prompts),
+        "same_tokens": same_tokens,
+        "repeats": taken,
+        "ratios": [each["foreal_seconds"] / each["transformers_seconds"] for each in taken],
+    }
+
+
+def _transformers_tokens(model: Any, prompt: Prompt, max_new_tokens: int) -> list[int]:
+    ids = torch.tensor([prompt], device=model.device)
+    written = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+    )
+    return [int(token) for token in written[0, len(prompt) :]]
+
+
+def _together(
+    decoder: FoReaLDecoder,
+    prompts: Sequence[Prompt],
+    config: FoReaLConfig,
+    policy: PolicyName,
+    repeats: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """All requests at once against one after another."""
+
+    def together() -> list[Generation]:
+        generations: list[Generation] = decoder.generate(list(prompts), config, policy=policy)
+        return generations
+
+    def one_by_one() -> list[Generation]:
+        return [decoder.generate([ids], config, policy=policy)[0] for ids in prompts]
+
+    together()
+    taken = []
+    same_text = True
+    for repeat in range(repeats):
+        progress(f"{len(prompts)} together, policy {policy}, {repeat + 1} of {repeats}")
+        many, single = _timed(together, one_by_one, swapped=repeat % 2 == 1)
+        taken.append(
+            {
+                "together_tokens_per_second": _tokens(many[1]) / many[0],
+                "one_by_one_tokens_per_second": _tokens(single[1]) / single[0],
+            }
+        )
+        same_text &= [each.text for each in many[1]] == [each.text for each in single[1]]
+    return {
+        "requests": len(prompts),
+        "same_text": same_text,
+        "repeats": taken,
+        "ratios": [
+            each["together_tokens_per_second"] / each["one_by_one_tokens_per_second"]
+            for each in taken
+        ],
+    }
+
+
+def _passes(decoder: FoReaLDecoder, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """The leader's forward passes at p = 1; a count, the same in every repeat."""
+    config = FoReaLConfig(lead_probability=1.0, seed=PROBLEM_SEED)
+    speculated = decoder.generate(list(prompts), config, speculate=True)
+    plain = decoder.generate(list(prompts), config, speculate=False)
+    on, off = (
+        [each.cost.forward_passes["leader"] for each in generations]
+        for generations in (speculated, plain)
+    )
+    return {
+        "problems": len(prompts),
+        "same_text": [each.text for each in speculated] == [each.text for each in plain],
+        "tokens": _tokens(plain),
+        "leader_passes": {"speculate": on, "no_speculate": off},
+        "ratio": sum(on) / sum(off),
+    }
+
+
+def _timed(
+    first: Callable[[], A], second: Callable[[], B], *, swapped: bool
+) -> tuple[tuple[float, A], tuple[float, B]]:
+    """Seconds and result of both, run in the other order where `swapped`."""
+    if swapped:
+        later, earlier = _timed(second, first, swapped=False)
+        return earlier, later
+    return _clocked(first), _clocked(second)
+
+
+def _clocked(work: Callable[[], A]) -> tuple[float, A]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def _prompts(decoder: FoReaLDecoder, count: int) -> list[Prompt]:
+    return [
+        decoder.tokenizer.apply_chat_template(
+            problem.messages, add_generation_prompt=True, return_dict=False
+        )
+        for problem in problems("ledger", PROBLEM_SEED, count)
+    ]
+
+
+def _tokens(generations: Sequence[Generation]) -> int:
+    return sum(len(each.token_ids) for each in generations)
+
+
+def _target(what: str, ratios: Sequence[float], comparison: str, limit: float) -> dict[str, Any]:
+    value = median(ratios)
+    return {
+        "what": what,
+        "value": value,
+        "spread": [min(ratios), max(ratios)],
+        "comparison": comparison,
+        "limit": limit,
+        "met": value <= limit if comparison == "<=" else value >= limit,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` knows the name
+    for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

@@ -1,0 +1,133 @@
+"""FoReaLConfig: every setting of one generation, checked on construction. Knows no models."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from foreal_core.errors import ConfigError
+
+HitWindow = Literal["after_lead", "sentence"]
+SentenceBoundaryMode = Literal["robust", "paper"]
+PolicyName = Literal["foreal", "leader", "draft", "speculative"]
+
+
+@dataclass(frozen=True)
+class FoReaLConfig:
+    """Settings of one generation; the defaults are the paper's (arXiv 2506.06998).
+
+    Attributes:
+        lead_count: n, tokens that the leader writes at least in a led sentence (>= 0).
+        lead_probability: p, chance that a sentence is led, in [0, 1].
+        hit_threshold: k, consecutive aligned positions before the hand-off (>= 0); 0 hands over
+            right after token n.
+        hit_window: "after_lead" counts the run from token n on, "sentence" from the sentence's
+            start.
+        sentence_boundary: "robust" knows decimals, abbreviations, code and maths; "paper" takes
+            every mark and newline for an end.
+        max_new_tokens: tokens written at most (>= 1); the context may end the text earlier.
+        temperature: 0 is greedy; above 0 each token is drawn from its author's own distribution.
+        top_p: nucleus, in (0, 1]; 1 keeps everything.
+        top_k: most likely tokens kept (>= 0); 0 keeps everything.
+        min_p: tokens below min_p times the likeliest are dropped, in [0, 1].
+        repetition_penalty: above 0; 1 changes nothing (Keskar et al., arXiv 1909.05858).
+        stop: strings that end the text and never show in it; a str is one of them.
+        seed: in [0, 2**63); None draws a fresh one, which the cost record names.
+        speculate: let the draft propose what the leader writes; the text stays the same.
+        policy: who writes: "foreal" (the paper), "leader" or "draft" alone, or "speculative"
+            (lossless speculative decoding).
+        draft_length: tokens that the draft proposes per pass of the leader (>= 1).
+
+    Raises:
+        ConfigError: a value has the wrong type or range; it names field, value and range.
+    """
+
+    lead_count: int = 15
+    lead_probability: float = 0.6
+    hit_threshold: int = 5
+    hit_window: HitWindow = "after_lead"
+    sentence_boundary: SentenceBoundaryMode = "robust"
+    max_new_tokens: int = 2048
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    speculate: bool = True
+    policy: PolicyName = "foreal"
+    draft_length: int = 5
+
+    def __post_init__(self) -> None:
+        self._check_int("lead_count", 0)
+        self._check_int("hit_threshold", 0)
+        self._check_int("max_new_tokens", 1)
+        self._check_int("top_k", 0)
+        self._check_int("draft_length", 1)
+        self._check_float("lead_probability", 0.0, 1.0, "in [0, 1]")
+        self._check_float("temperature", 0.0, math.inf, "a finite number >= 0")
+        self._check_float("top_p", 0.0, 1.0, "in (0, 1]", open_low=True)
+        self._check_float("min_p", 0.0, 1.0, "in [0, 1]")
+        self._check_float("repetition_penalty", 0.0, math.inf, "a finite number > 0", open_low=True)
+        self._check_choice("hit_window", get_args(HitWindow))
+        self._check_choice("sentence_boundary", get_args(SentenceBoundaryMode))
+        self._check_choice("policy", get_args(PolicyName))
+        if not isinstance(self.speculate, bool):
+            self._refuse("speculate", "True or False")
+        if self.seed is not None:
+            self._check_int("seed", 0, 2**63 - 1)
+        object.__setattr__(self, "stop", self._checked_stop())
+
+    def with_overrides(self, **overrides: Any) -> FoReaLConfig:
+        """A copy with some settings replaced; an unknown name is refused, never ignored."""
+        known = {field.name for field in fields(self)}
+        for name in overrides:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(
+                    f"unknown setting {name!r}.{hint} Known settings: {', '.join(sorted(known))}."
+                )
+        return replace(self, **overrides) if overrides else self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-safe values."""
+        return {**asdict(self), "stop": list(self.stop)}
+
+    def _checked_stop(self) -> tuple[str, ...]:
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
+            self._refuse("stop", "a non-empty string or a sequence of them")
+        return tuple(stop)
+
+    def _check_int(self, name: str, low: int, high: int | None = None) -> None:
+        value = getattr(self, name)
+        allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
+        if isinstance(value, bool) or not isinstance(value, int):
+            self._refuse(name, allowed)
+        if value < low or (high is not None and value > high):
+            self._refuse(name, allowed)
+
+    def _check_float(
+        self, name: str, low: float, high: float, allowed: str, *, open_low: bool = False
+    ) -> None:
+        value = getattr(self, name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            self._refuse(name, allowed)
+        if value < low or value > high or (open_low and value == low):
+            self._refuse(name, allowed)
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            self._refuse(name, "one of " + ", ".join(repr(choice) for choice in choices))
+
+    def _refuse(self, name: str, allowed: str) -> None:
+        raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}.")

@@ -1,0 +1,177 @@
+"""What a call cost, in three counts side by side, each against the leader alone on the same text.
+
+- written FLOPs: each written token charged to its author (the paper's count),
+- computed FLOPs: everything a model computed, prompt, catch-up and rejected proposals included,
+- weight bytes: passes x parameter bytes; a pass that B rows share charges each 1/B.
+
+The clock follows the last one at small batch, the first one is what the paper reports. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Author = Literal["leader", "draft"]
+TokenKind = Literal["prefill", "catch_up", "decode", "verify", "discarded"]
+TOKEN_KINDS: tuple[TokenKind, ...] = ("prefill", "catch_up", "decode", "verify", "discarded")
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """What one model's work costs.
+
+    Attributes:
+        name: id or path of the model.
+        body_parameters: weights of the matrices that every token passes, without the LM head;
+            for a mixture of experts those that one token activates.
+        head_parameters: weights of the LM head (hidden x vocabulary).
+        attention_width: heads x head_dim, summed over the layers.
+        weight_bytes: bytes that one forward pass reads (an untied input embedding is a look-up
+            and not among them).
+    """
+
+    name: str
+    body_parameters: int
+    head_parameters: int
+    attention_width: int
+    weight_bytes: int
+
+    def flops(self, tokens: int, attended: int, logits: int) -> int:
+        """FLOPs of `tokens` fed tokens that attend to `attended` positions in all and give
+        `logits` rows of logits; equals torch's FlopCounterMode at batch 1."""
+        return (
+            2 * self.body_parameters * tokens
+            + 2 * self.head_parameters * logits
+            + 4 * self.attention_width * attended
+        )
+
+
+@dataclass
+class Meter:
+    """One model's work for one request, added up pass by pass.
+
+    Attributes:
+        kinds: fed tokens by kind; a token that is taken back moves to "discarded".
+        passes: forward passes that this request took part in.
+        shared_passes: the same, a pass over B rows counted as 1/B.
+        tokens, attended, logits: what `ModelProfile.flops` needs.
+    """
+
+    kinds: dict[TokenKind, int] = field(default_factory=lambda: dict.fromkeys(TOKEN_KINDS, 0))
+    passes: int = 0
+    shared_passes: float = 0.0
+    tokens: int = 0
+    attended: int = 0
+    logits: int = 0
+
+    def record_pass(self, start: int, kinds: Sequence[TokenKind], logits: int, rows: int) -> None:
+        """One pass: `len(kinds)` tokens fed after `start` cached ones, shared by `rows` rows."""
+        fed = len(kinds)
+        for kind in kinds:
+            self.kinds[kind] += 1
+        self.passes += 1
+        self.shared_passes += 1 / rows
+        self.tokens += fed
+        self.attended += fed * (start + fed)
+        self.logits += logits
+
+    def record_discarded(self, kinds: Sequence[TokenKind]) -> None:
+        """Fed tokens that left the text again."""
+        for kind in kinds:
+            self.kinds[kind] -= 1
+        self.kinds["discarded"] += len(kinds)
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """The cost record of one call; `to_dict` is JSON-safe and the same everywhere.
+
+    Units: FLOPs, bytes, seconds. `leader_only` is what the leader alone would have spent on this
+    same text by the same count.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    leader_tokens: int
+    draft_tokens: int
+    sentences: int
+    led_sentences: int
+    handoffs: int
+    forward_tokens: dict[str, dict[str, int]]
+    forward_passes: dict[str, int]
+    flops: dict[str, float]
+    flops_written: dict[str, float]
+    weight_bytes: dict[str, float]
+    seconds: dict[str, float]
+    tokens_per_second: float
+    models: dict[str, str]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return asdict(self)
+
+
+def build_report(
+    *,
+    profiles: Mapping[Author, ModelProfile],
+    meters: Mapping[Author, Meter],
+    prompt_tokens: int,
+    authors: Sequence[Author],
+    sentences: int,
+    led_sentences: int,
+    handoffs: int,
+    seconds: dict[str, float],
+    settings: dict[str, Any],
+) -> CostReport:
+    """Adds the meters of "leader" and "draft" up into one record."""
+    completion = len(authors)
+    leader = profiles["leader"]
+    written: dict[str, float] = {"leader": 0, "draft": 0}
+    written_by_leader_alone = 0
+    for position, author in enumerate(authors):
+        # The token at this position was computed while the model looked at this many tokens.
+        context = prompt_tokens + position
+        written[author] += profiles[author].flops(1, context, 1)
+        written_by_leader_alone += leader.flops(1, context, 1)
+    return CostReport(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion,
+        leader_tokens=sum(author == "leader" for author in authors),
+        draft_tokens=sum(author == "draft" for author in authors),
+        sentences=sentences,
+        led_sentences=led_sentences,
+        handoffs=handoffs,
+        forward_tokens={
+            n: {kind: m.kinds[kind] for kind in TOKEN_KINDS} for n, m in meters.items()
+        },
+        forward_passes={name: meter.passes for name, meter in meters.items()},
+        flops=_with_total(
+            {n: profiles[n].flops(m.tokens, m.attended, m.logits) for n, m in meters.items()},
+            _computed_by_leader_alone(leader, prompt_tokens, completion),
+        ),
+        flops_written=_with_total(written, written_by_leader_alone),
+        weight_bytes=_with_total(
+            {n: m.shared_passes * profiles[n].weight_bytes for n, m in meters.items()},
+            completion * leader.weight_bytes,
+        ),
+        seconds=seconds,
+        tokens_per_second=completion / seconds["total"] if seconds["total"] > 0 else 0.0,
+        models={name: profile.name for name, profile in profiles.items()},
+        settings=settings,
+    )
+
+
+def _computed_by_leader_alone(leader: ModelProfile, prompt: int, completion: int) -> int:
+    """One pass over the prompt gives the first token, each further token is a pass of its own."""
+    if completion == 0:
+        return 0
+    steps = completion - 1
+    attended = prompt * prompt + steps * prompt + steps * (steps + 1) // 2
+    return leader.flops(prompt + steps, attended, completion)
+
+
+def _with_total(by_model: Mapping[str, float], leader_only: float) -> dict[str, float]:
+    return {**by_model, "total": sum(by_model.values()), "leader_only": leader_only}

@@ -1,0 +1,410 @@
+"""FoReaLDecoder: load a pair, generate, stream, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, TypeAlias, overload
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.engine import Engine, Request
+from foreal_core.errors import ConfigError, ContextOverflowError
+from foreal_core.events import Generation, TokenEvent
+from foreal_core.loading import end_of_sequence_ids, load_pair, model_name
+from foreal_core.model_runner import ModelRunner
+from foreal_core.streams import AsyncTokenStream, Push, TokenStream
+from foreal_core.tokenizer import PairTokenizer
+
+Prompt: TypeAlias = str | Sequence[int]
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+
+_DEFAULT_CONTEXT = 4096
+# Encoding more text than this may hold an event loop up for longer than a few milliseconds.
+_LONG_PROMPT = 16_384
+
+
+class FoReaLDecoder:
+    """Two causal language models of transformers that write one text.
+
+    Thread-safe: any number of threads and event loops may call it at once; their requests share
+    the models' passes. Also a context manager that closes it.
+
+    Args:
+        leader: the large reasoning model.
+        draft: the small model; it may be on another device.
+        tokenizer: the leader's tokenizer; all ids that come out are ids of it.
+        draft_tokenizer: the draft's, if it is another one; both must agree on ordinary ids.
+        max_batch_size: requests that run side by side; the rest queue.
+        max_context: tokens of prompt and completion together; by default what both models take.
+
+    Raises:
+        IncompatibleModelsError: the vocabularies give different meanings to the same ids.
+        UnsupportedModelError: a model's cache cannot be rolled back.
+        ConfigError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        leader: Any,
+        draft: Any,
+        tokenizer: Any,
+        *,
+        draft_tokenizer: Any = None,
+        max_batch_size: int = 32,
+        max_context: int | None = None,
+    ) -> None:
+        context = _checked_context(max_context, leader, draft)
+        if (
+            isinstance(max_batch_size, bool)
+            or not isinstance(max_batch_size, int)
+            or max_batch_size < 1
+        ):
+            raise ConfigError(f"max_batch_size={max_batch_size!r} is not allowed: an integer >= 1.")
+        leader_runner = ModelRunner(
+            leader, model_name(leader, "leader"), max_rows=max_batch_size, max_slots=context
+        )
+        draft_runner = ModelRunner(
+            draft, model_name(draft, "draft"), max_rows=max_batch_size, max_slots=context
+        )
+        self._pair_tokenizer = PairTokenizer(
+            tokenizer,
+            draft_tokenizer,
+            leader_vocab_size=leader_runner.vocab_size,
+            draft_vocab_size=draft_runner.vocab_size,
+            leader_eos=end_of_sequence_ids(leader, tokenizer),
+            draft_eos=end_of_sequence_ids(draft, draft_tokenizer or tokenizer),
+        )
+        self._vocab_size = leader_runner.vocab_size
+        self._engine = Engine(
+            leader_runner,
+            draft_runner,
+            self._pair_tokenizer,
+            max_batch_size=max_batch_size,
+            max_context=context,
+        )
+        # Also at interpreter exit, before the engine's thread would be torn down inside a pass.
+        self._finalizer = weakref.finalize(self, self._engine.close)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        leader: str,
+        draft: str,
+        *,
+        device_map: Any = "auto",
+        dtype: Any = "auto",
+        max_batch_size: int = 32,
+        max_context: int | None = None,
+        leader_kwargs: Mapping[str, Any] | None = None,
+        draft_kwargs: Mapping[str, Any] | None = None,
+        **hf_kwargs: Any,
+    ) -> FoReaLDecoder:
+        """Loads a pair by hub id or folder.
+
+        Args:
+            leader, draft: hub ids or local folders.
+            device_map, dtype: as in transformers' `from_pretrained`, for both models.
+            max_batch_size, max_context: see the class.
+            leader_kwargs, draft_kwargs: further `from_pretrained` arguments for one model
+                (quantization_config, revision, device_map, ...).
+            **hf_kwargs: further arguments for both.
+
+        Raises:
+            ModelLoadError: a model or tokenizer cannot be loaded; the message says which and why.
+        """
+        pair = load_pair(
+            leader,
+            draft,
+            common={"device_map": device_map, "dtype": dtype, **hf_kwargs},
+            leader_kwargs=leader_kwargs or {},
+            draft_kwargs=draft_kwargs or {},
+        )
+        return cls(
+            pair.leader,
+            pair.draft,
+            pair.tokenizer,
+            draft_tokenizer=pair.draft_tokenizer,
+            max_batch_size=max_batch_size,
+            max_context=max_context,
+        )
+
+    @classmethod
+    def demo(cls, *, max_batch_size: int = 32) -> FoReaLDecoder:
+        """The bundled pair: loads offline, in seconds, on a CPU."""
+        from foreal_core.demo import pair_paths
+
+        leader, draft = pair_paths()
+        return cls.from_pretrained(
+            str(leader), str(draft), dtype="float32", max_batch_size=max_batch_size
+        )
+
+    # -- generate -----------------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self, prompt: str, config: FoReaLConfig | None = None, **overrides: Any
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Any] | None = None,
+        config: FoReaLConfig | None = None,
+        *,
+        messages: Sequence[Any] | None = None,
+        **overrides: Any,
+    ) -> Any: ...
+    def generate(
+        self,
+        prompt: Any = None,
+        config: FoReaLConfig | None = None,
+        *,
+        messages: Any = None,
+        **overrides: Any,
+    ) -> Any:
+        """Writes to the end and returns one Generation, or a list of them for a batch.
+
+        Args:
+            prompt: a text, token ids, or a list of texts and token-id lists (a batch).
+            config: the settings; the defaults where None.
+            messages: instead of a prompt: one chat (a list of {"role", "content"}) or a batch of
+                chats; the tokenizer's chat template is applied.
+            **overrides: single settings; they win over `config`.
+
+        Raises:
+            ConfigError: a wrong argument, an empty prompt.
+            ContextOverflowError: a prompt leaves no room to write.
+            OutOfMemoryError, NonFiniteLogitsError, EngineClosedError: the run failed. In a batch
+                the first error is raised and the other requests are stopped.
+        """
+        batch, prompts = self._encode(prompt, messages)
+        requests, futures = self._submit_all(prompts, _settings(config, overrides))
+        try:
+            results = [future.result() for future in futures]
+        finally:
+            for request in requests:
+                request.cancel()
+        return results if batch else results[0]
+
+    async def agenerate(
+        self,
+        prompt: Any = None,
+        config: FoReaLConfig | None = None,
+        *,
+        messages: Any = None,
+        **overrides: Any,
+    ) -> Any:
+        """`generate` for an event loop; cancelling the task stops the work within one step."""
+        settings = _settings(config, overrides)
+        if _is_long(prompt, messages):
+            batch, prompts = await asyncio.to_thread(self._encode, prompt, messages)
+        else:
+            batch, prompts = self._encode(prompt, messages)
+        requests, futures = self._submit_all(prompts, settings)
+        try:
+            results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+        finally:
+            for request in requests:
+                request.cancel()
+        return results if batch else results[0]
+
+    # -- stream -------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        config: FoReaLConfig | None = None,
+        *,
+        messages: Messages | None = None,
+        **overrides: Any,
+    ) -> TokenStream:
+        """Token events of one prompt or chat as they are written; arguments as in `generate`.
+
+        Raises at once what is wrong with the arguments, while iterating what goes wrong later.
+        """
+        ids = self._encode_one(prompt, messages)
+        settings = _settings(config, overrides)
+        return TokenStream(lambda push: self._submit(ids, settings, push))
+
+    def astream(
+        self,
+        prompt: Prompt | None = None,
+        config: FoReaLConfig | None = None,
+        *,
+        messages: Messages | None = None,
+        **overrides: Any,
+    ) -> AsyncTokenStream:
+        """`stream` for an event loop; the request starts at the first `await`."""
+        settings = _settings(config, overrides)
+
+        def start(push: Push) -> Request:
+            return self._submit(self._encode_one(prompt, messages), settings, push)
+
+        return AsyncTokenStream(start, start_blocks=_is_long(prompt, messages))
+
+    # -- the rest -----------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Any:
+        """The leader's tokenizer."""
+        return self._pair_tokenizer.tokenizer
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `messages=` works."""
+        return self._pair_tokenizer.has_chat_template
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and completion together, at most."""
+        return self._engine.max_context
+
+    def stats(self) -> dict[str, int]:
+        """Requests that run ("active"), that wait ("queued"), "free_rows", "max_batch_size"."""
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """Ends running requests with EngineClosedError and gives memory back."""
+        self._engine.close()
+
+    def __enter__(self) -> FoReaLDecoder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _submit(self, ids: list[int], settings: FoReaLConfig, push: Push) -> Request:
+        return self._engine.submit(ids, settings, push, push)
+
+    def _submit_all(
+        self, prompts: list[list[int]], settings: FoReaLConfig
+    ) -> tuple[list[Request], list[Future[Generation]]]:
+        futures: list[Future[Generation]] = [Future() for _ in prompts]
+        requests: list[Request] = []
+        try:
+            for ids, future in zip(prompts, futures, strict=True):
+                requests.append(self._engine.submit(ids, settings, _ignore, _resolver(future)))
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+        return requests, futures
+
+    def _encode(self, prompt: Any, messages: Any) -> tuple[bool, list[list[int]]]:
+        """(is a batch, token ids of each prompt)."""
+        _refuse_unless_one(prompt, messages)
+        if messages is not None:
+            batch = isinstance(messages, Sequence) and bool(messages) and _is_chat(messages[0])
+            chats = list(messages) if batch else [messages]
+            return batch, [self._encode_one(None, chat) for chat in chats]
+        batch = (
+            isinstance(prompt, Sequence)
+            and not isinstance(prompt, str)
+            and any(isinstance(one, str) or _is_sequence(one) for one in prompt)
+        )
+        prompts = list(prompt) if batch else [prompt]
+        return batch, [self._encode_one(one, None) for one in prompts]
+
+    def _encode_one(self, prompt: Prompt | None, messages: Messages | None) -> list[int]:
+        _refuse_unless_one(prompt, messages)
+        if messages is not None:
+            ids = self._pair_tokenizer.encode_chat(messages)
+        elif isinstance(prompt, str):
+            ids = self._pair_tokenizer.encode(prompt)
+        else:
+            ids = self._checked_ids(prompt)
+        if not ids:
+            raise ConfigError("the prompt is empty: at least one token is needed to go on from.")
+        if len(ids) >= self.max_context:
+            raise ContextOverflowError(
+                f"the prompt has {len(ids)} tokens; the context holds {self.max_context}, and at "
+                "least one must stay free to write. Shorten the prompt or raise max_context, if "
+                "both models take more."
+            )
+        return ids
+
+    def _checked_ids(self, prompt: Any) -> list[int]:
+        if not _is_sequence(prompt):
+            raise ConfigError(
+                f"a prompt of type {type(prompt).__name__} is not allowed: a str or a sequence of "
+                "token ids."
+            )
+        for token in prompt:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise ConfigError(
+                    f"the prompt's token id {token!r} is not allowed: an integer in "
+                    f"[0, {self._vocab_size - 1}]."
+                )
+            if not 0 <= token < self._vocab_size:
+                raise ConfigError(
+                    f"the prompt's token id {token} is outside [0, {self._vocab_size - 1}], the "
+                    "leader's vocabulary."
+                )
+        return list(prompt)
+
+
+def _settings(config: FoReaLConfig | None, overrides: Mapping[str, Any]) -> FoReaLConfig:
+    if config is not None and not isinstance(config, FoReaLConfig):
+        raise ConfigError(
+            f"config of type {type(config).__name__} is not allowed: a FoReaLConfig or None."
+        )
+    return (config or FoReaLConfig()).with_overrides(**overrides)
+
+
+def _checked_context(max_context: int | None, leader: Any, draft: Any) -> int:
+    takes = min(
+        getattr(model.config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_CONTEXT
+        for model in (leader, draft)
+    )
+    if max_context is None:
+        return takes
+    if isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 2:
+        raise ConfigError(f"max_context={max_context!r} is not allowed: an integer >= 2.")
+    if max_context > takes:
+        raise ConfigError(
+            f"max_context={max_context} is not allowed: the pair takes at most {takes} positions."
+        )
+    return max_context
+
+
+def _refuse_unless_one(prompt: Any, messages: Any) -> None:
+    if (prompt is None) == (messages is None):
+        given = "neither" if prompt is None else "both"
+        raise ConfigError(f"{given} of prompt and messages given: pass exactly one of them.")
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _is_chat(value: Any) -> bool:
+    return _is_sequence(value)
+
+
+def _is_long(prompt: Any, messages: Any) -> bool:
+    return len(str(prompt if messages is None else messages)) > _LONG_PROMPT
+
+
+def _ignore(events: list[TokenEvent]) -> None:
+    """A whole generation needs no events."""
+
+
+def _resolver(future: Future[Generation]) -> Any:
+    """Hands a request's end to a future, unless its waiter gave up."""
+
+    def resolve(end: Generation | BaseException) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        if isinstance(end, BaseException):
+            future.set_exception(end)
+        else:
+            future.set_result(end)
+
+    return resolve

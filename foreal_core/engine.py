@@ -1,0 +1,389 @@
+"""Continuous batching over two models: one thread owns them, any thread or event loop submits.
+
+    submit -> inbox -> admit to a row -> [ plan -> pass -> draw -> take -> events ]* -> finish
+
+Each step runs one model over all rows that wait for it: draft rows go on to the ends of their
+sentences while leader rows gather, so a pass of the leader serves as many rows as possible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.cost import ModelProfile
+from foreal_core.errors import (
+    EngineClosedError,
+    FoReaLError,
+    NonFiniteLogitsError,
+    OutOfMemoryError,
+)
+from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
+from foreal_core.model_runner import Chunk, ModelRunner
+from foreal_core.sampling import Draws, draw
+from foreal_core.sequence import Plan, Sequence
+from foreal_core.tokenizer import PairTokenizer
+
+# Leader rows wait for at most this many draft passes in a row.
+_MOST_DRAFT_PASSES = 16
+# Tokens of one row per pass; longer prompts go in piece by piece.
+_CHUNK = 512
+# Rows share a pass while the longest is at most this much longer than twice the shortest.
+_PADDING_SLACK = 16
+
+
+class Request:
+    """One submitted request; the engine's side of a stream.
+
+    `on_events` and `on_done` are called from the engine's thread and must return at once.
+    `on_done` gets the Generation, or the error that ended the request.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        on_events: Callable[[list[TokenEvent]], None],
+        on_done: Callable[[Generation | BaseException], None],
+    ) -> None:
+        self.sequence = sequence
+        self.on_events = on_events
+        self.on_done = on_done
+        self.row = -1
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Asks the engine to stop this request at its next step; safe from any thread."""
+        self.cancelled = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A request and what its model is to ingest in this pass."""
+
+    request: Request
+    plan: Plan
+
+
+class Engine:
+    """Runs requests on a leader and a draft.
+
+    Args:
+        leader, draft: runners with caches of `max_batch_size` rows.
+        tokenizer: the pair's.
+        max_batch_size: requests that run side by side; the rest queue.
+        max_context: prompt and completion of one request, in tokens.
+    """
+
+    def __init__(
+        self,
+        leader: ModelRunner,
+        draft: ModelRunner,
+        tokenizer: PairTokenizer,
+        *,
+        max_batch_size: int,
+        max_context: int,
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_context = max_context
+        self.tokenizer = tokenizer
+        self.profiles: dict[Author, ModelProfile] = {LEADER: leader.profile, DRAFT: draft.profile}
+        self._runners: dict[Author, ModelRunner] = {LEADER: leader, DRAFT: draft}
+        self._forbidden: Tensor | None = None
+        if tokenizer.draft_forbidden:
+            self._forbidden = torch.tensor(tokenizer.draft_forbidden)
+        self._inbox: deque[Request] = deque()
+        self._wake = threading.Condition()
+        self._active: list[Request] = []
+        self._free_rows = list(range(max_batch_size))
+        self._draft_passes = 0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    # -- from any thread ----------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: SequenceOf[int],
+        config: FoReaLConfig,
+        on_events: Callable[[list[TokenEvent]], None],
+        on_done: Callable[[Generation | BaseException], None],
+    ) -> Request:
+        """Queues a request of at least one and fewer than `max_context` prompt tokens.
+
+        Raises:
+            EngineClosedError: `close` was called.
+        """
+        seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
+        sequence = Sequence(prompt, config, seed, self.tokenizer, self.max_context)
+        request = Request(sequence, on_events, on_done)
+        with self._wake:
+            self._refuse_if_closed()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="foreal-engine", daemon=True)
+                self._thread.start()
+            self._inbox.append(request)
+            self._wake.notify()
+        return request
+
+    def stats(self) -> dict[str, int]:
+        """Rows in use, requests that wait for one, rows that are free."""
+        with self._wake:
+            return {
+                "active": len(self._active),
+                "queued": len(self._inbox),
+                "free_rows": len(self._free_rows),
+                "max_batch_size": self.max_batch_size,
+            }
+
+    def close(self) -> None:
+        """Ends all requests with EngineClosedError, gives memory back; may be called again."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise EngineClosedError(
+                "this decoder is closed: it takes no more requests. Create a new FoReaLDecoder."
+            )
+
+    # -- the engine's thread --------------------------------------------------------------------
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._wait_for_work():
+                try:
+                    self.step()
+                except Exception as error:
+                    # A defect of ours must not leave anyone waiting.
+                    self._fail(list(self._active), _wrapped(error))
+            self._shut_down()
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            if not self._inbox and not self._active and not self._closed:
+                for runner in self._runners.values():
+                    runner.cache.release()
+                self._wake.wait_for(lambda: self._inbox or self._closed)
+            return not self._closed
+
+    def step(self) -> None:
+        """One pass of one model over every row that waits for it."""
+        self._drop_cancelled()
+        self._admit()
+        author = self._choose_author()
+        if author is None:
+            return
+        waiting = [r for r in self._active if r.sequence.next_author() == author]
+        work = [_Work(request, request.sequence.plan(author, _CHUNK)) for request in waiting]
+        for group in self._groups(author, work):
+            self._pass(author, group)
+
+    def _drop_cancelled(self) -> None:
+        for request in [r for r in self._active if r.cancelled]:
+            request.sequence.cancel()
+            self._finish(request)
+        with self._wake:
+            gone = [request for request in self._inbox if request.cancelled]
+            for request in gone:
+                self._inbox.remove(request)
+        for request in gone:
+            request.sequence.cancel()
+            request.on_done(request.sequence.result(self.profiles))
+
+    def _admit(self) -> None:
+        with self._wake:
+            while self._inbox and self._free_rows:
+                request = self._inbox.popleft()
+                self._free_rows.sort()
+                request.row = self._free_rows.pop(0)
+                request.sequence.clock.start()
+                self._active.append(request)
+            self._active.sort(key=lambda request: request.row)
+
+    def _choose_author(self) -> Author | None:
+        """The draft first: its passes are cheap, and leader rows gather meanwhile."""
+        authors = {request.sequence.next_author() for request in self._active}
+        if not authors:
+            return None
+        if DRAFT in authors and (LEADER not in authors or self._draft_passes < _MOST_DRAFT_PASSES):
+            self._draft_passes += 1
+            return DRAFT
+        self._draft_passes = 0
+        return LEADER
+
+    def _groups(self, author: Author, work: list[_Work]) -> list[list[_Work]]:
+        """Splits a pass so that a long prompt does not pad everyone else to its length."""
+        if self._runners[author].one_row_at_a_time:
+            return [[one] for one in work]
+        groups: list[list[_Work]] = []
+        shortest = 0
+        for one in sorted(work, key=lambda one: len(one.plan.tokens)):
+            length = len(one.plan.tokens)
+            if not groups or length > 2 * shortest + _PADDING_SLACK:
+                groups.append([])
+                shortest = length
+            groups[-1].append(one)
+        return [sorted(group, key=lambda one: one.request.row) for group in groups]
+
+    def _pass(self, author: Author, work: list[_Work]) -> None:
+        """Runs one pass; on a full device it is halved, and only what does not fit alone fails."""
+        try:
+            logits = self._runners[author].forward(
+                [
+                    Chunk(
+                        one.request.row,
+                        one.plan.start,
+                        one.plan.tokens
+                        if author == LEADER
+                        else self.tokenizer.to_draft(one.plan.tokens),
+                        one.plan.keep,
+                    )
+                    for one in work
+                ]
+            )
+            draws = self._draw(author, work, logits)
+        except torch.OutOfMemoryError as error:
+            self._retry_smaller(author, work, error)
+            return
+        except Exception as error:
+            self._fail([one.request for one in work], _wrapped(error))
+            return
+        for one, own in zip(work, draws, strict=True):
+            request = one.request
+            try:
+                self._take(author, one, own, rows=len(work))
+            except Exception as error:
+                self._fail([request], _wrapped(error))
+
+    def _take(self, author: Author, one: _Work, draws: Draws, rows: int) -> None:
+        request, plan = one.request, one.plan
+        request.sequence.ingested(author, plan, rows)
+        if not all(draws.finite):
+            raise NonFiniteLogitsError(
+                f"the {author} ({self.profiles[author].name}) returned NaN or infinite logits for "
+                f"token {len(request.sequence.tokens)} of the text. Check its weights and dtype "
+                "(float16 overflows where bfloat16 or float32 does not)."
+            )
+        if plan.keep:
+            request.sequence.take(author, plan, draws)
+            self._deliver(request)
+
+    def _draw(self, author: Author, work: list[_Work], logits: Tensor) -> list[Draws]:
+        """Draws for every wanted position of every row, in one go."""
+        if author == DRAFT:
+            logits = self._without_forbidden(logits)
+        wanted = [
+            (one.request.sequence, position)
+            for one in work
+            for position in one.request.sequence.kept_positions(one.plan)
+        ]
+        if not wanted:
+            return [Draws([], [], []) for _ in work]
+        penalised = any(sequence.config.repetition_penalty != 1.0 for sequence, _ in wanted)
+        drawn = draw(
+            logits,
+            [sequence.config for sequence, _ in wanted],
+            [sequence.seed for sequence, _ in wanted],
+            [position - sequence.prompt_length for sequence, position in wanted],
+            [sequence.context(position) if penalised else () for sequence, position in wanted],
+        )
+        shares, first = [], 0
+        for one in work:
+            last = first + one.plan.keep
+            shares.append(
+                Draws(drawn.tokens[first:last], drawn.argmax[first:last], drawn.finite[first:last])
+            )
+            first = last
+        return shares
+
+    def _without_forbidden(self, logits: Tensor) -> Tensor:
+        if self._forbidden is None:
+            return logits
+        if self._forbidden.device != logits.device:
+            self._forbidden = self._forbidden.to(logits.device)
+        return logits.index_fill(-1, self._forbidden, -torch.inf)
+
+    def _retry_smaller(
+        self, author: Author, work: list[_Work], error: torch.OutOfMemoryError
+    ) -> None:
+        # The traceback holds the failed pass's tensors.
+        error.__traceback__ = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(work) > 1:
+            half = len(work) // 2
+            self._pass(author, work[:half])
+            self._pass(author, work[half:])
+            return
+        (one,) = work
+        self._fail(
+            [one.request],
+            OutOfMemoryError(
+                f"out of memory: a {author} pass over {len(one.plan.tokens)} tokens after "
+                f"{one.plan.start} cached ones does not fit the device, even alone ({error}). "
+                "Lower max_context or max_batch_size, shorten the prompt, or load the models "
+                "quantised."
+            ),
+        )
+
+    # -- how requests end -------------------------------------------------------------------------
+
+    def _deliver(self, request: Request) -> None:
+        events = request.sequence.take_events()
+        if events:
+            request.on_events(events)
+        if request.sequence.finish_reason is not None:
+            self._finish(request)
+
+    def _finish(self, request: Request) -> None:
+        self._free(request)
+        request.on_done(request.sequence.result(self.profiles))
+
+    def _fail(self, requests: SequenceOf[Request], error: FoReaLError) -> None:
+        for request in requests:
+            if request.row >= 0:
+                for runner in self._runners.values():
+                    runner.cache.wipe(request.row)
+                self._free(request)
+            with contextlib.suppress(Exception):
+                request.on_done(error)
+
+    def _free(self, request: Request) -> None:
+        with self._wake:
+            if request in self._active:
+                self._active.remove(request)
+                self._free_rows.append(request.row)
+                request.row = -1
+
+    def _shut_down(self) -> None:
+        with self._wake:
+            waiting = [*self._active, *self._inbox]
+            self._inbox.clear()
+        self._fail(
+            waiting, EngineClosedError("the decoder was closed while this request was running.")
+        )
+        for runner in self._runners.values():
+            runner.restore()
+
+
+def _wrapped(error: Exception) -> FoReaLError:
+    """Ours as they are; anything else named, with its cause."""
+    if isinstance(error, FoReaLError):
+        return error
+    wrapped = FoReaLError(f"a decoding step failed: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

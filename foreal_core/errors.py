@@ -1,0 +1,53 @@
+"""What can go wrong, as one tree:
+
+    FoReaLError
+    ├── ConfigError (ValueError)               a setting or an argument is wrong
+    ├── ModelLoadError                         a model or tokenizer cannot be loaded
+    │   └── UnsupportedModelError              it loads, but its cache cannot be rolled back
+    ├── IncompatibleModelsError                leader and draft do not share a vocabulary
+    ├── ContextOverflowError (RuntimeError)    the prompt leaves no room to write
+    ├── OutOfMemoryError (RuntimeError)        one request does not fit the device, even alone
+    ├── NonFiniteLogitsError (RuntimeError)    a model returned NaN or infinite logits
+    └── EngineClosedError (RuntimeError)       the decoder was closed
+
+Every message says what was given, what is allowed and what to do. Errors of a running request are
+no ValueError: frameworks swallow those while they assemble an answer.
+"""
+
+from __future__ import annotations
+
+
+class FoReaLError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ConfigError(FoReaLError, ValueError):
+    """A setting or an argument has a wrong type or lies outside its range."""
+
+
+class ModelLoadError(FoReaLError):
+    """A model or a tokenizer could not be loaded; the message says what is missing."""
+
+
+class UnsupportedModelError(ModelLoadError):
+    """The model's state cannot be rolled back token by token, so it cannot share a text."""
+
+
+class IncompatibleModelsError(FoReaLError):
+    """Leader and draft give different meanings to the same token ids."""
+
+
+class ContextOverflowError(FoReaLError, RuntimeError):
+    """The prompt is as long as the context or longer."""
+
+
+class OutOfMemoryError(FoReaLError, RuntimeError):
+    """The device has no room for this request, even alone; the others go on."""
+
+
+class NonFiniteLogitsError(FoReaLError, RuntimeError):
+    """A model returned NaN or infinity where the next token's logits should be."""
+
+
+class EngineClosedError(FoReaLError, RuntimeError):
+    """The decoder was closed before or while this request ran."""

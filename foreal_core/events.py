@@ -1,0 +1,84 @@
+"""What a generation is made of: token events while it runs, a Generation at its end. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from foreal_core.cost import Author as Author, CostReport
+
+LEADER: Author = "leader"
+DRAFT: Author = "draft"
+
+FinishReason = Literal["stop", "length", "cancelled"]
+SegmentReason = Literal[
+    "hand_off", "sentence_end", "end_of_sequence", "stop_string", "length", "cancelled"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One written token.
+
+    Attributes:
+        index: its position in the completion, from 0.
+        token_id: its id in the leader's tokenizer.
+        text: what became readable with it; "" while a UTF-8 character or a possible stop string
+            is still open. Joined over all events it is the generation's text.
+        author: who wrote it.
+        sentence: the number of its sentence, from 0.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    author: Author
+    sentence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens [start, end) that one author wrote in one go, and why it stopped there."""
+
+    author: Author
+    start: int
+    end: int
+    reason: SegmentReason
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """Tokens [start, end) of one sentence; `led` is the gate's draw."""
+
+    start: int
+    end: int
+    led: bool
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished text with its provenance and its cost.
+
+    Attributes:
+        text: what was shown; a stop string and what follows it is not part of it.
+        token_ids: every written token, in the leader's ids, an end-of-sequence token included.
+        authors: "leader" or "draft" for each of them.
+        segments: runs of one author.
+        sentences: with the gate's draw of each.
+        finish_reason: "stop" (end of sequence or a stop string), "length" or "cancelled".
+        stop_string: the stop string that ended the text, if one did.
+        cost: what the call cost.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    authors: tuple[Author, ...]
+    segments: tuple[Segment, ...]
+    sentences: tuple[Sentence, ...]
+    finish_reason: FinishReason
+    stop_string: str | None
+    cost: CostReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole generation as JSON-safe values."""
+        return asdict(self)

@@ -1,0 +1,95 @@
+"""Loads models and tokenizers through transformers; says plainly what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from foreal_core.errors import ModelLoadError
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """Both models with their tokenizers."""
+
+    leader: Any
+    draft: Any
+    tokenizer: Any
+    draft_tokenizer: Any
+
+
+def load_pair(
+    leader: str,
+    draft: str,
+    *,
+    common: Mapping[str, Any],
+    leader_kwargs: Mapping[str, Any],
+    draft_kwargs: Mapping[str, Any],
+) -> LoadedPair:
+    """Loads both; single kwargs win over common ones.
+
+    Raises:
+        ModelLoadError: names the model and the cause.
+    """
+    leader_options = {**common, **leader_kwargs}
+    draft_options = {**common, **draft_kwargs}
+    # Tokenizers first: a missing model is then found before gigabytes are read.
+    tokenizer = _load_tokenizer("leader", leader, leader_options)
+    draft_tokenizer = _load_tokenizer("draft", draft, draft_options)
+    return LoadedPair(
+        leader=_load_model("leader", leader, leader_options),
+        draft=_load_model("draft", draft, draft_options),
+        tokenizer=tokenizer,
+        draft_tokenizer=draft_tokenizer,
+    )
+
+
+def end_of_sequence_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The ids that end the model's text, as transformers' `generate` sees them."""
+    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(holder, "eos_token_id", None)
+        if ids is not None:
+            return set(ids) if isinstance(ids, list | tuple | set) else {int(ids)}
+    return set()
+
+
+def model_name(model: Any, role: str) -> str:
+    """The model's id or folder, or its role where it has none."""
+    return getattr(model.config, "_name_or_path", "") or role
+
+
+def _load_tokenizer(role: str, name: str, options: Mapping[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    passed = ("revision", "token", "cache_dir", "trust_remote_code", "local_files_only")
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, **{key: options[key] for key in passed if key in options}
+        )
+    except Exception as error:
+        raise _load_error(role, name, "tokenizer", error) from error
+
+
+def _load_model(role: str, name: str, options: Mapping[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options = dict(options)
+    if options.get("device_map") == "auto" and not torch.accelerator.is_available():
+        # Nothing to place: plain loading spares accelerate's hooks on every module.
+        del options["device_map"]
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, **options)
+    except Exception as error:
+        raise _load_error(role, name, "model", error) from error
+
+
+def _load_error(role: str, name: str, what: str, error: Exception) -> ModelLoadError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelLoadError(
+        f"the {role}'s {what} {name!r} could not be loaded: {first_line} Give a folder with a "
+        "transformers model, or a hub id that this machine can reach or has in its cache "
+        "(`hf download ID` fetches one)."
+    )

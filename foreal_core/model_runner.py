@@ -1,0 +1,170 @@
+"""One model: (rows, new tokens) -> logits. Owns the model's cache; knows no requests, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from foreal_core.cost import ModelProfile
+from foreal_core.errors import UnsupportedModelError
+from foreal_core.kv_cache import ATTENTION_NAME, RowCache
+
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens of one row.
+
+    Attributes:
+        row: the cache row.
+        start: valid positions before these tokens.
+        tokens: ids to ingest, at positions start, start + 1, ...
+        keep: logits are wanted after each of the last `keep` of them (0: none).
+    """
+
+    row: int
+    start: int
+    tokens: Sequence[int]
+    keep: int
+
+
+class ModelRunner:
+    """Runs one causal language model of transformers over rows of different lengths.
+
+    Args:
+        model: an instantiated causal LM. Its attention implementation is set to ours until
+            `restore`; a plain `generate` on it keeps working meanwhile.
+        name: what the cost record calls it.
+        max_rows: requests at a time.
+        max_slots: positions of a row.
+
+    Raises:
+        UnsupportedModelError: the model's state cannot be rolled back token by token.
+    """
+
+    def __init__(self, model: Any, name: str, *, max_rows: int, max_slots: int) -> None:
+        _refuse_unless_rollable(model, name)
+        self.model = model
+        self.profile = profile_model(model, name)
+        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.cache = RowCache(max_rows, max_slots)
+        # Rope types that rescale with the longest position in the batch: one row at a time, or
+        # neighbours would change each other's text.
+        self.one_row_at_a_time = _rope_type(model) in {"dynamic", "longrope"}
+        self._device = model.get_input_embeddings().weight.device
+        self._former_attention = model.config._attn_implementation
+        model.set_attn_implementation(ATTENTION_NAME)
+        model.eval()
+
+    def forward(self, chunks: Sequence[Chunk]) -> Tensor:
+        """One pass over all chunks, rows ascending.
+
+        Returns [sum of keep, V]: the logits that each chunk wants, chunk after chunk. The pass
+        writes to the rows' slots only, so it can be repeated.
+        """
+        lengths = [len(chunk.tokens) for chunk in chunks]
+        starts = [chunk.start for chunk in chunks]
+        width = max(lengths)
+        self.cache.begin([chunk.row for chunk in chunks], starts, lengths)
+        ids = torch.tensor(
+            [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks],
+            device=self._device,
+        )
+        positions = torch.arange(width, device=self._device)[None, :] + torch.tensor(
+            starts, device=self._device
+        ).unsqueeze(1)
+        keeps = [chunk.keep for chunk in chunks]
+        most = max(max(keeps), 1)
+        same = min(lengths) == width and min(keeps) == most
+        logits: Tensor = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=most if same else _columns(lengths, most, self._device),
+        ).logits
+        if same:
+            return logits.flatten(0, 1)
+        wanted = [
+            line * most + column
+            for line, keep in enumerate(keeps)
+            for column in range(most - keep, most)
+        ]
+        return logits.flatten(0, 1)[torch.tensor(wanted, device=logits.device, dtype=torch.long)]
+
+    def restore(self) -> None:
+        """Gives the cache's memory back and the model its own attention."""
+        self.cache.release()
+        self.model.set_attn_implementation(self._former_attention)
+
+
+def _columns(lengths: Sequence[int], keep: int, device: torch.device) -> Tensor:
+    """[B, keep] column indices of each line's last `keep` tokens, its first where it has fewer."""
+    ends = torch.tensor(lengths, device=device)[:, None]
+    return (ends - keep + torch.arange(keep, device=device)[None, :]).clamp(min=0)
+
+
+def profile_model(model: Any, name: str) -> ModelProfile:
+    """Counts what a token costs; see `ModelProfile` for the units."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    head_parameters = head.weight.numel()
+    body = 0
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            # Not weight.numel(): quantised weights are packed.
+            body += module.in_features * module.out_features
+        elif isinstance(module, Conv1D):
+            body += module.weight.numel()
+    body += _active_expert_parameters(model, config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    skipped = set() if embedding.weight is head.weight else {id(embedding.weight)}
+    return ModelProfile(
+        name=name,
+        body_parameters=body,
+        head_parameters=head_parameters,
+        attention_width=config.num_hidden_layers * config.num_attention_heads * head_dim,
+        weight_bytes=sum(
+            p.numel() * p.element_size() for p in model.parameters() if id(p) not in skipped
+        ),
+    )
+
+
+def _active_expert_parameters(model: Any, config: Any) -> int:
+    """Weights of fused expert matrices ([experts, ., .]) that one token activates."""
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    active = getattr(config, "num_experts_per_tok", None)
+    if not isinstance(experts, int) or not isinstance(active, int):
+        return 0
+    fused = sum(p.numel() for p in model.parameters() if p.ndim == 3 and p.shape[0] == experts)
+    return int(fused * active // experts)
+
+
+def _rope_type(model: Any) -> str:
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    return str(parameters.get("rope_type", "default"))
+
+
+def _refuse_unless_rollable(model: Any, name: str) -> None:
+    config = model.config.get_text_config()
+    foreign = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
+    reason = None
+    if getattr(model, "_is_stateful", False):
+        reason = "it keeps a recurrent state"
+    elif foreign:
+        reason = f"it has layers of type {', '.join(foreign)}"
+    elif not model._can_set_attn_implementation():
+        reason = "its attention cannot be replaced through transformers' AttentionInterface"
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"{name} ({type(model).__name__}) cannot share a text with another model: {reason}, so "
+            "its cache cannot be rolled back token by token. Use a decoder whose layers are all "
+            "attention, such as Qwen2/2.5/3, Llama, Mistral or Gemma3."
+        )

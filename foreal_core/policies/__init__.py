@@ -1,0 +1,34 @@
+"""Who writes next. Policies know spans and gates, no tokens and no torch."""
+
+from __future__ import annotations
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.policies.baselines import draft, leader, speculative
+from foreal_core.policies.foreal import foreal
+from foreal_core.policies.gate import gate_draw, gates
+from foreal_core.policies.operations import HandOver, Outcome, Policy, PolicyFactory, Write
+
+POLICIES: dict[str, PolicyFactory] = {
+    "foreal": foreal,
+    "leader": leader,
+    "draft": draft,
+    "speculative": speculative,
+}
+
+
+def start_policy(config: FoReaLConfig, seed: int) -> Policy:
+    """The policy of one request; its gate draws from `seed`, sentence by sentence."""
+    draws = gates(seed, config.lead_probability)
+    return POLICIES[config.policy](config, lambda: next(draws))
+
+
+__all__ = [
+    "POLICIES",
+    "HandOver",
+    "Outcome",
+    "Policy",
+    "PolicyFactory",
+    "Write",
+    "gate_draw",
+    "start_policy",
+]

@@ -1,0 +1,53 @@
+"""What a policy may ask for: spans of text, never single tokens.
+
+A policy is a generator: it yields a `Write`, the engine carries it out and sends back why the span
+ended. So the same policy can drive the engine here or two servers that write spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from enum import Enum
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.events import Author
+
+
+class Outcome(Enum):
+    """Why a span ended."""
+
+    SENTENCE_END = "sentence_end"
+    HAND_OFF = "hand_off"
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Ends the leader's span once it wrote `lead_count` tokens in it and the run of aligned
+    positions reached `hits`; positions count from index `counted_from` of the span on.
+    """
+
+    lead_count: int
+    hits: int
+    counted_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Let `author` write to the end of the sentence, or until `hand_over` ends the span.
+
+    Attributes:
+        author: who writes.
+        hand_over: when the span ends before the sentence does.
+        propose: tokens that the draft proposes to the leader per pass; 0 writes token by token.
+            It changes how fast the text comes, never the text.
+    """
+
+    author: Author
+    hand_over: HandOver | None = None
+    propose: int = 0
+
+
+Gate = Callable[[], bool]
+Policy = Generator[Write, Outcome, None]
+PolicyFactory = Callable[[FoReaLConfig, Gate], Policy]

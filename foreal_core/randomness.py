@@ -1,0 +1,13 @@
+"""Stateless random bits: the same inputs give the same bits, wherever they are drawn."""
+
+from __future__ import annotations
+
+_MASK = 2**64 - 1
+
+
+def splitmix64(state: int) -> int:
+    """One output of SplitMix64 (Steele, Lea and Flood, 2014): 64 well mixed bits."""
+    z = (state + 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)

@@ -1,0 +1,483 @@
+"""One request's text as it grows: who writes, what each model saw, what may be shown.
+
+A sequence answers two questions for the engine: which model must run for it next
+(`next_author`) and what that model is to ingest (`plan`). The engine runs the
+pass and hands the draws back (`take`).
+
+    plan -> forward pass -> draws -> take -> commit ... commit -> events
+                                       |        |
+                          proposals, looks    sentence ends, hand-offs, stop strings
+
+Positions are indices into `tokens` (prompt first). A *look* is a model's raw arg-max for a
+position; two equal looks make the position aligned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence as SequenceOf
+from dataclasses import dataclass
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.cost import Meter, ModelProfile, TokenKind, build_report
+from foreal_core.events import (
+    DRAFT,
+    LEADER,
+    Author,
+    FinishReason,
+    Generation,
+    Segment,
+    SegmentReason,
+    Sentence,
+    TokenEvent,
+)
+from foreal_core.policies import Outcome, start_policy
+from foreal_core.sampling import Draws
+from foreal_core.sentence import Boundary, SentenceBoundaryDetector, may_end_sentence
+from foreal_core.tokenizer import Detokenizer, PairTokenizer, StopFilter
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a model is to ingest for one row: `tokens` from position `start` on; logits are wanted
+    after each of the last `keep` of them."""
+
+    start: int
+    tokens: list[int]
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A sentence mark that only the next text can judge: everything up to `position` stands,
+    `detokenizer` is the state there."""
+
+    position: int
+    detokenizer: Detokenizer
+
+
+@dataclass
+class Clock:
+    """Moments of a request, in `time.perf_counter` seconds."""
+
+    submitted: float
+    admitted: float | None = None
+    first_token: float | None = None
+
+    def start(self) -> None:
+        """The request leaves the queue."""
+        self.admitted = time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        """The record's "seconds"; what never happened lasted until now."""
+        now = time.perf_counter()
+        return {
+            "queued": (self.admitted or now) - self.submitted,
+            "first_token": (self.first_token or now) - self.submitted,
+            "total": now - self.submitted,
+        }
+
+
+class Sequence:
+    """The state of one request.
+
+    Args:
+        prompt: token ids, at least one.
+        config: its settings.
+        seed: drives gate and sampling.
+        tokenizer: the pair's.
+        max_context: prompt and completion together are at most this long.
+    """
+
+    def __init__(
+        self,
+        prompt: SequenceOf[int],
+        config: FoReaLConfig,
+        seed: int,
+        tokenizer: PairTokenizer,
+        max_context: int,
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.tokens = list(prompt)
+        self.prompt_length = len(self.tokens)
+        self.finish_reason: FinishReason | None = None
+        self.clock = Clock(submitted=time.perf_counter())
+        self._limit = min(self.prompt_length + config.max_new_tokens, max_context)
+        self._tokenizer = tokenizer
+        self._authors: list[Author] = []
+        self._proposals: list[int] = []
+
+        self._cached: dict[Author, list[TokenKind]] = {LEADER: [], DRAFT: []}
+        self._looks: dict[Author, dict[int, int]] = {LEADER: {}, DRAFT: {}}
+        self._meters: dict[Author, Meter] = {LEADER: Meter(), DRAFT: Meter()}
+
+        self._detokenizer = Detokenizer(tokenizer.tokenizer)
+        self._detector = SentenceBoundaryDetector(config.sentence_boundary)
+        self._filter = StopFilter(config.stop)
+        self._mark: _Mark | None = None
+        self._unshown: list[str] = []  # text deltas of the last tokens, not yet released
+        self._events: list[TokenEvent] = []
+        self._text: list[str] = []
+        self._stop_string: str | None = None
+
+        self._segments: list[Segment] = []
+        self._sentences: list[Sentence] = []
+        self._handoffs = 0
+        self._policy = start_policy(config, seed)
+        self._span = next(self._policy)
+        self._sentence_led = self._span.author == LEADER
+        self._sentence_start = self.prompt_length
+        self._open_span()
+
+    # -- what the engine asks ---------------------------------------------------------------
+
+    def next_author(self) -> Author:
+        """The model whose pass this sequence waits for."""
+        span = self._span
+        if span.author == DRAFT or self._alignment_is_open():
+            return DRAFT
+        return DRAFT if self._wants_proposal() else LEADER
+
+    def plan(self, author: Author, most: int) -> Plan:
+        """Everything `author` has not seen, `most` tokens at most; logits only with the last."""
+        text = len(self.tokens)
+        end = text + len(self._proposals)
+        first_logit = text if author == LEADER else min(self._first_open_look(), end)
+        # Logits for a position come from ingesting the one before it, once more if need be.
+        self._roll_back(author, first_logit - 1)
+        start = len(self._cached[author])
+        stop = min(end, start + most)
+        tokens = (
+            self.tokens[start:stop] + self._proposals[max(start - text, 0) : max(stop - text, 0)]
+        )
+        return Plan(start, tokens, end - first_logit + 1 if stop == end else 0)
+
+    def kept_positions(self, plan: Plan) -> range:
+        """The positions that the plan's logits are for."""
+        end = plan.start + len(plan.tokens)
+        return range(end - plan.keep + 1, end + 1)
+
+    def context(self, position: int) -> list[int]:
+        """All ids before `position`, proposals included."""
+        return (self.tokens + self._proposals)[:position]
+
+    # -- what the engine tells --------------------------------------------------------------
+
+    def ingested(self, author: Author, plan: Plan, rows: int) -> None:
+        """`author` ran over the plan in a pass that `rows` rows shared."""
+        stop = plan.start + len(plan.tokens)
+        kinds = [self._kind(author, position) for position in range(plan.start, stop)]
+        self._cached[author] += kinds
+        self._meters[author].record_pass(plan.start, kinds, plan.keep, rows)
+
+    def take(self, author: Author, plan: Plan, draws: Draws) -> None:
+        """Uses the draws for `kept_positions(plan)`: commits, proposes, hands over, ends."""
+        positions = self.kept_positions(plan)
+        if author == LEADER:
+            self._take_leader(positions, draws)
+        else:
+            self._take_draft(positions, draws)
+
+    def cancel(self) -> None:
+        """Ends the text as it stands."""
+        if self.finish_reason is None:
+            self._finish("cancelled", "cancelled")
+
+    def take_events(self) -> list[TokenEvent]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def result(self, profiles: Mapping[Author, ModelProfile]) -> Generation:
+        """The finished generation."""
+        assert self.finish_reason is not None
+        return Generation(
+            text="".join(self._text),
+            token_ids=tuple(self.tokens[self.prompt_length :]),
+            authors=tuple(self._authors),
+            segments=tuple(self._segments),
+            sentences=tuple(self._sentences),
+            finish_reason=self.finish_reason,
+            stop_string=self._stop_string,
+            cost=build_report(
+                profiles=profiles,
+                meters=self._meters,
+                prompt_tokens=self.prompt_length,
+                authors=self._authors,
+                sentences=len(self._sentences),
+                led_sentences=sum(sentence.led for sentence in self._sentences),
+                handoffs=self._handoffs,
+                seconds=self.clock.seconds(),
+                settings={**self.config.to_dict(), "seed": self.seed},
+            ),
+        )
+
+    # -- draws become text --------------------------------------------------------------------
+
+    def _take_leader(self, positions: range, draws: Draws) -> None:
+        """Commits the leader's own draws for as long as the proposals agree with them."""
+        proposals, self._proposals = self._proposals, []
+        agreed = positions[0]  # the text that both models have seen ends here
+        for position, token, look in zip(positions, draws.tokens, draws.argmax, strict=True):
+            self._looks[LEADER][position] = look
+            self._commit(token, LEADER)
+            index = position - positions[0]
+            if index == len(proposals) or token != proposals[index]:
+                break
+            agreed += 1
+            if not self._leader_goes_on():
+                break
+        self._forget_beyond(min(agreed, len(self.tokens)))
+
+    def _take_draft(self, positions: range, draws: Draws) -> None:
+        from_draft = self._tokenizer.from_draft
+        for position, look in zip(positions, draws.argmax, strict=True):
+            self._looks[DRAFT][position] = from_draft(look)
+        token = from_draft(draws.tokens[-1])
+        seen = len(self.tokens)
+        if self._span.author == LEADER:
+            self._hand_over_if_due()
+        if self._span.author == DRAFT:
+            # Also right after a hand-off: the proposal is the draft's own draw.
+            self._commit(token, DRAFT)
+            self._forget_beyond(min(seen, len(self.tokens)))
+        elif self._wants_proposal():
+            self._proposals.append(token)
+
+    def _commit(self, token: int, author: Author) -> None:
+        """Writes one token and draws every consequence."""
+        self.tokens.append(token)
+        self._authors.append(author)
+        if token in self._tokenizer.leader_eos:
+            self._unshown.append("")
+            self._finish("stop", "end_of_sequence")
+            return
+        text = self._detokenizer.push(token)
+        boundary = self._detector.feed(text)
+        if boundary is Boundary.END_BEFORE:
+            self._settle_mark(author)
+            return
+        self._unshown.append(text)
+        if boundary is not Boundary.PENDING:
+            self._mark = None
+        elif text or self._mark is None:
+            self._mark = _Mark(len(self.tokens), self._detokenizer.copy())
+        self._show(self._mark.position if self._mark else len(self.tokens))
+        if self._filter.hit is not None:
+            self._finish("stop", "stop_string")
+        elif len(self.tokens) >= self._limit:
+            self._finish("length", "length")
+        elif boundary is Boundary.END:
+            self._end_sentence()
+        else:
+            self._hand_over_if_due()
+
+    def _settle_mark(self, author: Author) -> None:
+        """The pending mark ended its sentence: what follows it opens the next one, and is taken
+        back, unseen, if another model writes there."""
+        mark = self._mark
+        assert mark is not None
+        opening = self.tokens[mark.position :]
+        self._cut(mark.position)
+        self._detokenizer = mark.detokenizer
+        self._mark = None
+        self._end_sentence()
+        for token in opening:
+            if self._span.author != author or self.finish_reason or self._alignment_is_open():
+                break
+            self._commit(token, author)
+
+    def _end_sentence(self) -> None:
+        end = len(self.tokens)
+        self._close_sentence(end)
+        self._next_span(Outcome.SENTENCE_END, "sentence_end")
+
+    def _close_sentence(self, end: int) -> None:
+        completion = self.prompt_length
+        if end > self._sentence_start:
+            self._sentences.append(
+                Sentence(self._sentence_start - completion, end - completion, self._sentence_led)
+            )
+        self._sentence_start = end
+
+    def _next_span(self, outcome: Outcome, reason: SegmentReason) -> None:
+        self._close_segment(reason)
+        self._span = self._policy.send(outcome)
+        if outcome is Outcome.SENTENCE_END:
+            self._sentence_led = self._span.author == LEADER
+        self._open_span()
+
+    def _open_span(self) -> None:
+        self._span_start = len(self.tokens)
+        self._hits = 0
+        hand_over = self._span.hand_over
+        self._next_counted = self._span_start + (hand_over.counted_from if hand_over else 0)
+        self._hand_over_if_due()
+
+    def _close_segment(self, reason: SegmentReason) -> None:
+        start, end = self._span_start - self.prompt_length, len(self._authors)
+        if end > start:
+            self._segments.append(Segment(self._span.author, start, end, reason))
+
+    # -- the hand-over ------------------------------------------------------------------------
+
+    def _hand_over_if_due(self) -> None:
+        """Counts the run of aligned positions as far as both models have looked."""
+        hand_over = self._span.hand_over
+        if hand_over is None:
+            return
+        leader, draft = self._looks[LEADER], self._looks[DRAFT]
+        while self._next_counted < len(self.tokens) and self._next_counted in draft:
+            aligned = leader[self._next_counted] == draft[self._next_counted]
+            self._hits = self._hits + 1 if aligned else 0
+            self._next_counted += 1
+        written = len(self.tokens) - self._span_start
+        if (
+            written >= hand_over.lead_count
+            and self._hits >= hand_over.hits
+            and not self._alignment_is_open()
+        ):
+            self._handoffs += written > 0
+            self._next_span(Outcome.HAND_OFF, "hand_off")
+
+    def _alignment_is_open(self) -> bool:
+        """Whether the draft must look at written positions before the leader may go on."""
+        hand_over = self._span.hand_over
+        return (
+            hand_over is not None
+            and hand_over.hits > 0
+            and len(self.tokens) - self._span_start >= hand_over.lead_count
+            and self._next_counted < len(self.tokens)
+        )
+
+    def _leader_goes_on(self) -> bool:
+        return (
+            self.finish_reason is None
+            and self._span.author == LEADER
+            and not self._alignment_is_open()
+        )
+
+    def _first_open_look(self) -> int:
+        """The first position whose alignment counts and at which the draft has not looked."""
+        hand_over = self._span.hand_over
+        if hand_over is None or hand_over.hits == 0:
+            return len(self.tokens) + len(self._proposals)
+        position = self._next_counted
+        while position in self._looks[DRAFT]:
+            position += 1
+        return position
+
+    def _wants_proposal(self) -> bool:
+        """Whether one more proposal is worth a pass of the draft; never changes the text."""
+        span, held = self._span, len(self._proposals)
+        if span.propose == 0:
+            return False
+        # The leader's own draw follows the last proposal, so the limit needs no proposal.
+        wanted = min(span.propose, self._limit - len(self.tokens) - 1)
+        if span.hand_over is not None:
+            lead = span.hand_over.lead_count - (len(self.tokens) - self._span_start)
+            run = span.hand_over.hits - self._hits
+            if lead <= 0:
+                # The hit test: the rest of the run, checked in one pass.
+                wanted = min(run, self._limit - len(self.tokens) - 1)
+            elif span.hand_over.hits == 0:
+                wanted = min(wanted, lead - 1)
+            else:
+                from_start = span.hand_over.counted_from == 0
+                wanted = min(wanted, max(lead, run) if from_start else lead + run)
+            if held and self._ends_sentence(self._proposals[-1]):
+                return False
+        return held < wanted and not (held and self._proposals[-1] in self._tokenizer.leader_eos)
+
+    def _ends_sentence(self, token: int) -> bool:
+        return may_end_sentence(self._tokenizer.decode([token]))
+
+    # -- what each model has seen ---------------------------------------------------------------
+
+    def _kind(self, author: Author, position: int) -> TokenKind:
+        if position < self.prompt_length:
+            return "prefill"
+        if position >= len(self.tokens):
+            return "verify" if author == LEADER else "decode"
+        return "decode" if self._authors[position - self.prompt_length] == author else "catch_up"
+
+    def _forget_beyond(self, length: int) -> None:
+        """Both models keep only what they computed from the first `length` tokens, and of their
+        looks those that a present or a coming span can count."""
+        oldest = self._span_start if self._span.author == LEADER else len(self.tokens)
+        if self._mark is not None:
+            oldest = min(oldest, self._mark.position)
+        for author in (LEADER, DRAFT):
+            self._roll_back(author, length)
+            looks = self._looks[author]
+            for position in [at for at in looks if not oldest <= at <= length]:
+                del looks[position]
+
+    def _roll_back(self, author: Author, length: int) -> None:
+        cached = self._cached[author]
+        if len(cached) > length:
+            self._meters[author].record_discarded(cached[length:])
+            del cached[length:]
+
+    # -- what may be seen -----------------------------------------------------------------------
+
+    def _show(self, until: int) -> None:
+        """Releases the text of all tokens before position `until`."""
+        while self._unshown and len(self.tokens) - len(self._unshown) < until:
+            position = len(self.tokens) - len(self._unshown)
+            self._emit(position, self._filter.push(self._unshown.pop(0)))
+            if self._filter.hit is not None:
+                self._cut(position + 1)
+                return
+
+    def _emit(self, position: int, text: str) -> None:
+        index = position - self.prompt_length
+        if index == 0:
+            self.clock.first_token = time.perf_counter()
+        self._text.append(text)
+        self._events.append(
+            TokenEvent(
+                index=index,
+                token_id=self.tokens[position],
+                text=text,
+                author=self._authors[index],
+                sentence=len(self._sentences),
+            )
+        )
+
+    def _cut(self, length: int) -> None:
+        """Shortens the text; what was cut had not been shown."""
+        excess = len(self.tokens) - length
+        del self.tokens[length:]
+        del self._authors[length - self.prompt_length :]
+        if excess:
+            del self._unshown[max(len(self._unshown) - excess, 0) :]
+
+    def _finish(self, reason: FinishReason, segment_reason: SegmentReason) -> None:
+        self.finish_reason = reason
+        if reason == "cancelled":
+            # Nothing may be shown after the consumer left: the unseen tail goes.
+            self._cut(len(self.tokens) - len(self._unshown))
+        elif self._filter.hit is None:
+            self._mark = None
+            self._show(len(self.tokens))
+            if self._filter.hit is None:
+                self._show_tail()
+        self._stop_string = self._filter.hit
+        if self._stop_string is not None:
+            self.finish_reason, segment_reason = "stop", "stop_string"
+        self._close_segment(segment_reason)
+        self._close_sentence(len(self.tokens))
+
+    def _show_tail(self) -> None:
+        """Half a character or half a stop string that was held belongs to the last token."""
+        tail = self._filter.push(self._detokenizer.flush())
+        if self._filter.hit is None:
+            tail += self._filter.flush()
+        if tail:
+            last = self._events.pop()
+            self._events.append(
+                TokenEvent(last.index, last.token_id, last.text + tail, last.author, last.sentence)
+            )
+            self._text.append(tail)

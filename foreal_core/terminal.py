@@ -1,0 +1,177 @@
+"""What the commands show: the text by author while it is written, then what it cost.
+
+Reads events and records only: no model, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.segment import Segment, Segments
+from rich.table import Table
+from rich.text import Text
+
+from foreal_core.cost import TOKEN_KINDS
+from foreal_core.events import DRAFT, LEADER, Author, TokenEvent
+
+# Blue and vermilion of Okabe and Ito's palette: told apart with every kind of colour vision and
+# legible on light and dark grounds; the leader is bold as well.
+_STYLES: dict[Author, str] = {LEADER: "bold #0072b2", DRAFT: "#d55e00"}
+_MARKS: dict[Author, str] = {LEADER: "[L]", DRAFT: "[D]"}
+
+# A model may write any character; those that steer a terminal are not shown.
+_STEERING = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+_COUNTS = (
+    ("written FLOPs", "flops_written", ""),
+    ("computed FLOPs", "flops", ""),
+    ("weight bytes read", "weight_bytes", "B"),
+)
+_COUNTS_NOTE = (
+    "Written FLOPs are the paper's count: each written token, charged to its author. Computed "
+    "FLOPs hold everything that was computed, catch-up and rejected proposals too; weight bytes "
+    "are what the clock follows at small batch. The ratio is total / leader alone."
+)
+_KIND_LABELS = {"catch_up": "catch-up"}
+
+
+class LiveText:
+    """Writes a text to a console token by token, in its authors' colours.
+
+    Where there are no colours, a mark says who goes on at each hand-over; with `plain` the text
+    goes out as it is.
+    """
+
+    def __init__(self, console: Console, *, plain: bool = False) -> None:
+        self._console = console
+        self._plain = plain
+        coloured = console.is_terminal and console.color_system is not None
+        self._marked = not plain and (console.no_color or not coloured)
+        self._author: Author | None = None
+
+    def start(self) -> None:
+        """Says in one line which colour or mark is whose."""
+        if self._plain:
+            return
+        line = Text()
+        for author in (LEADER, DRAFT):
+            label = f"{_MARKS[author]} {author}" if self._marked else f"■ {author}"
+            line.append(label, _STYLES[author]).append("   ")
+        line.rstrip()
+        self._console.print(line, highlight=False)
+
+    def write(self, event: TokenEvent) -> None:
+        """Shows what became readable with one token."""
+        if not event.text:
+            return
+        if self._plain:
+            self._out(event.text)
+            return
+        if self._marked and event.author != self._author:
+            self._out(_MARKS[event.author])
+        self._author = event.author
+        self._out(event.text.translate(_STEERING), _STYLES[event.author])
+
+    def end(self) -> None:
+        """Ends the last line."""
+        self._out("\n")
+
+    def _out(self, text: str, style: str = "") -> None:
+        if self._plain:
+            self._console.file.write(text)
+            self._console.file.flush()
+        else:
+            # A segment is neither wrapped nor interpreted, unlike a text.
+            segment = Segment(text, self._console.get_style(style))
+            self._console.print(Segments([segment]), end="", soft_wrap=True)
+
+
+def cost_view(record: Mapping[str, Any]) -> list[RenderableType]:
+    """The cost of one call, from `CostReport.to_dict()`."""
+    table = _table("cost", LEADER, DRAFT, "total", "leader alone", "ratio")
+    _add_tokens(table, record)
+    table.add_section()
+    for label, key, unit in _COUNTS:
+        _add_count(table, label, record[key], unit)
+    return [table, Text(_times(record)), Text(_structure(record)), Text(_COUNTS_NOTE, "dim")]
+
+
+def bench_view(record: Mapping[str, Any]) -> list[RenderableType]:
+    """The measurements of one benchmark run, from `benchmark.run`."""
+    table = _table("measured", "median", "min", "max", "target", "met")
+    for target in record["targets"]:
+        low, high = target["spread"]
+        table.add_row(
+            target["what"],
+            f"{target['value']:.2f}",
+            f"{low:.2f}",
+            f"{high:.2f}",
+            f"{target['comparison']} {target['limit']:g}",
+            "yes" if target["met"] else "NO",
+        )
+    machine = record["machine"]
+    where = f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch threads"
+    if machine["load_average"]:
+        where += f", load {machine['load_average'][0]:.1f} at the start"
+    return [table, Text(where)]
+
+
+def _table(label: str, *values: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(label)
+    for heading in values:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _add_tokens(table: Table, record: Mapping[str, Any]) -> None:
+    written = (record["leader_tokens"], record["draft_tokens"])
+    table.add_row("tokens written", *_summed(*written))
+    table.add_row("prompt tokens", "", "", str(record["prompt_tokens"]))
+    passes = record["forward_passes"]
+    table.add_row("forward passes", *_summed(passes[LEADER], passes[DRAFT]))
+    for kind in TOKEN_KINDS:
+        fed = [record["forward_tokens"][author][kind] for author in (LEADER, DRAFT)]
+        table.add_row(f"tokens fed: {_KIND_LABELS.get(kind, kind)}", *_summed(*fed))
+
+
+def _add_count(table: Table, label: str, count: Mapping[str, float], unit: str) -> None:
+    alone = count["leader_only"]
+    ratio = f"{count['total'] / alone:.2f}" if alone else "-"
+    values = [_scaled(count[key], unit) for key in (LEADER, DRAFT, "total")]
+    table.add_row(label, *values, _scaled(alone, unit), ratio)
+
+
+def _summed(leader: int, draft: int) -> tuple[str, str, str]:
+    return str(leader), str(draft), str(leader + draft)
+
+
+def _scaled(value: float, unit: str) -> str:
+    """Three digits and an SI prefix: 1.23 G."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(value) < 999.5 or prefix == "E":
+            break
+        value /= 1000
+    digits = f"{value:#.3g}".rstrip(".") if value else "0"
+    return f"{digits} {prefix}{unit}".rstrip()
+
+
+def _times(record: Mapping[str, Any]) -> str:
+    seconds = record["seconds"]
+    queued, first, total = (_duration(seconds[key]) for key in ("queued", "first_token", "total"))
+    speed = record["tokens_per_second"]
+    return f"{total} in all (queued {queued}, first token {first}), {speed:.0f} tokens/s"
+
+
+def _duration(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.2f} s"
+
+
+def _structure(record: Mapping[str, Any]) -> str:
+    return (
+        f"sentences {record['sentences']}, led {record['led_sentences']}, "
+        f"hand-offs {record['handoffs']}"
+    )

@@ -1,0 +1,47 @@
+"""What the tests of the decoder share: one engine and one naive reference per toy pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from reference import Reference
+from toy import Family, fresh_pair, pair
+
+from foreal_core import FoReaLDecoder
+
+torch.set_num_threads(1)
+
+MAX_BATCH_SIZE = 8
+
+
+@pytest.fixture(scope="session")
+def decoder_of() -> Iterator[Callable[[Family], FoReaLDecoder]]:
+    """The decoder of a family's pair; its state after one test is the next one's start."""
+    made: dict[Family, FoReaLDecoder] = {}
+
+    def decoder(family: Family) -> FoReaLDecoder:
+        if family not in made:
+            two = fresh_pair(family)
+            made[family] = FoReaLDecoder(
+                two.leader, two.draft, two.tokenizer, max_batch_size=MAX_BATCH_SIZE
+            )
+        return made[family]
+
+    yield decoder
+    for one in made.values():
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def reference_of() -> Callable[[Family], Reference]:
+    """The naive reference of a family's pair."""
+    made: dict[Family, Reference] = {}
+
+    def reference(family: Family) -> Reference:
+        if family not in made:
+            made[family] = Reference(pair(family))
+        return made[family]
+
+    return reference

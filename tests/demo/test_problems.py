@@ -1,0 +1,43 @@
+"""Held-out problems and their grader."""
+
+from __future__ import annotations
+
+import pytest
+
+from foreal_core.demo import problems
+from foreal_core.demo.ledger import is_held_out
+
+
+def test_problems_are_held_out_and_reproducible() -> None:
+    first = problems("ledger", seed=4, count=30)
+    assert first == problems("ledger", seed=4, count=30)
+    assert first[:10] == problems("ledger", seed=4, count=10)
+    assert first != problems("ledger", seed=5, count=30)
+    assert len({problem.question for problem in first}) == 30
+    for problem in first:
+        assert is_held_out(problem.question)
+        assert problem.messages == [{"role": "user", "content": problem.question}]
+        assert problem.domain == "ledger"
+        assert 0 <= int(problem.answer) < 200
+
+
+def test_grader() -> None:
+    problem = problems("ledger", seed=0, count=1)[0]
+    answer = int(problem.answer)
+    assert problem.is_correct(f"So it is.</think>\n\nThe answer is {answer}.")
+    assert problem.is_correct(f"The answer is {answer}.")
+    assert problem.is_correct(f"The answer is {answer + 1}. Wait, no. The answer is {answer}.")
+    assert not problem.is_correct(f"So it is {answer}.</think>\n\nThe answer is {answer + 1}.")
+    assert not problem.is_correct(f"The answer is {answer}.</think>\n\nI do not know.")
+    assert not problem.is_correct(f"The answer is {answer}5.")
+    assert not problem.is_correct(f"</think>\n\nThe answer is -{answer + 1}.")
+    assert not problem.is_correct(f"the count is {answer}")
+    assert not problem.is_correct("")
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="unknown domain 'poems'.*ledger"):
+        problems("poems", seed=0, count=1)
+    with pytest.raises(ValueError, match="count must be 0 or more"):
+        problems("ledger", seed=0, count=-1)
+    assert problems("ledger", seed=0, count=0) == []

@@ -1,0 +1,227 @@
+"""FoReaL-Decoding as plainly as it can be written: the judge of the engine's tokens.
+
+One request, no cache, one full forward pass per token and model, nothing batched, nothing proposed.
+Written from the description of the method alone, and slow on purpose. Where that description is
+silent, the readings are:
+
+- A sentence is led iff `gate_draw(seed, sentence number from 0) < p`.
+- A pending end: the writing goes on as if the sentence did. When a later text settles the mark as
+  an end, the tokens after the mark belong to the new sentence. If another model than their author
+  opens that sentence they are taken back, else they stay and are its first tokens.
+- A token's text is what it completes: a UTF-8 character that is still open belongs to the token
+  that brings its last byte.
+- An end-of-sequence token ends the response at once and belongs to it, whatever is pending.
+- The text is cut before the earliest stop string; the token that completes it is the last one.
+- With n = 0 and k = 0 a led sentence is handed over before the leader writes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+from toy import PROMPTS, SPECIALS, Pair, readable, vocabulary
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.events import Generation
+from foreal_core.policies import gate_draw
+from foreal_core.sampling import draw
+from foreal_core.sentence import Boundary, SentenceBoundaryDetector
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the method writes: `sentences` are (start, end, led).
+
+    `margin` is the smallest gap between the best and the second-best logit of all decisions: a
+    difference that is no larger than rounding would excuse another token. `taken_back` counts
+    tokens that were written after a pending mark and then withdrawn.
+    """
+
+    token_ids: tuple[int, ...]
+    authors: tuple[str, ...]
+    sentences: tuple[tuple[int, int, bool], ...]
+    text: str
+    finish_reason: str
+    margin: float
+    taken_back: int
+
+
+class Reference:
+    """The naive decoder of one pair.
+
+    Next-token logits are remembered by the exact ids they follow: a pure function, called often.
+    """
+
+    def __init__(self, pair: Pair, *, max_context: int | None = None) -> None:
+        self._pair = pair
+        self._max_context = max_context or 10**9
+        self._known: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def generate(self, prompt: Sequence[int], settings: FoReaLConfig) -> Answer:
+        if settings.policy != "foreal" or settings.seed is None:
+            raise ValueError("the reference writes by the paper's policy and needs a seed")
+        detector = _Detector(settings)
+        token_ids: list[int] = []
+        authors: list[str] = []
+        sentences: list[tuple[int, int, bool]] = []
+        margin, taken_back = float("inf"), 0
+
+        start = 0  # where the current sentence starts
+        led = self._gate(settings, len(sentences))
+        pending: int | None = None  # where the next sentence starts, should the mark be an end
+        # Per token that the leader wrote in this sentence: do both models agree on it?
+        aligned: list[bool] = []
+
+        while True:
+            author = "leader" if led and not _hands_over(aligned, settings) else "draft"
+            context = [*prompt, *token_ids]
+            logits = self._next_logits(author, context)
+            drawn = draw(logits[None], [settings], [settings.seed], [len(token_ids)], [context])
+            margin = min(margin, _gap(logits))
+            token_ids.append(drawn.tokens[0])
+            authors.append(author)
+            if author == "leader":
+                other = self._next_logits("draft", context)
+                margin = min(margin, _gap(other))
+                aligned.append(int(other.argmax()) == int(logits.argmax()))
+
+            if token_ids[-1] == self._pair.tokenizer.eos_token_id:
+                finish_reason = "stop"
+                break
+
+            delta = readable(token_ids).removeprefix(readable(token_ids[:-1]))
+            boundary = detector.feed(delta)
+            if boundary is Boundary.END_BEFORE:
+                assert pending is not None
+                sentences.append((start, pending, led))
+                start, pending = pending, None
+                led = self._gate(settings, len(sentences))
+                opener = "leader" if led and not _hands_over([], settings) else "draft"
+                written = len(token_ids) - start
+                if any(writer != opener for writer in authors[start:]):
+                    taken_back += written
+                    del token_ids[start:], authors[start:]
+                    aligned = []
+                    continue
+                aligned = aligned[-written:] if opener == "leader" else []
+                boundary = detector.feed(delta)
+
+            if boundary is not Boundary.PENDING:
+                pending = None
+            elif delta:  # a token without text leaves the mark before it pending
+                pending = len(token_ids)
+
+            if _first_stop(readable(token_ids), settings.stop) is not None:
+                finish_reason = "stop"
+                break
+            if (
+                len(token_ids) == settings.max_new_tokens
+                or len(prompt) + len(token_ids) == self._max_context
+            ):
+                finish_reason = "length"
+                break
+
+            if boundary is Boundary.END:
+                sentences.append((start, len(token_ids), led))
+                start = len(token_ids)
+                led = self._gate(settings, len(sentences))
+                aligned = []
+
+        if start < len(token_ids):
+            sentences.append((start, len(token_ids), led))
+        text = str(self._pair.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return Answer(
+            token_ids=tuple(token_ids),
+            authors=tuple(authors),
+            sentences=tuple(sentences),
+            text=text[: _first_stop(text, settings.stop)],
+            finish_reason=finish_reason,
+            margin=margin,
+            taken_back=taken_back,
+        )
+
+    @torch.no_grad()
+    def _next_logits(self, author: str, ids: Sequence[int]) -> Tensor:
+        key = (author, tuple(ids))
+        if key not in self._known:
+            model = self._pair.model(author)
+            self._known[key] = model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
+        return self._known[key]
+
+    def _gate(self, settings: FoReaLConfig, sentence: int) -> bool:
+        assert settings.seed is not None
+        return gate_draw(settings.seed, sentence) < settings.lead_probability
+
+
+class _Detector:
+    """Sentence ends by the chosen mode; the paper's rule is written out."""
+
+    def __init__(self, settings: FoReaLConfig) -> None:
+        paper = settings.sentence_boundary == "paper"
+        self._robust = None if paper else SentenceBoundaryDetector("robust")
+
+    def feed(self, text: str) -> Boundary:
+        if self._robust is not None:
+            return self._robust.feed(text)
+        ends = "\n" in text or text.rstrip().endswith((".", "!", "?", "。", "！", "？"))
+        return Boundary.END if ends else Boundary.NONE
+
+
+def _hands_over(aligned: Sequence[bool], settings: FoReaLConfig) -> bool:
+    """lambda >= n and h >= k; `aligned` has one entry per token of the leader."""
+    n, k = settings.lead_count, settings.hit_threshold
+    run = 0
+    for hit in aligned if settings.hit_window == "sentence" else aligned[n:]:
+        run = run + 1 if hit else 0
+    return len(aligned) >= n and run >= k
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the earliest stop string begins."""
+    return min((text.index(stop) for stop in stops if stop in text), default=None)
+
+
+def _gap(logits: Tensor) -> float:
+    best, second = logits.topk(2).values.tolist()
+    return best - second
+
+
+def random_prompt(rng: Random, pair: Pair) -> list[int]:
+    """Mostly one of the prepared prompts, else some random tokens."""
+    if rng.random() < 0.7:
+        return list(pair.tokenizer(rng.choice(PROMPTS)).input_ids)
+    return rng.choices(range(len(SPECIALS), len(vocabulary())), k=rng.randint(1, 20))
+
+
+def random_settings(rng: Random, **fixed: object) -> FoReaLConfig:
+    """Settings of the paper's policy from all corners; greedy unless `fixed` says otherwise."""
+    stops = (" Wait", "e.g", ".\n", "é", "the", " Dr.", "4 a", "!!", ". ", "is:", "g e", "\n\n\n")
+    chosen = {
+        "lead_count": rng.choice((0, 1, 2, 3, 5, 8, 15)),
+        "lead_probability": rng.choice((0.0, 0.3, 0.6, 0.8, 1.0, 1.0)),
+        "hit_threshold": rng.choice((0, 1, 1, 2, 3, 5)),
+        "hit_window": rng.choice(("after_lead", "sentence")),
+        "sentence_boundary": rng.choice(("robust", "robust", "paper")),
+        "speculate": rng.random() < 0.6,
+        "stop": rng.sample(stops, rng.choice((0, 0, 1, 2))),
+        "max_new_tokens": rng.choice((1, 2, 3, 10, 25, 40, 60)),
+        "repetition_penalty": rng.choice((1.0, 1.0, 1.0, 1.0, 1.3)),
+        "draft_length": rng.choice((1, 3, 5, 8)),
+        "seed": rng.randrange(2**63),
+    }
+    return FoReaLConfig(**(chosen | fixed))  # type: ignore[arg-type]
+
+
+def assert_same(written: Generation, expected: Answer, settings: object = None) -> None:
+    """The engine's generation is the reference's, token for token."""
+    about = f"\n{settings}\nmargin {expected.margin:.2g}, taken back {expected.taken_back}"
+    assert written.token_ids == expected.token_ids, about
+    assert written.authors == expected.authors, about
+    sentences = tuple((one.start, one.end, one.led) for one in written.sentences)
+    assert sentences == expected.sentences, about
+    assert written.text == expected.text, about
+    assert written.finish_reason == expected.finish_reason, about

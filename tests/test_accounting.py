@@ -1,0 +1,386 @@
+"""The cost record is true: sums add up, FLOPs are what torch counts, bytes what was read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import pytest
+from reference import random_prompt, random_settings
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from toy import FAMILIES, PROMPTS, Family, Pair, build_model, fresh_pair, pair, tokenizer, weakened
+from transformers import PreTrainedModel
+
+from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+
+DecoderOf = Callable[[Family], FoReaLDecoder]
+
+KINDS = {"prefill", "catch_up", "decode", "verify", "discarded"}
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+# -- what the models really did -----------------------------------------------------------------
+
+
+@dataclass
+class Observed:
+    """What a model was seen to do."""
+
+    passes: int = 0
+    flops: int = 0
+    rows: list[int] = field(default_factory=list)
+
+
+@contextmanager
+def observe(model: PreTrainedModel) -> Iterator[Observed]:
+    """Counts a model's passes and, by torch's own counter, its FLOPs.
+
+    The counter sees the operations of the thread that it was entered in, so it is entered around
+    each pass; torch's plain maths for attention is matrix products, which it can count.
+    """
+    seen, forward = Observed(), model.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            output = forward(*args, **kwargs)
+        seen.passes += 1
+        seen.flops += counter.get_total_flops()
+        seen.rows.append(kwargs["input_ids"].shape[0])
+        return output
+
+    model.forward = counted
+    try:
+        yield seen
+    finally:
+        model.forward = forward
+
+
+def matmul_parameters(model: PreTrainedModel) -> int:
+    """All linear weights and the LM head; a tied head is a module of its own and counted once."""
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def attention_flops_per_context_token(model: PreTrainedModel) -> int:
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 4 * int(config.num_hidden_layers * config.num_attention_heads * head_dim)
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the parameters that a pass reads: an input table that is no head is looked up in."""
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    read = [p for p in model.parameters() if p is not table or table is head]
+    return sum(p.numel() * p.element_size() for p in read)
+
+
+def accounting_pair(family: Family, *, tied: bool = False) -> Pair:
+    """Wider than the other toys, so that the matrices weigh as they do in real models."""
+    leader = build_model(family, hidden=64, layers=3, seed=21, tie_word_embeddings=tied)
+    if tied:
+        draft = build_model(family, hidden=64, layers=2, seed=22, tie_word_embeddings=tied)
+    else:
+        draft = weakened(leader, family, noise=0.05, layers=2)
+    return Pair(leader, draft, tokenizer())
+
+
+COUNTED: list[tuple[str, FoReaLConfig]] = [
+    ("leader", FoReaLConfig(policy="leader")),
+    ("draft", FoReaLConfig(policy="draft")),
+    ("speculative", FoReaLConfig(policy="speculative", draft_length=4)),
+    ("foreal", FoReaLConfig(lead_count=3, hit_threshold=1, lead_probability=0.7)),
+    ("foreal plain", FoReaLConfig(lead_count=3, hit_threshold=1, speculate=False)),
+    ("foreal led", FoReaLConfig(lead_count=4, hit_threshold=3, lead_probability=1.0)),
+    ("foreal n=0", FoReaLConfig(lead_count=0, hit_threshold=2, lead_probability=1.0)),
+]
+each_counted = pytest.mark.parametrize(
+    "config", [config for _, config in COUNTED], ids=[name for name, _ in COUNTED]
+)
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama", "gemma3", "mistral", "tied qwen2"])
+def observed(request: pytest.FixtureRequest) -> Iterator[tuple[Pair, FoReaLDecoder]]:
+    """A pair and its decoder at batch 1."""
+    name = request.param.split()[-1]
+    two = accounting_pair(name, tied=request.param != name)
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=1) as decoder:
+        yield two, decoder
+
+
+@each_counted
+def test_computed_flops_are_what_torch_counts(
+    observed: tuple[Pair, FoReaLDecoder], config: FoReaLConfig
+) -> None:
+    two, decoder = observed
+    discarded = 0
+    with observe(two.leader) as leader, observe(two.draft) as draft:
+        flops = {"leader": 0.0, "draft": 0.0}
+        for number, prompt in enumerate(PROMPTS):
+            cost = decoder.generate(prompt, config, max_new_tokens=48, seed=number).cost.to_dict()
+            for author in flops:
+                flops[author] += cost["flops"][author]
+                discarded += cost["forward_tokens"][author]["discarded"]
+    assert flops["leader"] == pytest.approx(leader.flops, rel=0.01)
+    assert flops["draft"] == pytest.approx(draft.flops, rel=0.01)
+    if config.policy == "speculative" or (config.policy == "foreal" and config.speculate):
+        assert discarded > 0, "nothing was rejected: the test does not see what it should"
+
+
+def test_taken_back_tokens_are_counted(observed: tuple[Pair, FoReaLDecoder]) -> None:
+    """Sentences that end in pending marks, author against author, without proposals."""
+    two, decoder = observed
+    with observe(two.leader) as leader, observe(two.draft) as draft:
+        total = discarded = 0
+        for seed in range(12):
+            cost = decoder.generate(
+                PROMPTS[seed % len(PROMPTS)],
+                lead_count=2,
+                lead_probability=0.5,
+                hit_threshold=0,
+                speculate=False,
+                max_new_tokens=60,
+                seed=seed,
+            ).cost.to_dict()
+            total += cost["flops"]["total"]
+            discarded += sum(kinds["discarded"] for kinds in cost["forward_tokens"].values())
+    assert total == pytest.approx(leader.flops + draft.flops, rel=0.01)
+
+
+@each_counted
+def test_passes_and_bytes_alone(observed: tuple[Pair, FoReaLDecoder], config: FoReaLConfig) -> None:
+    two, decoder = observed
+    with observe(two.leader) as leader, observe(two.draft) as draft:
+        written = decoder.generate(PROMPTS[1], config, max_new_tokens=40, seed=4)
+    cost = written.cost.to_dict()
+    assert cost["forward_passes"] == {"leader": leader.passes, "draft": draft.passes}
+    bytes_read = {
+        "leader": leader.passes * weight_bytes(two.leader),
+        "draft": draft.passes * weight_bytes(two.draft),
+    }
+    assert cost["weight_bytes"]["leader"] == pytest.approx(bytes_read["leader"])
+    assert cost["weight_bytes"]["draft"] == pytest.approx(bytes_read["draft"])
+    assert cost["weight_bytes"]["leader_only"] == len(written.token_ids) * weight_bytes(two.leader)
+
+
+@each_counted
+def test_written_flops_follow_the_formula(
+    observed: tuple[Pair, FoReaLDecoder], config: FoReaLConfig
+) -> None:
+    two, decoder = observed
+    written = decoder.generate(PROMPTS[3], config, max_new_tokens=40, seed=2)
+    prompt = len(two.tokenizer(PROMPTS[3]).input_ids)
+
+    def flops(author: str, position: int) -> int:
+        model = two.model(author)
+        context = prompt + position
+        return 2 * matmul_parameters(model) + attention_flops_per_context_token(model) * context
+
+    expected = {"leader": 0, "draft": 0, "total": 0, "leader_only": 0}
+    for position, author in enumerate(written.authors):
+        expected[author] += flops(author, position)
+        expected["total"] += flops(author, position)
+        expected["leader_only"] += flops("leader", position)
+    assert written.cost.to_dict()["flops_written"] == pytest.approx(expected)
+
+
+def test_leader_only_is_what_the_leader_alone_spends(
+    observed: tuple[Pair, FoReaLDecoder],
+) -> None:
+    two, decoder = observed
+    for prompt in PROMPTS:
+        with observe(two.leader) as leader:
+            alone = decoder.generate(prompt, policy="leader", max_new_tokens=40)
+        cost = alone.cost.to_dict()
+        assert cost["flops"]["leader_only"] == pytest.approx(leader.flops, rel=0.01)
+        assert cost["flops"]["leader_only"] == pytest.approx(cost["flops"]["total"], rel=0.01)
+        assert cost["weight_bytes"]["leader_only"] == cost["weight_bytes"]["total"]
+        assert cost["flops_written"]["leader_only"] == cost["flops_written"]["total"]
+        # The same text is worth the same however it is written.
+        same = decoder.generate(prompt, policy="speculative", max_new_tokens=40)
+        for count in ("flops", "flops_written", "weight_bytes"):
+            assert same.cost.to_dict()[count]["leader_only"] == cost[count]["leader_only"]
+
+
+def test_a_shared_pass_is_shared_out() -> None:
+    """Requests that run side by side pay together for what was read, and for nothing else."""
+    two = accounting_pair("qwen2")
+    config = FoReaLConfig(lead_count=3, hit_threshold=1, max_new_tokens=30, seed=3)
+    with (
+        FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=4) as decoder,
+        observe(two.leader) as leader,
+        observe(two.draft) as draft,
+    ):
+        prompts = [*PROMPTS, [5, 6], [7, 8, 9]]
+        costs = [one.cost.to_dict() for one in decoder.generate(prompts, config)]
+        flops_alone = [
+            decoder.generate(prompt, config).cost.to_dict()["flops_written"] for prompt in prompts
+        ]
+        alone = sum(cost["forward_passes"]["leader"] for cost in costs)
+    # The solo runs above paid for themselves; take them away.
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=4) as decoder:
+        solo = [decoder.generate(prompt, config).cost.to_dict() for prompt in prompts]
+    for author, seen in (("leader", leader), ("draft", draft)):
+        model = two.model(author)
+        passes = seen.passes - sum(cost["forward_passes"][author] for cost in solo)
+        shared = sum(cost["weight_bytes"][author] for cost in costs)
+        assert shared == pytest.approx(passes * weight_bytes(model))
+    assert max(leader.rows) > 1, "nothing ran side by side"
+    assert alone > leader.passes - sum(cost["forward_passes"]["leader"] for cost in solo)
+    # What a request wrote does not depend on its neighbours.
+    assert [cost["flops_written"] for cost in costs] == flops_alone
+
+
+# -- the record ---------------------------------------------------------------------------------
+
+
+def assert_sums(written: Generation, prompt: list[int], settings: FoReaLConfig) -> None:
+    cost = written.cost.to_dict()
+    size = len(written.token_ids)
+    assert cost["prompt_tokens"] == len(prompt)
+    assert cost["completion_tokens"] == size == len(written.authors)
+    assert cost["leader_tokens"] + cost["draft_tokens"] == size
+    assert cost["leader_tokens"] == written.authors.count("leader")
+    assert cost["sentences"] == len(written.sentences)
+    assert cost["led_sentences"] == sum(sentence.led for sentence in written.sentences)
+    if settings.lead_count > 0:
+        assert cost["handoffs"] == sum(
+            written.authors[i - 1 : i + 1] == ("leader", "draft")
+            for sentence in written.sentences
+            for i in range(sentence.start + 1, sentence.end)
+        )
+    for count in ("flops", "flops_written", "weight_bytes"):
+        assert cost[count]["total"] == pytest.approx(cost[count]["leader"] + cost[count]["draft"])
+        assert cost[count]["leader_only"] > 0
+    for author in ("leader", "draft"):
+        kinds = cost["forward_tokens"][author]
+        assert set(kinds) == KINDS
+        assert all(tokens >= 0 for tokens in kinds.values())
+        if sum(kinds.values()) == 0:
+            assert cost["flops"][author] == cost["forward_passes"][author] == 0
+            assert cost[f"{author}_tokens"] == 0
+            continue
+        assert cost["forward_passes"][author] > 0
+        assert kinds["prefill"] == len(prompt)
+        # What counts as kept was fed once: prompt and text, the last token never.
+        kept = sum(kinds.values()) - kinds["discarded"]
+        assert len(prompt) <= kept < len(prompt) + size
+    if not settings.speculate:
+        assert all(kinds["verify"] == 0 for kinds in cost["forward_tokens"].values())
+    seconds = cost["seconds"]
+    assert 0 <= seconds["queued"] <= seconds["first_token"] <= seconds["total"]
+    assert cost["tokens_per_second"] > 0
+    assert cost["settings"] == settings.to_dict()
+
+
+def assert_structure(written: Generation) -> None:
+    """Segments and sentences each cover all tokens without a gap."""
+    size = len(written.token_ids)
+    for parts in (written.segments, written.sentences):
+        assert parts[0].start == 0
+        assert parts[-1].end == size
+        assert all(before.end == after.start for before, after in pairwise(parts))
+        assert all(part.start < part.end for part in parts)
+    for segment in written.segments:
+        assert set(written.authors[segment.start : segment.end]) == {segment.author}
+    reasons = {segment.reason for segment in written.segments}
+    assert reasons <= {"hand_off", "sentence_end", "end_of_sequence", "stop_string", "length"}
+    last = written.segments[-1].reason
+    if written.finish_reason == "length":
+        assert last == "length"
+    else:
+        assert last == ("end_of_sequence" if written.stop_string is None else "stop_string")
+    for segment, following in pairwise(written.segments):
+        if segment.reason == "hand_off":
+            assert (segment.author, following.author) == ("leader", "draft")
+        else:
+            assert segment.reason == "sentence_end"
+            assert segment.end in {sentence.end for sentence in written.sentences}
+
+
+@each_family
+def test_every_record_adds_up(family: Family, decoder_of: DecoderOf) -> None:
+    rng = Random(f"{family} records")
+    for _ in range(30):
+        prompt, settings = random_prompt(rng, pair(family)), random_settings(rng)
+        written = decoder_of(family).generate(prompt, settings)
+        assert_sums(written, prompt, settings)
+        assert_structure(written)
+
+
+@pytest.mark.parametrize("policy", ["leader", "draft", "speculative"])
+def test_the_baselines_records_add_up(policy: str, decoder_of: DecoderOf) -> None:
+    for seed, text in enumerate(PROMPTS):
+        settings = FoReaLConfig(policy=policy, max_new_tokens=40, seed=seed)
+        prompt = list(pair("llama").tokenizer(text).input_ids)
+        written = decoder_of("llama").generate(prompt, settings)
+        cost = written.cost.to_dict()
+        assert_sums(written, prompt, settings)
+        assert_structure(written)
+        if policy != "speculative":
+            other = "draft" if policy == "leader" else "leader"
+            assert cost["forward_passes"][other] == cost[f"{other}_tokens"] == 0
+            assert cost["forward_tokens"][policy]["discarded"] == 0
+            fed = sum(cost["forward_tokens"][policy].values())
+            assert fed == len(prompt) + len(written.token_ids) - 1
+            assert cost["forward_passes"][policy] == len(written.token_ids)
+
+
+def test_the_record_is_the_contract(decoder_of: DecoderOf) -> None:
+    written = decoder_of("qwen2").generate("Wait", max_new_tokens=20, seed=7)
+    cost = written.cost.to_dict()
+    assert set(cost) == {
+        *("prompt_tokens", "completion_tokens", "leader_tokens", "draft_tokens"),
+        *("sentences", "led_sentences", "handoffs"),
+        *("forward_tokens", "forward_passes", "flops", "flops_written", "weight_bytes"),
+        *("seconds", "tokens_per_second", "models", "settings"),
+    }
+    for count in ("flops", "flops_written", "weight_bytes"):
+        assert set(cost[count]) == {"leader", "draft", "total", "leader_only"}
+    assert set(cost["forward_tokens"]) == set(cost["forward_passes"]) == {"leader", "draft"}
+    assert set(cost["seconds"]) == {"queued", "first_token", "total"}
+    assert set(cost["models"]) == {"leader", "draft"}
+    assert cost["settings"]["seed"] == 7
+    assert json.loads(json.dumps(cost)) == cost
+    record = written.to_dict()
+    assert json.loads(json.dumps(record))["cost"] == cost
+    assert {"text", "token_ids", "authors", "segments", "sentences"} <= set(record)
+    assert {"finish_reason", "stop_string", "cost"} <= set(record)
+
+
+def test_the_notebook_view_escapes_the_text(decoder_of: DecoderOf) -> None:
+    written = decoder_of("qwen2").generate("Wait", max_new_tokens=20, seed=7)
+    view = written._repr_html_()
+    assert isinstance(view, str)
+    assert "<script" not in view
+
+
+def test_proposals_save_passes_of_the_leader(decoder_of: DecoderOf) -> None:
+    passes = {
+        speculate: sum(
+            decoder_of("gemma3")
+            .generate(prompt, lead_probability=1.0, max_new_tokens=40, speculate=speculate, seed=1)
+            .cost.forward_passes["leader"]
+            for prompt in PROMPTS
+        )
+        for speculate in (True, False)
+    }
+    assert passes[True] < passes[False]
+
+
+def test_a_cancelled_request_still_has_its_cost() -> None:
+    two = fresh_pair("mistral")
+    config = FoReaLConfig(lead_probability=1.0, max_new_tokens=400, seed=1)
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=1) as decoder:
+        with observe(two.leader) as leader, observe(two.draft) as draft:
+            stream = decoder.stream(PROMPTS[0], config)
+            next(stream)
+            stream.close()
+        cost = stream.result.cost.to_dict()
+        assert cost["flops"]["total"] == pytest.approx(leader.flops + draft.flops, rel=0.01)
+        assert cost["forward_passes"] == {"leader": leader.passes, "draft": draft.passes}

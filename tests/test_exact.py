@@ -1,0 +1,248 @@
+"""Greedy and in float32 the engine writes exactly what the method says, however it gets there.
+
+Two judges: transformers' `generate` at the method's limits, and the naive reference in between.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from reference import Reference, assert_same, random_prompt, random_settings
+from toy import FAMILIES, PROMPTS, Family, fresh_pair, pair
+from transformers import PreTrainedModel
+
+from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+
+DecoderOf = Callable[[Family], FoReaLDecoder]
+ReferenceOf = Callable[[Family], Reference]
+
+CHUNKS = 8
+SETTINGS_PER_CHUNK = 12  # times CHUNKS and four families: 384 random settings
+LONG = 60
+WAIT_S = 60.0
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def generated_by_transformers(model: PreTrainedModel, prompt: Sequence[int]) -> tuple[int, ...]:
+    ids = torch.tensor([list(prompt)])
+    written = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=LONG, do_sample=False
+    )
+    return tuple(written[0, len(prompt) :].tolist())
+
+
+@cache
+def judged(family: Family, author: str) -> list[tuple[int, ...]]:
+    """What transformers alone writes after each prompt."""
+    model = pair(family).model(author)
+    return [generated_by_transformers(model, prompt) for prompt in prompts_of(family)]
+
+
+def prompts_of(family: Family) -> list[list[int]]:
+    return [list(pair(family).tokenizer(text).input_ids) for text in PROMPTS]
+
+
+@each_family
+@pytest.mark.parametrize("speculate", [True, False])
+def test_all_led_and_never_handed_over_is_the_leader(
+    family: Family, speculate: bool, decoder_of: DecoderOf
+) -> None:
+    for prompt, expected in zip(prompts_of(family), judged(family, "leader"), strict=True):
+        written = decoder_of(family).generate(
+            prompt,
+            lead_probability=1.0,
+            lead_count=10**6,
+            max_new_tokens=LONG,
+            speculate=speculate,
+        )
+        assert written.token_ids == expected
+        assert set(written.authors) == {"leader"}
+        assert all(sentence.led for sentence in written.sentences)
+
+
+@each_family
+@pytest.mark.parametrize("speculate", [True, False])
+def test_none_led_is_the_draft(family: Family, speculate: bool, decoder_of: DecoderOf) -> None:
+    for prompt, expected in zip(prompts_of(family), judged(family, "draft"), strict=True):
+        written = decoder_of(family).generate(
+            prompt, lead_probability=0.0, max_new_tokens=LONG, speculate=speculate
+        )
+        assert written.token_ids == expected
+        assert set(written.authors) == {"draft"}
+        assert not any(sentence.led for sentence in written.sentences)
+
+
+@each_family
+@pytest.mark.parametrize(
+    ("policy", "draft_length"),
+    [("leader", 5), ("draft", 5), ("speculative", 1), ("speculative", 3), ("speculative", 5)],
+)
+def test_baseline_policies(
+    family: Family, policy: str, draft_length: int, decoder_of: DecoderOf
+) -> None:
+    author = "draft" if policy == "draft" else "leader"
+    for prompt, expected in zip(prompts_of(family), judged(family, author), strict=True):
+        written = decoder_of(family).generate(
+            prompt, policy=policy, draft_length=draft_length, max_new_tokens=LONG
+        )
+        assert written.token_ids == expected
+
+
+@each_family
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_random_settings(
+    family: Family, chunk: int, decoder_of: DecoderOf, reference_of: ReferenceOf
+) -> None:
+    rng = Random(f"{family} {chunk}")
+    for _ in range(SETTINGS_PER_CHUNK):
+        prompt, settings = random_prompt(rng, pair(family)), random_settings(rng)
+        written = decoder_of(family).generate(prompt, settings)
+        assert_same(written, reference_of(family).generate(prompt, settings), settings)
+
+
+@each_family
+def test_random_settings_reach_every_corner(family: Family, reference_of: ReferenceOf) -> None:
+    """The random settings are no proof if they do not take tokens back, hand over, end early."""
+    taken_back, switches, reasons = 0, 0, set()
+    for chunk in range(CHUNKS):
+        rng = Random(f"{family} {chunk}")
+        for _ in range(SETTINGS_PER_CHUNK):
+            prompt, settings = random_prompt(rng, pair(family)), random_settings(rng)
+            answer = reference_of(family).generate(prompt, settings)
+            assert answer.margin > 2e-5, "a near tie: choose another seed for this pair"
+            taken_back += answer.taken_back
+            switches += sum(
+                a != b for a, b in zip(answer.authors, answer.authors[1:], strict=False)
+            )
+            reasons.add((answer.finish_reason, bool(settings.stop)))
+    assert taken_back >= 3
+    assert switches >= 100
+    assert reasons >= {("stop", True), ("stop", False), ("length", True), ("length", False)}
+
+
+@each_family
+def test_speculation_changes_no_token(family: Family, decoder_of: DecoderOf) -> None:
+    rng = Random(family)
+    for _ in range(20):
+        prompt, settings = random_prompt(rng, pair(family)), random_settings(rng)
+        plain, proposed = (
+            decoder_of(family).generate(prompt, settings, speculate=speculate)
+            for speculate in (False, True)
+        )
+        assert proposed.token_ids == plain.token_ids, settings
+        assert proposed.authors == plain.authors, settings
+        assert proposed.sentences == plain.sentences, settings
+        assert proposed.segments == plain.segments, settings
+
+
+@each_family
+@pytest.mark.parametrize("round_", range(4))
+def test_requests_that_arrive_at_random_moments(
+    family: Family, round_: int, decoder_of: DecoderOf, reference_of: ReferenceOf
+) -> None:
+    rng = Random(f"{family} arrivals {round_}")
+    requests = [
+        (random_prompt(rng, pair(family)), random_settings(rng), rng.random() * 0.05)
+        for _ in range(2 * (round_ + 1))
+    ]
+    written: dict[int, Generation] = {}
+
+    def ask(number: int) -> None:
+        prompt, settings, moment = requests[number]
+        time.sleep(moment)
+        written[number] = decoder_of(family).generate(prompt, settings)
+
+    threads = [threading.Thread(target=ask, args=(i,), daemon=True) for i in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert len(written) == len(requests)
+    for number, (prompt, settings, _) in enumerate(requests):
+        expected = reference_of(family).generate(prompt, settings)
+        assert_same(written[number], expected, settings)
+
+
+@each_family
+def test_a_batch_equals_its_requests_alone(family: Family, decoder_of: DecoderOf) -> None:
+    settings = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=40, seed=5)
+    prompts = [*PROMPTS, [5, 6, 7], [47], [30] * 40]
+    together = decoder_of(family).generate(prompts, settings)
+    alone = [decoder_of(family).generate(prompt, settings) for prompt in prompts]
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    assert [one.authors for one in together] == [one.authors for one in alone]
+
+
+def test_the_context_ends_the_text(reference_of: ReferenceOf) -> None:
+    two = fresh_pair("llama")
+    naive = Reference(pair("llama"), max_context=32)
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_context=32) as decoder:
+        for seed in range(6):
+            settings = FoReaLConfig(lead_count=2, hit_threshold=1, seed=seed)
+            prompt = [5 + seed, *range(10, 28)]
+            written = decoder.generate(prompt, settings)
+            assert_same(written, naive.generate(prompt, settings), settings)
+            assert len(prompt) + len(written.token_ids) <= 32
+
+
+def test_prompts_come_as_text_ids_and_chats(decoder_of: DecoderOf) -> None:
+    decoder, tokenizer = decoder_of("qwen2"), pair("qwen2").tokenizer
+    settings = FoReaLConfig(max_new_tokens=12, seed=1)
+    text = "So we add 1 and 2."
+    chat = [{"role": "user", "content": text}]
+    chat_ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    from_text, from_ids = decoder.generate([text, list(tokenizer(text).input_ids)], settings)
+    assert from_text.token_ids == from_ids.token_ids
+    from_chat = decoder.generate(messages=chat, config=settings)
+    assert from_chat.token_ids == decoder.generate(list(chat_ids), settings).token_ids
+    [from_batch] = decoder.generate(messages=[chat], config=settings)
+    assert from_batch.token_ids == from_chat.token_ids
+
+
+def test_overrides_win_over_the_config(decoder_of: DecoderOf) -> None:
+    settings = FoReaLConfig(max_new_tokens=30, lead_probability=0.0, seed=1)
+    written = decoder_of("qwen2").generate("Wait", settings, max_new_tokens=4, lead_probability=1.0)
+    assert len(written.token_ids) <= 4
+    assert written.authors[0] == "leader"
+
+
+def test_a_seed_is_drawn_and_named_where_none_is_given(decoder_of: DecoderOf) -> None:
+    settings = FoReaLConfig(lead_probability=0.5, lead_count=2, hit_threshold=0, temperature=1.0)
+    first = decoder_of("gemma3").generate("Wait", settings, max_new_tokens=30)
+    seed = first.cost.settings["seed"]
+    assert isinstance(seed, int)
+    again = decoder_of("gemma3").generate("Wait", settings, max_new_tokens=30, seed=seed)
+    assert again.token_ids == first.token_ids
+    assert again.authors == first.authors
+
+
+def test_the_models_stay_usable_beside_the_engine() -> None:
+    two, judge = fresh_pair("mistral"), pair("mistral")
+    prompt = prompts_of("mistral")[0]
+    expected = generated_by_transformers(judge.leader, prompt)
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer) as decoder:
+        assert decoder.generate(prompt, policy="leader", max_new_tokens=LONG).token_ids == expected
+        assert generated_by_transformers(two.leader, prompt) == expected
+        assert decoder.generate(prompt, policy="leader", max_new_tokens=LONG).token_ids == expected
+    assert generated_by_transformers(two.leader, prompt) == expected
+
+
+def test_from_pretrained_loads_what_was_saved(tmp_path: Path, decoder_of: DecoderOf) -> None:
+    two = fresh_pair("llama")
+    for name, model in (("leader", two.leader), ("draft", two.draft)):
+        model.save_pretrained(tmp_path / name)
+        two.tokenizer.save_pretrained(tmp_path / name)
+    settings = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=30, seed=3)
+    with FoReaLDecoder.from_pretrained(
+        str(tmp_path / "leader"), str(tmp_path / "draft"), dtype="float32", device_map="cpu"
+    ) as loaded:
+        for prompt in PROMPTS[:3]:
+            expected = decoder_of("llama").generate(prompt, settings)
+            assert loaded.generate(prompt, settings).token_ids == expected.token_ids
