@@ -179,8 +179,9 @@ class FoReaLDecoder:
             OutOfMemoryError, NonFiniteLogitsError, EngineClosedError: the run failed. In a batch
                 the first error is raised and the other requests are stopped.
         """
+        settings = _settings(config, overrides)
         batch, prompts = self._encode(prompt, messages)
-        requests, futures = self._submit_all(prompts, _settings(config, overrides))
+        requests, futures = self._submit_all(prompts, settings)
         try:
             results = [future.result() for future in futures]
         finally:

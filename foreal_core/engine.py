@@ -183,11 +183,11 @@ class Engine:
         """One pass of one model over every row that waits for it."""
         self._drop_cancelled()
         self._admit()
-        author = self._choose_author()
-        if author is None:
-            return
-        waiting = [r for r in self._active if r.sequence.next_author() == author]
-        work = [_Work(request, request.sequence.plan(author, _CHUNK)) for request in waiting]
+        waiting: dict[Author, list[Request]] = {LEADER: [], DRAFT: []}
+        for request in self._active:
+            waiting[request.sequence.next_author()].append(request)
+        author = self._choose_author(waiting)
+        work = [_Work(r, r.sequence.plan(author, _CHUNK)) for r in waiting[author]]
         for group in self._groups(author, work):
             self._pass(author, group)
 
@@ -213,12 +213,9 @@ class Engine:
                 self._active.append(request)
             self._active.sort(key=lambda request: request.row)
 
-    def _choose_author(self) -> Author | None:
+    def _choose_author(self, waiting: dict[Author, list[Request]]) -> Author:
         """The draft first: its passes are cheap, and leader rows gather meanwhile."""
-        authors = {request.sequence.next_author() for request in self._active}
-        if not authors:
-            return None
-        if DRAFT in authors and (LEADER not in authors or self._draft_passes < _MOST_DRAFT_PASSES):
+        if waiting[DRAFT] and (not waiting[LEADER] or self._draft_passes < _MOST_DRAFT_PASSES):
             self._draft_passes += 1
             return DRAFT
         self._draft_passes = 0

@@ -68,6 +68,7 @@ class Generation:
         finish_reason: "stop" (end of sequence or a stop string), "length" or "cancelled".
         stop_string: the stop string that ended the text, if one did.
         cost: what the call cost.
+        texts: the text that became readable with each token; joined they are `text`.
     """
 
     text: str
@@ -78,7 +79,21 @@ class Generation:
     finish_reason: FinishReason
     stop_string: str | None
     cost: CostReport
+    texts: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The whole generation as JSON-safe values."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """The text coloured by author, with gates and cost, for notebooks."""
+        from foreal_core.report.html import trace
+
+        pieces = []
+        for number, sentence in enumerate(self.sentences):
+            gate = "led" if sentence.led else "not led"
+            for index in range(sentence.start, sentence.end):
+                author = self.authors[index]
+                hover = f"sentence {number} ({gate}), token {index} by the {author}"
+                pieces.append((self.texts[index], author, hover))
+        return trace(pieces, self.cost.to_dict())

@@ -73,7 +73,10 @@ class RowCache(Cache):
             return keys[first : last + 1, :, : self._view], values[
                 first : last + 1, :, : self._view
             ]
-        return keys[:, :, : self._view][rows], values[:, :, : self._view][rows]
+        return (
+            keys[:, :, : self._view].index_select(0, rows),
+            values[:, :, : self._view].index_select(0, rows),
+        )
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
         """The position of the first query: an int if all lines agree, else a [B] tensor."""

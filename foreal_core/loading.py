@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,9 +88,17 @@ def _load_model(role: str, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _load_error(role: str, name: str, what: str, error: Exception) -> ModelLoadError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~"))):
+        return ModelLoadError(
+            f"the {role}'s {what} could not be loaded: there is no folder {name!r}."
+        )
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    remedy = (
+        "Give a folder with a transformers model, or a hub id that this machine can reach or has "
+        "in its cache (`hf download ID` fetches one)."
+        if isinstance(error, OSError)
+        else "Check the arguments for loading (dtype, device_map, quantization_config, ...)."
+    )
     return ModelLoadError(
-        f"the {role}'s {what} {name!r} could not be loaded: {first_line} Give a folder with a "
-        "transformers model, or a hub id that this machine can reach or has in its cache "
-        "(`hf download ID` fetches one)."
+        f"the {role}'s {what} {name!r} could not be loaded: {cause.rstrip('.')}. {remedy}"
     )

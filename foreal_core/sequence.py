@@ -107,6 +107,7 @@ class Sequence:
         self._tokenizer = tokenizer
         self._authors: list[Author] = []
         self._proposals: list[int] = []
+        self._proposed_end = False  # the last proposal would end the sentence or the text
 
         self._cached: dict[Author, list[TokenKind]] = {LEADER: [], DRAFT: []}
         self._looks: dict[Author, dict[int, int]] = {LEADER: {}, DRAFT: {}}
@@ -118,7 +119,7 @@ class Sequence:
         self._mark: _Mark | None = None
         self._unshown: list[str] = []  # text deltas of the last tokens, not yet released
         self._events: list[TokenEvent] = []
-        self._text: list[str] = []
+        self._texts: list[str] = []
         self._stop_string: str | None = None
 
         self._segments: list[Segment] = []
@@ -193,7 +194,7 @@ class Sequence:
         """The finished generation."""
         assert self.finish_reason is not None
         return Generation(
-            text="".join(self._text),
+            text="".join(self._texts),
             token_ids=tuple(self.tokens[self.prompt_length :]),
             authors=tuple(self._authors),
             segments=tuple(self._segments),
@@ -211,6 +212,7 @@ class Sequence:
                 seconds=self.clock.seconds(),
                 settings={**self.config.to_dict(), "seed": self.seed},
             ),
+            texts=tuple(self._texts),
         )
 
     # -- draws become text --------------------------------------------------------------------
@@ -244,6 +246,10 @@ class Sequence:
             self._forget_beyond(min(seen, len(self.tokens)))
         elif self._wants_proposal():
             self._proposals.append(token)
+            self._proposed_end = token in self._tokenizer.leader_eos or (
+                self._span.hand_over is not None
+                and may_end_sentence(self._tokenizer.decode([token]))
+            )
 
     def _commit(self, token: int, author: Author) -> None:
         """Writes one token and draws every consequence."""
@@ -386,12 +392,7 @@ class Sequence:
             else:
                 from_start = span.hand_over.counted_from == 0
                 wanted = min(wanted, max(lead, run) if from_start else lead + run)
-            if held and self._ends_sentence(self._proposals[-1]):
-                return False
-        return held < wanted and not (held and self._proposals[-1] in self._tokenizer.leader_eos)
-
-    def _ends_sentence(self, token: int) -> bool:
-        return may_end_sentence(self._tokenizer.decode([token]))
+        return held < wanted and not (held and self._proposed_end)
 
     # -- what each model has seen ---------------------------------------------------------------
 
@@ -435,7 +436,7 @@ class Sequence:
         index = position - self.prompt_length
         if index == 0:
             self.clock.first_token = time.perf_counter()
-        self._text.append(text)
+        self._texts.append(text)
         self._events.append(
             TokenEvent(
                 index=index,
@@ -480,4 +481,4 @@ class Sequence:
             self._events.append(
                 TokenEvent(last.index, last.token_id, last.text + tail, last.author, last.sentence)
             )
-            self._text.append(tail)
+            self._texts[-1] += tail

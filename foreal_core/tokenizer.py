@@ -351,6 +351,7 @@ class PairTokenizer:
         """The ids of a raw text, with the special tokens that the tokenizer adds by itself."""
         if not isinstance(text, str):
             raise ConfigError(f"a text to encode must be a str, not {type(text).__name__}.")
+        _refuse_surrogates(text)
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def encode_chat(
@@ -373,6 +374,9 @@ class PairTokenizer:
             ConfigError: malformed messages, no chat template, or an error of the template.
         """
         _check_messages(messages)
+        for message in messages:
+            if isinstance(content := message.get("content"), str):
+                _refuse_surrogates(content)
         if not self.has_chat_template:
             raise ConfigError(
                 "messages need a chat template and this tokenizer has none: pass a str prompt, "
@@ -466,6 +470,17 @@ def _unused_specials(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     named = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token]
     mentioned = "\n".join([*templates, *(token for token in named if token)])
     return {i for token, i in tokenizer.get_added_vocab().items() if token not in mentioned}
+
+
+def _refuse_surrogates(text: str) -> None:
+    """Bytes that are no UTF-8 reach Python as lone surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the prompt is no valid text: a lone surrogate {text[error.start]!r} at character "
+            f"{error.start}. Decode the bytes it came from with their own encoding."
+        ) from None
 
 
 def _check_messages(messages: object) -> None:
