@@ -6,20 +6,17 @@ both sides, and the median of the repeats counts. The record holds every repeat.
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from foreal_core import environment
 from foreal_core.config import FoReaLConfig, PolicyName
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
@@ -46,7 +43,7 @@ def run(
     `targets` says for each ratio what was aimed at and whether it was met.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = _machine()
+    machine = environment.machine()
     config = FoReaLConfig(max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
     with FoReaLDecoder.demo() as decoder:
         prompts = _prompts(decoder, max(BATCH_REQUESTS, PASS_PROBLEMS))
@@ -67,10 +64,7 @@ def run(
     return {
         "started": started,
         "machine": machine,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("foreal-decoding", "torch", "transformers")},
-        },
+        "versions": environment.versions(),
         "settings": {**config.to_dict(), "repeats": repeats, "problem_seed": PROBLEM_SEED},
         "against_transformers": solo,
         "together": batches,
@@ -227,22 +221,3 @@ def _target(what: str, ratios: Sequence[float], comparison: str, limit: float) -
         "limit": limit,
         "met": value <= limit if comparison == "<=" else value >= limit,
     }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` knows the name
-    for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

@@ -44,6 +44,9 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; an error is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     try:
         code = app(args=arguments, prog_name="foreal", standalone_mode=False)
         sys.stdout.flush()
@@ -143,7 +146,8 @@ def _foreal(
 ) -> None:
     if version:
         print(installed_version("foreal-decoding"))
-    elif context.invoked_subcommand is None:
+        raise typer.Exit
+    if context.invoked_subcommand is None:
         print(context.get_help())
 
 

@@ -154,6 +154,7 @@ class FoReaLDecoder:
         config: FoReaLConfig | None = None,
         *,
         messages: Sequence[Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **overrides: Any,
     ) -> Any: ...
     def generate(
@@ -162,6 +163,7 @@ class FoReaLDecoder:
         config: FoReaLConfig | None = None,
         *,
         messages: Any = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **overrides: Any,
     ) -> Any:
         """Writes to the end and returns one Generation, or a list of them for a batch.
@@ -171,6 +173,7 @@ class FoReaLDecoder:
             config: the settings; the defaults where None.
             messages: instead of a prompt: one chat (a list of {"role", "content"}) or a batch of
                 chats; the tokenizer's chat template is applied.
+            tools: JSON schemas of functions, shown by templates that know tools.
             **overrides: single settings; they win over `config`.
 
         Raises:
@@ -180,7 +183,7 @@ class FoReaLDecoder:
                 the first error is raised and the other requests are stopped.
         """
         settings = _settings(config, overrides)
-        batch, prompts = self._encode(prompt, messages)
+        batch, prompts = self._encode(prompt, messages, tools)
         requests, futures = self._submit_all(prompts, settings)
         try:
             results = [future.result() for future in futures]
@@ -195,14 +198,15 @@ class FoReaLDecoder:
         config: FoReaLConfig | None = None,
         *,
         messages: Any = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **overrides: Any,
     ) -> Any:
         """`generate` for an event loop; cancelling the task stops the work within one step."""
         settings = _settings(config, overrides)
         if _is_long(prompt, messages):
-            batch, prompts = await asyncio.to_thread(self._encode, prompt, messages)
+            batch, prompts = await asyncio.to_thread(self._encode, prompt, messages, tools)
         else:
-            batch, prompts = self._encode(prompt, messages)
+            batch, prompts = self._encode(prompt, messages, tools)
         requests, futures = self._submit_all(prompts, settings)
         try:
             results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
@@ -219,13 +223,14 @@ class FoReaLDecoder:
         config: FoReaLConfig | None = None,
         *,
         messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **overrides: Any,
     ) -> TokenStream:
         """Token events of one prompt or chat as they are written; arguments as in `generate`.
 
         Raises at once what is wrong with the arguments, while iterating what goes wrong later.
         """
-        ids = self._encode_one(prompt, messages)
+        ids = self._encode_one(prompt, messages, tools)
         settings = _settings(config, overrides)
         return TokenStream(lambda push: self._submit(ids, settings, push))
 
@@ -235,13 +240,14 @@ class FoReaLDecoder:
         config: FoReaLConfig | None = None,
         *,
         messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **overrides: Any,
     ) -> AsyncTokenStream:
         """`stream` for an event loop; the request starts at the first `await`."""
         settings = _settings(config, overrides)
 
         def start(push: Push) -> Request:
-            return self._submit(self._encode_one(prompt, messages), settings, push)
+            return self._submit(self._encode_one(prompt, messages, tools), settings, push)
 
         return AsyncTokenStream(start, start_blocks=_is_long(prompt, messages))
 
@@ -298,25 +304,29 @@ class FoReaLDecoder:
             raise
         return requests, futures
 
-    def _encode(self, prompt: Any, messages: Any) -> tuple[bool, list[list[int]]]:
+    def _encode(self, prompt: Any, messages: Any, tools: Any) -> tuple[bool, list[list[int]]]:
         """(is a batch, token ids of each prompt)."""
         _refuse_unless_one(prompt, messages)
         if messages is not None:
             batch = isinstance(messages, Sequence) and bool(messages) and _is_chat(messages[0])
             chats = list(messages) if batch else [messages]
-            return batch, [self._encode_one(None, chat) for chat in chats]
+            return batch, [self._encode_one(None, chat, tools) for chat in chats]
         batch = (
             isinstance(prompt, Sequence)
             and not isinstance(prompt, str)
             and any(isinstance(one, str) or _is_sequence(one) for one in prompt)
         )
         prompts = list(prompt) if batch else [prompt]
-        return batch, [self._encode_one(one, None) for one in prompts]
+        return batch, [self._encode_one(one, None, tools) for one in prompts]
 
-    def _encode_one(self, prompt: Prompt | None, messages: Messages | None) -> list[int]:
+    def _encode_one(
+        self, prompt: Prompt | None, messages: Messages | None, tools: Any
+    ) -> list[int]:
         _refuse_unless_one(prompt, messages)
+        if tools is not None and messages is None:
+            raise ConfigError("tools need messages: only a chat template can show them.")
         if messages is not None:
-            ids = self._pair_tokenizer.encode_chat(messages)
+            ids = self._pair_tokenizer.encode_chat(messages, tools=tools)
         elif isinstance(prompt, str):
             ids = self._pair_tokenizer.encode(prompt)
         else:

@@ -382,6 +382,12 @@ class PairTokenizer:
                 "messages need a chat template and this tokenizer has none: pass a str prompt, "
                 "use an instruction-tuned model, or set tokenizer.chat_template."
             )
+        if tools and "tools" not in str(self.tokenizer.chat_template):
+            raise ConfigError(
+                "tools were given, but the chat template of this tokenizer knows no tools: use a "
+                "model that was trained to call them, or set tokenizer.chat_template to a template "
+                "that shows `tools`."
+            )
         if refused := _TEMPLATE_ARGUMENTS.intersection(template_kwargs):
             raise ConfigError(
                 f"chat template argument {min(refused)!r} is not allowed: "

@@ -190,13 +190,14 @@ def _shape_text(model: PreTrainedModel) -> None:
     head = model.get_output_embeddings().weight
     head.mul_(3.0 / head.norm(dim=-1, keepdim=True))
     for mark in SENTENCE_ENDS:
-        head[ids[byte_letters(mark)]] *= 1.15
+        head[ids[byte_letters(mark)]] *= 1.3 if mark == "." else 1.15
     for character in CUT_CHARACTERS:
         first, *rest = (ids[letter] for letter in byte_letters(character))
         head[first] *= 0.75
         head[rest] *= 0.2
         for before, after in zip([first, *rest], rest, strict=False):
-            head[after] += 5.5 * seen[before]
+            head[after] += 1.8 * seen[before]
+            embeddings[before] *= 6.0
     head -= 0.8 * seen
     head[ids[EOS]] *= 0.9
     head[1 : len(SPECIALS)] *= 0.1

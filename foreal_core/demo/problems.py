@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from foreal_core.demo import ledger
+from foreal_core.errors import ConfigError
 
 _ANSWER = re.compile(r"The answer is\s+(-?\d+)\b")
 _THINK_END = "</think>"
@@ -47,12 +48,12 @@ DOMAINS = tuple(_DOMAINS)
 def problems(domain: str, seed: int, count: int) -> list[Problem]:
     """Return `count` problems that training never saw; the same arguments give the same ones.
 
-    Raises ValueError for an unknown domain or a negative count.
+    Raises ConfigError for an unknown domain or a negative count.
     """
     if domain not in _DOMAINS:
-        raise ValueError(f"unknown domain {domain!r}; the domains are: {', '.join(_DOMAINS)}")
+        raise ConfigError(f"unknown domain {domain!r}; the domains are: {', '.join(_DOMAINS)}")
     if count < 0:
-        raise ValueError(f"count must be 0 or more, not {count}")
+        raise ConfigError(f"count must be 0 or more, not {count}")
     return [
         Problem(question, [{"role": "user", "content": question}], answer, domain)
         for question, answer in islice(_DOMAINS[domain](seed), count)
