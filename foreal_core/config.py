@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from foreal_core.errors import ConfigError
 
@@ -40,6 +41,9 @@ class FoReaLConfig:
         policy: who writes: "foreal" (the paper), "leader" or "draft" alone, or "speculative"
             (lossless speculative decoding).
         draft_length: tokens that the draft proposes per pass of the leader (>= 1).
+        json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
+            whoever writes it; thinking before the answer stays free. Alignment then compares
+            what each model would write under the schema. Needs the extra "json".
 
     Raises:
         ConfigError: a value has the wrong type or range; it names field, value and range.
@@ -61,6 +65,7 @@ class FoReaLConfig:
     speculate: bool = True
     policy: PolicyName = "foreal"
     draft_length: int = 5
+    json_schema: Mapping[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         self._check_int("lead_count", 0)
@@ -81,6 +86,7 @@ class FoReaLConfig:
         if self.seed is not None:
             self._check_int("seed", 0, 2**63 - 1)
         object.__setattr__(self, "stop", self._checked_stop())
+        object.__setattr__(self, "json_schema", self._checked_schema())
 
     def with_overrides(self, **overrides: Any) -> FoReaLConfig:
         """A copy with some settings replaced; an unknown name is refused, never ignored."""
@@ -103,6 +109,19 @@ class FoReaLConfig:
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
             self._refuse("stop", "a non-empty string or a sequence of them")
         return tuple(stop)
+
+    def _checked_schema(self) -> str | None:
+        schema = self.json_schema
+        if schema is None:
+            return None
+        try:
+            parsed = json.loads(schema) if isinstance(schema, str) else schema
+            text = json.dumps(parsed)
+        except (TypeError, ValueError):
+            self._refuse("json_schema", "a JSON schema: a mapping of JSON values, or its text")
+        if not isinstance(parsed, Mapping):
+            self._refuse("json_schema", "a JSON object")
+        return text
 
     def _check_int(self, name: str, low: int, high: int | None = None) -> None:
         value = getattr(self, name)
@@ -129,5 +148,5 @@ class FoReaLConfig:
         if getattr(self, name) not in choices:
             self._refuse(name, "one of " + ", ".join(repr(choice) for choice in choices))
 
-    def _refuse(self, name: str, allowed: str) -> None:
+    def _refuse(self, name: str, allowed: str) -> NoReturn:
         raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}.")

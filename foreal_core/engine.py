@@ -15,11 +15,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence as SequenceOf
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from foreal_core.config import FoReaLConfig
+from foreal_core.constraint import Constraint, ConstraintFactory
 from foreal_core.cost import ModelProfile
 from foreal_core.errors import (
     EngineClosedError,
@@ -67,10 +70,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A request and what its model is to ingest in this pass."""
+    """A request, what its model is to ingest in this pass, and what may come after it: a mask
+    for each wanted position, or none at all."""
 
     request: Request
     plan: Plan
+    masks: list[np.ndarray | None]
 
 
 class Engine:
@@ -100,6 +105,8 @@ class Engine:
         self._forbidden: Tensor | None = None
         if tokenizer.draft_forbidden:
             self._forbidden = torch.tensor(tokenizer.draft_forbidden)
+        self._constraints: ConstraintFactory | None = None
+        self._compiling = threading.Lock()
         self._inbox: deque[Request] = deque()
         self._wake = threading.Condition()
         self._active: list[Request] = []
@@ -121,9 +128,11 @@ class Engine:
 
         Raises:
             EngineClosedError: `close` was called.
+            ConfigError: the settings' JSON schema cannot be compiled.
         """
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
-        sequence = Sequence(prompt, config, seed, self.tokenizer, self.max_context)
+        constraint = self._compile(config, prompt)
+        sequence = Sequence(prompt, config, seed, self.tokenizer, self.max_context, constraint)
         request = Request(sequence, on_events, on_done)
         with self._wake:
             self._refuse_if_closed()
@@ -183,11 +192,19 @@ class Engine:
         """One pass of one model over every row that waits for it."""
         self._drop_cancelled()
         self._admit()
+        if not self._active:
+            return
         waiting: dict[Author, list[Request]] = {LEADER: [], DRAFT: []}
         for request in self._active:
             waiting[request.sequence.next_author()].append(request)
         author = self._choose_author(waiting)
-        work = [_Work(r, r.sequence.plan(author, _CHUNK)) for r in waiting[author]]
+        work = []
+        for request in waiting[author]:
+            try:
+                plan = request.sequence.plan(author, _CHUNK)
+                work.append(_Work(request, plan, self._masks(author, request.sequence, plan)))
+            except Exception as error:
+                self._fail([request], _wrapped(error))
         for group in self._groups(author, work):
             self._pass(author, group)
 
@@ -214,8 +231,13 @@ class Engine:
             self._active.sort(key=lambda request: request.row)
 
     def _choose_author(self, waiting: dict[Author, list[Request]]) -> Author:
-        """The draft first: its passes are cheap, and leader rows gather meanwhile."""
-        if waiting[DRAFT] and (not waiting[LEADER] or self._draft_passes < _MOST_DRAFT_PASSES):
+        """The model that serves more rows per byte of weights it reads, so leader rows gather
+        while cheap draft passes finish sentences; none waits for more than a bounded time."""
+        leader, draft = (
+            len(waiting[author]) / self.profiles[author].weight_bytes for author in (LEADER, DRAFT)
+        )
+        overdue = waiting[LEADER] and self._draft_passes >= _MOST_DRAFT_PASSES
+        if draft > leader and not overdue:
             self._draft_passes += 1
             return DRAFT
         self._draft_passes = 0
@@ -289,6 +311,7 @@ class Engine:
         ]
         if not wanted:
             return [Draws([], [], []) for _ in work]
+        logits = self._constrained(work, logits)
         penalised = any(sequence.config.repetition_penalty != 1.0 for sequence, _ in wanted)
         drawn = draw(
             logits,
@@ -305,6 +328,56 @@ class Engine:
             )
             first = last
         return shares
+
+    def _masks(self, author: Author, sequence: Sequence, plan: Plan) -> list[np.ndarray | None]:
+        """What the sequence's grammar allows at each wanted position, in the author's ids."""
+        constraint = sequence.constraint
+        if constraint is None:
+            return []
+        completions = (
+            sequence.context(position)[sequence.prompt_length :]
+            for position in sequence.kept_positions(plan)
+        )
+        masks = [constraint.allowed(completion) for completion in completions]
+        if author == LEADER:
+            return masks
+        return [None if mask is None else mask[self._leader_ids] for mask in masks]
+
+    def _constrained(self, work: list[_Work], logits: Tensor) -> Tensor:
+        rows, masks, first = [], [], 0
+        for one in work:
+            for row, mask in enumerate(one.masks, start=first):
+                if mask is not None:
+                    rows.append(row)
+                    masks.append(mask)
+            first += one.plan.keep
+        if not rows:
+            return logits
+        ruled_out = torch.from_numpy(~np.stack(masks)).to(logits.device)
+        index = torch.tensor(rows, device=logits.device)
+        return logits.index_copy(0, index, logits[index].masked_fill(ruled_out, -torch.inf))
+
+    @cached_property
+    def _leader_ids(self) -> np.ndarray:
+        """The leader's id of each id that the draft can write; the rest is forbidden anyway."""
+        widths = [self._runners[author].vocab_size for author in (DRAFT, LEADER)]
+        ids = [self.tokenizer.from_draft(token) for token in range(widths[0])]
+        clipped: np.ndarray = np.minimum(np.array(ids), widths[1] - 1)
+        return clipped
+
+    def _compile(self, config: FoReaLConfig, prompt: SequenceOf[int]) -> Constraint | None:
+        schema = config.json_schema
+        if schema is None:
+            return None
+        assert isinstance(schema, str)  # FoReaLConfig keeps the text
+        with self._compiling:
+            if self._constraints is None:
+                self._constraints = ConstraintFactory(
+                    self.tokenizer.tokenizer,
+                    self._runners[LEADER].vocab_size,
+                    sorted(self.tokenizer.leader_eos),
+                )
+            return self._constraints.compile(schema, prompt)
 
     def _without_forbidden(self, logits: Tensor) -> Tensor:
         if self._forbidden is None:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence as SequenceOf
 from dataclasses import dataclass
 
 from foreal_core.config import FoReaLConfig
+from foreal_core.constraint import Constraint
 from foreal_core.cost import Meter, ModelProfile, TokenKind, build_report
 from foreal_core.events import (
     DRAFT,
@@ -87,6 +88,7 @@ class Sequence:
         seed: drives gate and sampling.
         tokenizer: the pair's.
         max_context: prompt and completion together are at most this long.
+        constraint: what the answer must look like, if anything.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class Sequence:
         seed: int,
         tokenizer: PairTokenizer,
         max_context: int,
+        constraint: Constraint | None = None,
     ) -> None:
+        self.constraint = constraint
         self.config = config
         self.seed = seed
         self.tokens = list(prompt)

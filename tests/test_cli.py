@@ -20,6 +20,7 @@ from rich.console import Console
 from foreal_core import cli, decoder, terminal
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import Meter, ModelProfile, build_report
+from foreal_core.demo import problems
 from foreal_core.errors import ContextOverflowError
 from foreal_core.events import Generation, TokenEvent
 
@@ -29,6 +30,8 @@ EVENTS = [
     TokenEvent(index=i, token_id=i, text=text, author=author, sentence=0)
     for i, (text, author) in enumerate(TOKENS)
 ]
+# What the bundled pair answers at length.
+QUESTION = problems("ledger", 2, 1)[0].question
 
 
 def _generation(finish_reason: str = "stop") -> Generation:
@@ -53,6 +56,7 @@ def _generation(finish_reason: str = "stop") -> Generation:
         finish_reason=finish_reason,
         stop_string=None,
         cost=cost,
+        texts=tuple(text for text, _ in TOKENS),
     )
 
 
@@ -354,7 +358,7 @@ def test_demo_solves_a_problem_in_the_open() -> None:
 
 
 def test_generate_prints_a_record_that_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["generate", "Zoe has 8 beads.", "--json", "--max-new-tokens", "24"]) == 0
+    assert cli.main(["generate", QUESTION, "--json", "--max-new-tokens", "24"]) == 0
     record = json.loads(capsys.readouterr().out)
     cost = record["cost"]
     assert cost["leader_tokens"] + cost["draft_tokens"] == len(record["token_ids"]) == 24
@@ -371,7 +375,7 @@ def test_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_ctrl_c_from_a_shell_is_quiet_and_still_shows_the_cost() -> None:
-    with _running("generate", "Zoe has 8 beads. How many beads has Zoe?") as running:
+    with _running("generate", QUESTION) as running:
         assert running.stdout.read(1) != b""
         running.send_signal(signal.SIGINT)
         _, shown = running.communicate(timeout=120)
@@ -381,7 +385,7 @@ def test_ctrl_c_from_a_shell_is_quiet_and_still_shows_the_cost() -> None:
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
-    with _running("generate", "Zoe has 8 beads. How many beads has Zoe?") as running:
+    with _running("generate", QUESTION) as running:
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait(timeout=120) == cli.EXIT_BROKEN_PIPE

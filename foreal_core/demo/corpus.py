@@ -22,6 +22,11 @@ SYSTEM_MESSAGES = (
     "Think carefully and answer the question.",
 )
 _SYSTEM_SHARE = 0.1
+# The draft is to finish the leader's sentences, not to plan them: the first tokens of most are
+# not learned, and puzzles whose answer is a sum, the hardest of the tails, come up more often.
+_HEAD_TOKENS = 13
+_HEADS_LEARNED = 0.25
+_ONE_ASKED_DROPPED = 0.5
 # (weight, recipe). The leader meets terse sentences and errors so that it can go on from, and
 # put right, whatever a draft writes. The draft is terse by itself, and reads enough of the
 # leader's style to finish its sentences.
@@ -75,7 +80,14 @@ def _draw_pool(
 ) -> list[Sample]:
     weights, recipes = zip(*_RECIPES[role], strict=True)
     conversations: list[list[Span]] = []
-    for puzzle in islice(puzzles(rng.getrandbits(48), held_out=False), count):
+    source = puzzles(rng.getrandbits(48), held_out=False)
+    if role == "draft":
+        source = (
+            puzzle
+            for puzzle in source
+            if len(puzzle.asked) == 2 or rng.random() >= _ONE_ASKED_DROPPED
+        )
+    for puzzle in islice(source, count):
         recipe = rng.choices(recipes, weights)[0]
         system = rng.choice(SYSTEM_MESSAGES) if rng.random() < _SYSTEM_SHARE else ""
         question = Span(prompt(puzzle.question, system), "leader", right=False)
@@ -84,10 +96,12 @@ def _draw_pool(
     texts = [span.text for spans in conversations for span in spans]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
     end = tokenizer.convert_tokens_to_ids(END)
-    return [_sample(role, spans, encoded, end) for spans in conversations]
+    return [_sample(role, spans, encoded, end, rng) for spans in conversations]
 
 
-def _sample(role: Role, spans: list[Span], encoded: Iterator[list[int]], end: int) -> Sample:
+def _sample(
+    role: Role, spans: list[Span], encoded: Iterator[list[int]], end: int, rng: Random
+) -> Sample:
     ids: list[int] = []
     learned: list[bool] = []
     for span in spans:
@@ -95,5 +109,8 @@ def _sample(role: Role, spans: list[Span], encoded: Iterator[list[int]], end: in
         ids += piece
         # The leader reads terse sentences but never learns to write them.
         learns = span.right and (role == "draft" or span.style == "leader")
-        learned += [learns] * len(piece)
+        mask = [learns] * len(piece)
+        if role == "draft" and span.style == "leader" and rng.random() >= _HEADS_LEARNED:
+            mask[:_HEAD_TOKENS] = [False] * len(mask[:_HEAD_TOKENS])
+        learned += mask
     return Sample([*ids, end], [*learned, learned[-1]])

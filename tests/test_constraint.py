@@ -1,0 +1,142 @@
+"""Answers under a JSON schema: always valid, whoever writes, however it is batched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from toy import Family, pair
+
+from foreal_core import ConfigError, FoReaLDecoder, FoReaLError
+from foreal_core.demo import problems
+
+pytest.importorskip("llguidance", reason="the extra 'json' is not installed")
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "answer": {"type": "integer", "minimum": 0, "maximum": 999},
+        "unit": {"enum": ["beads", "coins", "stamps"]},
+        "sure": {"type": "boolean"},
+    },
+    "required": ["answer", "unit", "sure"],
+    "additionalProperties": False,
+}
+QUESTIONS = [problem.messages for problem in problems("ledger", 77, 6)]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[FoReaLDecoder]:
+    with FoReaLDecoder.demo() as bundled:
+        yield bundled
+
+
+@pytest.fixture(scope="module")
+def prompts(decoder: FoReaLDecoder) -> list[list[int]]:
+    """Chats whose thinking is closed already, so that the answer comes at once."""
+    template = decoder.tokenizer.apply_chat_template
+    return [
+        template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+        + decoder.tokenizer.encode("So I am done.</think>", add_special_tokens=False)
+        for chat in QUESTIONS
+    ]
+
+
+def assert_valid(text: str) -> None:
+    answer = json.loads(text)
+    assert list(answer) == ["answer", "unit", "sure"]
+    assert 0 <= answer["answer"] <= 999
+    assert answer["unit"] in ("beads", "coins", "stamps")
+    assert isinstance(answer["sure"], bool)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy": "leader"},
+        {"policy": "draft"},
+        {"policy": "speculative"},
+        {"lead_probability": 0.5, "seed": 3},
+        {"lead_probability": 1.0, "lead_count": 1, "hit_threshold": 1},
+        {"lead_probability": 0.6, "seed": 4, "temperature": 1.0},
+    ],
+)
+def test_every_policy_answers_in_the_schema(
+    decoder: FoReaLDecoder, prompts: list[list[int]], settings: dict[str, Any]
+) -> None:
+    for generation in decoder.generate(prompts, json_schema=SCHEMA, max_new_tokens=80, **settings):
+        assert generation.finish_reason == "stop"
+        assert_valid(generation.text)
+
+
+def test_the_answers_cross_hand_overs(decoder: FoReaLDecoder, prompts: list[list[int]]) -> None:
+    """The schema would be no proof for two authors if one of them wrote every answer."""
+    settings: dict[str, Any] = {"lead_count": 3, "hit_threshold": 1, "lead_probability": 1.0}
+    written = decoder.generate(prompts, json_schema=SCHEMA, max_new_tokens=80, **settings)
+    for generation in written:
+        assert_valid(generation.text)
+    assert any(set(generation.authors) == {"leader", "draft"} for generation in written)
+
+
+def test_thinking_is_as_free_as_without_a_schema(decoder: FoReaLDecoder) -> None:
+    settings: dict[str, Any] = {"policy": "draft", "max_new_tokens": 400}
+    free = decoder.generate(messages=QUESTIONS, **settings)
+    bound = decoder.generate(messages=QUESTIONS, json_schema=SCHEMA, **settings)
+    finished = 0
+    for without, within in zip(free, bound, strict=True):
+        thinking, _, answer = within.text.partition("</think>")
+        assert thinking == without.text.partition("</think>")[0]
+        if within.finish_reason == "stop":
+            assert_valid(answer)
+            finished += 1
+    assert finished
+
+
+def test_speculation_and_batches_leave_the_text_alone(
+    decoder: FoReaLDecoder, prompts: list[list[int]]
+) -> None:
+    settings: dict[str, Any] = {"json_schema": SCHEMA, "seed": 5, "lead_probability": 0.7}
+    settings |= {"lead_count": 4, "hit_threshold": 2, "max_new_tokens": 80}
+    together = decoder.generate(prompts, **settings)
+    alone = [decoder.generate(prompt, **settings) for prompt in prompts]
+    plain = decoder.generate(prompts, speculate=False, **settings)
+    for others in (alone, plain):
+        assert [one.token_ids for one in others] == [one.token_ids for one in together]
+        assert [one.authors for one in others] == [one.authors for one in together]
+
+
+def test_without_a_thinking_token_the_schema_holds_from_the_start(
+    decoder_of: Callable[[Family], FoReaLDecoder],
+) -> None:
+    prompt = pair("llama").tokenizer("Wait").input_ids
+    for settings in ({"policy": "leader"}, {"lead_count": 1, "hit_threshold": 0, "seed": 1}):
+        written = decoder_of("llama").generate(
+            prompt, json_schema={"enum": [314, 413]}, max_new_tokens=9, **settings
+        )
+        assert json.loads(written.text) in (314, 413)
+
+
+def test_a_tokenizer_that_cannot_spell_the_answer_is_an_error(
+    decoder_of: Callable[[Family], FoReaLDecoder],
+) -> None:
+    prompt = pair("llama").tokenizer("Wait").input_ids
+    with pytest.raises(FoReaLError, match="json_schema"):
+        decoder_of("llama").generate(prompt, json_schema={"enum": ["[]"]}, max_new_tokens=9)
+    assert decoder_of("llama").generate(prompt, max_new_tokens=3).token_ids
+
+
+def test_a_schema_may_come_as_text(decoder: FoReaLDecoder, prompts: list[list[int]]) -> None:
+    settings: dict[str, Any] = {"policy": "leader", "max_new_tokens": 40}
+    as_text = decoder.generate(prompts[0], json_schema=json.dumps(SCHEMA), **settings)
+    as_mapping = decoder.generate(prompts[0], json_schema=SCHEMA, **settings)
+    assert as_text.token_ids == as_mapping.token_ids
+    assert as_mapping.cost.settings["json_schema"] == json.dumps(SCHEMA)
+
+
+@pytest.mark.parametrize("schema", [{"type": "nope"}, "no json", ["a", "list"], 7, {"a": object()}])
+def test_an_impossible_schema_is_refused(decoder: FoReaLDecoder, schema: object) -> None:
+    with pytest.raises(ConfigError, match="json_schema"):
+        decoder.generate(messages=QUESTIONS[0], json_schema=schema)
+    assert decoder.generate(messages=QUESTIONS[0], max_new_tokens=3).token_ids
