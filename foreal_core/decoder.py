@@ -230,7 +230,7 @@ class FoReaLDecoder:
 
         Raises at once what is wrong with the arguments, while iterating what goes wrong later.
         """
-        ids = self._encode_one(prompt, messages, tools)
+        ids = self.encode(prompt, messages=messages, tools=tools)
         settings = _settings(config, overrides)
         return TokenStream(lambda push: self._submit(ids, settings, push))
 
@@ -247,7 +247,7 @@ class FoReaLDecoder:
         settings = _settings(config, overrides)
 
         def start(push: Push) -> Request:
-            return self._submit(self._encode_one(prompt, messages, tools), settings, push)
+            return self._submit(self.encode(prompt, messages=messages, tools=tools), settings, push)
 
         return AsyncTokenStream(start, start_blocks=_is_long(prompt, messages))
 
@@ -267,6 +267,48 @@ class FoReaLDecoder:
     def max_context(self) -> int:
         """Tokens of prompt and completion together, at most."""
         return self._engine.max_context
+
+    def encode(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """The token ids that one prompt or chat becomes, checked as for `generate`.
+
+        Raises:
+            ConfigError: a wrong argument, an empty prompt.
+            ContextOverflowError: the prompt leaves no room to write.
+        """
+        _refuse_unless_one(prompt, messages)
+        if tools is not None and messages is None:
+            raise ConfigError("tools need messages: only a chat template can show them.")
+        if messages is not None:
+            ids = self._pair_tokenizer.encode_chat(messages, tools=tools)
+        elif isinstance(prompt, str):
+            ids = self._pair_tokenizer.encode(prompt)
+        else:
+            ids = self._checked_ids(prompt)
+        if not ids:
+            raise ConfigError("the prompt is empty: at least one token is needed to go on from.")
+        if len(ids) >= self.max_context:
+            raise ContextOverflowError(
+                f"the prompt has {len(ids)} tokens; the context holds {self.max_context}, and at "
+                "least one must stay free to write. Shorten the prompt or raise max_context, if "
+                "both models take more."
+            )
+        return ids
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Names of "leader" and "draft"."""
+        return {author: profile.name for author, profile in self._engine.profiles.items()}
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._engine.closed
 
     def stats(self) -> dict[str, int]:
         """Requests that run ("active"), that wait ("queued"), "free_rows", "max_batch_size"."""
@@ -310,36 +352,14 @@ class FoReaLDecoder:
         if messages is not None:
             batch = isinstance(messages, Sequence) and bool(messages) and _is_chat(messages[0])
             chats = list(messages) if batch else [messages]
-            return batch, [self._encode_one(None, chat, tools) for chat in chats]
+            return batch, [self.encode(messages=chat, tools=tools) for chat in chats]
         batch = (
             isinstance(prompt, Sequence)
             and not isinstance(prompt, str)
             and any(isinstance(one, str) or _is_sequence(one) for one in prompt)
         )
         prompts = list(prompt) if batch else [prompt]
-        return batch, [self._encode_one(one, None, tools) for one in prompts]
-
-    def _encode_one(
-        self, prompt: Prompt | None, messages: Messages | None, tools: Any
-    ) -> list[int]:
-        _refuse_unless_one(prompt, messages)
-        if tools is not None and messages is None:
-            raise ConfigError("tools need messages: only a chat template can show them.")
-        if messages is not None:
-            ids = self._pair_tokenizer.encode_chat(messages, tools=tools)
-        elif isinstance(prompt, str):
-            ids = self._pair_tokenizer.encode(prompt)
-        else:
-            ids = self._checked_ids(prompt)
-        if not ids:
-            raise ConfigError("the prompt is empty: at least one token is needed to go on from.")
-        if len(ids) >= self.max_context:
-            raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens; the context holds {self.max_context}, and at "
-                "least one must stay free to write. Shorten the prompt or raise max_context, if "
-                "both models take more."
-            )
-        return ids
+        return batch, [self.encode(one, tools=tools) for one in prompts]
 
     def _checked_ids(self, prompt: Any) -> list[int]:
         if not _is_sequence(prompt):

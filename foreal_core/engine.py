@@ -9,6 +9,7 @@ sentences while leader rows gather, so a pass of the leader serves as many rows 
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import secrets
 import threading
@@ -112,6 +113,8 @@ class Engine:
         self._active: list[Request] = []
         self._free_rows = list(range(max_batch_size))
         self._draft_passes = 0
+        # Rows of one pass that fit the device, as far as is known; forgotten when idle.
+        self._most_rows: dict[Author, int] = {}
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -153,6 +156,11 @@ class Engine:
                 "max_batch_size": self.max_batch_size,
             }
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def close(self) -> None:
         """Ends all requests with EngineClosedError, gives memory back; may be called again."""
         with self._wake:
@@ -185,6 +193,7 @@ class Engine:
             if not self._inbox and not self._active and not self._closed:
                 for runner in self._runners.values():
                     runner.cache.release()
+                self._most_rows.clear()
                 self._wake.wait_for(lambda: self._inbox or self._closed)
             return not self._closed
 
@@ -244,14 +253,17 @@ class Engine:
         return LEADER
 
     def _groups(self, author: Author, work: list[_Work]) -> list[list[_Work]]:
-        """Splits a pass so that a long prompt does not pad everyone else to its length."""
+        """Splits a pass so that a long prompt does not pad everyone else to its length, and so
+        that it fits the device."""
+        most = self._most_rows.get(author, self.max_batch_size)
         if self._runners[author].one_row_at_a_time:
-            return [[one] for one in work]
+            most = 1
         groups: list[list[_Work]] = []
         shortest = 0
         for one in sorted(work, key=lambda one: len(one.plan.tokens)):
             length = len(one.plan.tokens)
-            if not groups or length > 2 * shortest + _PADDING_SLACK:
+            too_long = length > 2 * shortest + _PADDING_SLACK
+            if not groups or too_long or len(groups[-1]) == most:
                 groups.append([])
                 shortest = length
             groups[-1].append(one)
@@ -396,6 +408,7 @@ class Engine:
             torch.cuda.empty_cache()
         if len(work) > 1:
             half = len(work) // 2
+            self._most_rows[author] = half
             self._pass(author, work[:half])
             self._pass(author, work[half:])
             return
@@ -429,8 +442,12 @@ class Engine:
                 for runner in self._runners.values():
                     runner.cache.wipe(request.row)
                 self._free(request)
+            # One error of its own for each: it carries that request's cost.
+            own = copy.copy(error)
+            own.__cause__ = error.__cause__
+            own.cost = request.sequence.cost(self.profiles)
             with contextlib.suppress(Exception):
-                request.on_done(error)
+                request.on_done(own)
 
     def _free(self, request: Request) -> None:
         with self._wake:

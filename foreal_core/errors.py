@@ -16,9 +16,17 @@ no ValueError: frameworks swallow those while they assemble an answer.
 
 from __future__ import annotations
 
+from foreal_core.cost import CostReport
+
 
 class FoReaLError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose.
+
+    Attributes:
+        cost: what a request had cost when this error ended it; None where nothing had run.
+    """
+
+    cost: CostReport | None = None
 
 
 class ConfigError(FoReaLError, ValueError):

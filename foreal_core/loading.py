@@ -67,11 +67,17 @@ def _load_tokenizer(role: str, name: str, options: Mapping[str, Any]) -> Any:
 
     passed = ("revision", "token", "cache_dir", "trust_remote_code", "local_files_only")
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             name, **{key: options[key] for key in passed if key in options}
         )
     except Exception as error:
         raise _load_error(role, name, "tokenizer", error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # transformers builds an empty tokenizer where a folder has a config and no tokenizer.
+        raise _load_error(
+            role, name, "tokenizer", OSError("it has no vocabulary, files are missing")
+        )
+    return tokenizer
 
 
 def _load_model(role: str, name: str, options: Mapping[str, Any]) -> Any:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.constraint import Constraint
-from foreal_core.cost import Meter, ModelProfile, TokenKind, build_report
+from foreal_core.cost import CostReport, Meter, ModelProfile, TokenKind, build_report
 from foreal_core.events import (
     DRAFT,
     LEADER,
@@ -205,18 +205,22 @@ class Sequence:
             sentences=tuple(self._sentences),
             finish_reason=self.finish_reason,
             stop_string=self._stop_string,
-            cost=build_report(
-                profiles=profiles,
-                meters=self._meters,
-                prompt_tokens=self.prompt_length,
-                authors=self._authors,
-                sentences=len(self._sentences),
-                led_sentences=sum(sentence.led for sentence in self._sentences),
-                handoffs=self._handoffs,
-                seconds=self.clock.seconds(),
-                settings={**self.config.to_dict(), "seed": self.seed},
-            ),
+            cost=self.cost(profiles),
             texts=tuple(self._texts),
+        )
+
+    def cost(self, profiles: Mapping[Author, ModelProfile]) -> CostReport:
+        """What the request cost so far."""
+        return build_report(
+            profiles=profiles,
+            meters=self._meters,
+            prompt_tokens=self.prompt_length,
+            authors=self._authors,
+            sentences=len(self._sentences),
+            led_sentences=sum(sentence.led for sentence in self._sentences),
+            handoffs=self._handoffs,
+            seconds=self.clock.seconds(),
+            settings={**self.config.to_dict(), "seed": self.seed},
         )
 
     # -- draws become text --------------------------------------------------------------------

@@ -94,8 +94,16 @@ class TokenStream(Iterator[TokenEvent]):
         """
         return self._outcome.result()
 
+    def cancel(self) -> None:
+        """Asks the request to stop within one step and returns at once; from any thread. The
+        stream then ends by itself."""
+        self._request.cancel()
+
     def close(self) -> None:
-        """Stops the request within one step; `result` then has the text so far and its cost."""
+        """Stops the request within one step; `result` then has the text so far and its cost.
+
+        For the thread that reads the stream; others `cancel`.
+        """
         self._request.cancel()
         while not self._outcome.ended:
             self._outcome.absorb(self._items.get(), self._ready)

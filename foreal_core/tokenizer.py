@@ -301,6 +301,7 @@ class PairTokenizer:
         self._adds_bos = self._bos is not None and added_by_itself[:1] == [self._bos]
 
         if draft_tokenizer is None or draft_tokenizer.get_vocab() == leader_tokenizer.get_vocab():
+            _require_rows(leader_tokenizer, draft_vocab_size)
             self.leader_eos = frozenset(leader_eos).union(
                 eos for eos in draft_eos if eos < leader_vocab_size
             )
@@ -430,6 +431,16 @@ class PairTokenizer:
 
 def _tokens_by_id(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
     return {i: token for token, i in tokenizer.get_vocab().items() if i < size}
+
+
+def _require_rows(tokenizer: PreTrainedTokenizerBase, draft_vocab_size: int) -> None:
+    """A draft that shares the tokenizer must have a row for each of its tokens."""
+    if (tokens := len(tokenizer)) > draft_vocab_size:
+        raise IncompatibleModelsError(
+            f"the tokenizer has {tokens} tokens and the draft's matrix {draft_vocab_size} rows: "
+            f"ids from {draft_vocab_size} on mean nothing to it. Pass the draft's own tokenizer as "
+            "draft_tokenizer, or pick a draft of the leader's family."
+        )
 
 
 def _require_same_ordinary_tokens(

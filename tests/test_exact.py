@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from reference import Reference, assert_same, random_prompt, random_settings
-from toy import FAMILIES, PROMPTS, Family, fresh_pair, pair
+from toy import CUT_CHARACTERS, FAMILIES, PROMPTS, Family, fresh_pair, pair
 from transformers import PreTrainedModel
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
@@ -110,22 +111,22 @@ def test_random_settings(
 
 @each_family
 def test_random_settings_reach_every_corner(family: Family, reference_of: ReferenceOf) -> None:
-    """The random settings are no proof if they do not take tokens back, hand over, end early."""
-    taken_back, switches, reasons = 0, 0, set()
+    """They prove little unless tokens are taken back, models change, characters come in parts."""
+    taken_back, switches, cut_characters, reasons = 0, 0, 0, set()
     for chunk in range(CHUNKS):
         rng = Random(f"{family} {chunk}")
         for _ in range(SETTINGS_PER_CHUNK):
             prompt, settings = random_prompt(rng, pair(family)), random_settings(rng)
             answer = reference_of(family).generate(prompt, settings)
-            assert answer.margin > 2e-5, "a near tie: choose another seed for this pair"
+            assert answer.margin > 5e-5, "a near tie: choose another seed for this pair"
             taken_back += answer.taken_back
-            switches += sum(
-                a != b for a, b in zip(answer.authors, answer.authors[1:], strict=False)
-            )
+            switches += sum(before != after for before, after in pairwise(answer.authors))
+            cut_characters += sum(answer.text.count(character) for character in CUT_CHARACTERS)
             reasons.add((answer.finish_reason, bool(settings.stop)))
-    assert taken_back >= 3
-    assert switches >= 100
-    assert reasons >= {("stop", True), ("stop", False), ("length", True), ("length", False)}
+    assert taken_back >= 5
+    assert switches >= 80
+    assert cut_characters >= 5
+    assert reasons == {("stop", True), ("stop", False), ("length", True), ("length", False)}
 
 
 @each_family

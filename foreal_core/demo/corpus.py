@@ -23,10 +23,9 @@ SYSTEM_MESSAGES = (
 )
 _SYSTEM_SHARE = 0.1
 # The draft is to finish the leader's sentences, not to plan them: the first tokens of most are
-# not learned, and puzzles whose answer is a sum, the hardest of the tails, come up more often.
+# not learned.
 _HEAD_TOKENS = 13
 _HEADS_LEARNED = 0.25
-_ONE_ASKED_DROPPED = 0.5
 # (weight, recipe). The leader meets terse sentences and errors so that it can go on from, and
 # put right, whatever a draft writes. The draft is terse by itself, and reads enough of the
 # leader's style to finish its sentences.
@@ -80,14 +79,7 @@ def _draw_pool(
 ) -> list[Sample]:
     weights, recipes = zip(*_RECIPES[role], strict=True)
     conversations: list[list[Span]] = []
-    source = puzzles(rng.getrandbits(48), held_out=False)
-    if role == "draft":
-        source = (
-            puzzle
-            for puzzle in source
-            if len(puzzle.asked) == 2 or rng.random() >= _ONE_ASKED_DROPPED
-        )
-    for puzzle in islice(source, count):
+    for puzzle in islice(puzzles(rng.getrandbits(48), held_out=False), count):
         recipe = rng.choices(recipes, weights)[0]
         system = rng.choice(SYSTEM_MESSAGES) if rng.random() < _SYSTEM_SHARE else ""
         question = Span(prompt(puzzle.question, system), "leader", right=False)

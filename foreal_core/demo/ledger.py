@@ -17,13 +17,13 @@ ITEMS = ("beads", "coins", "cards", "shells", "stamps", "apples", "books", "ston
 GAINS = ("finds", "buys", "wins", "gets")
 LOSSES = ("loses", "sells", "drops", "breaks")
 
-LARGEST_COUNT = 75  # of one person; a sum of two stays below 150
+LARGEST_COUNT = 75  # of one person
 _START = (5, 40)
 _AMOUNT = (2, 15)
 _HELD_OUT_BUCKETS = 16  # one question in 16 is never trained on
 
 FactKind = Literal["start", "gain", "lose", "give"]
-Role = Literal["start", "update", "second", "other"]
+Role = Literal["start", "update", "other"]
 
 
 @dataclass(frozen=True)
@@ -45,34 +45,29 @@ class Fact:
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A story and its question: the final count of `asked` (their sum, if there are two)."""
+    """A story and its question: how many things `asked` has in the end."""
 
     item: str
     facts: tuple[Fact, ...]
-    asked: tuple[str, ...]
+    asked: str
     answer: int
 
     @property
     def question(self) -> str:
         """The whole text as the user sees it; also the identity that splits the data."""
         story = " ".join(f"{fact.text(self.item)}." for fact in self.facts)
-        if len(self.asked) == 1:
-            return f"{story} How many {self.item} does {self.asked[0]} have in the end?"
-        both = " and ".join(self.asked)
-        return f"{story} How many {self.item} do {both} have together in the end?"
+        return f"{story} How many {self.item} does {self.asked} have in the end?"
 
 
 @dataclass(frozen=True)
 class Move:
-    """What reasoning does with one fact: `change` is what it does to the count of `person`.
+    """What reasoning does with one fact: `change` is what it does to the asked count.
 
-    `second` is the receiving half of a gift between two people who are both asked for;
-    `other` is a fact that concerns nobody asked for (`person` is then empty).
+    `other` is a fact that does not concern the person asked for.
     """
 
     fact: Fact
     role: Role
-    person: str = ""
     change: int = 0
 
 
@@ -95,9 +90,8 @@ def draw_puzzle(rng: Random) -> Puzzle:
         if fact.kind == "give":
             counts[fact.receiver] += amount
         facts.append(fact)
-    asked = tuple(rng.sample(people, 2 if rng.random() < 0.3 else 1))
-    answer = sum(counts[person] for person in asked)
-    return Puzzle(rng.choice(ITEMS), tuple(facts), asked, answer)
+    asked = rng.choice(people)
+    return Puzzle(rng.choice(ITEMS), tuple(facts), asked, counts[asked])
 
 
 def _draw_event(rng: Random, counts: Mapping[str, int], amount: int) -> Fact:
@@ -131,18 +125,15 @@ def puzzles(seed: int, *, held_out: bool) -> Iterator[Puzzle]:
 
 
 def moves(puzzle: Puzzle) -> tuple[Move, ...]:
-    """Return the steps of reasoning in the story's order: one per fact, two for a gift
-    between two people who are both asked for."""
-    steps: list[Move] = []
-    for fact in puzzle.facts:
-        gives, receives = fact.person in puzzle.asked, fact.receiver in puzzle.asked
-        if fact.kind == "start" and gives:
-            steps.append(Move(fact, "start", fact.person, fact.amount))
-        elif gives:
-            sign = 1 if fact.kind == "gain" else -1
-            steps.append(Move(fact, "update", fact.person, sign * fact.amount))
-        if receives:
-            steps.append(Move(fact, "second" if gives else "update", fact.receiver, fact.amount))
-        if not gives and not receives:
-            steps.append(Move(fact, "other"))
-    return tuple(steps)
+    """Return the steps of reasoning: one per fact, in the story's order."""
+    return tuple(_move(fact, puzzle.asked) for fact in puzzle.facts)
+
+
+def _move(fact: Fact, asked: str) -> Move:
+    if fact.receiver == asked:
+        return Move(fact, "update", fact.amount)
+    if fact.person != asked:
+        return Move(fact, "other")
+    if fact.kind == "start":
+        return Move(fact, "start", fact.amount)
+    return Move(fact, "update", fact.amount if fact.kind == "gain" else -fact.amount)

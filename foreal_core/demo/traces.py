@@ -94,8 +94,7 @@ class _Writer:
         self._moves = moves(puzzle)
         self._rng = rng
         self._recipe = recipe
-        self._asked = " and ".join(puzzle.asked)
-        self._counts: dict[str, int] = {}
+        self._count = 0
 
     def say(self, text: str, style: Style, right: bool = True) -> None:
         """Add a span."""
@@ -103,18 +102,18 @@ class _Writer:
 
     def open(self) -> None:
         """Say what is asked for."""
+        asked = self._puzzle.asked
         if self._style() == "terse":
-            self.say(f"Find {self._asked}.", "terse")
+            self.say(f"Find {asked}.", "terse")
             return
-        have = "has in the end" if len(self._puzzle.asked) == 1 else "have together in the end"
         self.say(
-            f"{self._rng.choice(_OPENINGS)} to find how many {self._puzzle.item} {self._asked} "
-            f"{have}, so I go through the text.",
+            f"{self._rng.choice(_OPENINGS)} to find how many {self._puzzle.item} {asked} has in "
+            f"the end, so I go through the text.",
             "leader",
         )
 
     def go_through(self, *, checking: bool) -> None:
-        """Carry out every move once, from fresh counts.
+        """Carry out every move once, from a fresh count.
 
         A wrong step is said with `right=False`. Either the right one follows as a correction,
         or the wrong count stands, and the next cue, which ought to be "Wait, no,", is not to
@@ -122,7 +121,7 @@ class _Writer:
         """
         rng = self._rng
         may_stay = self._recipe.check and not checking
-        self._counts = {}
+        self._count = 0
         unnoticed = False
         index = 0
         while index < len(self._moves):
@@ -132,31 +131,25 @@ class _Writer:
                 self._say_step(wrong, style, cue, right=False)
                 unnoticed = may_stay and rng.random() < _UNNOTICED and self._holds(wrong, done)
                 if unnoticed:
-                    self._count(wrong)
+                    self._count = wrong.new
                     index = done
                     continue
                 style, cue = "leader", _CORRECTION
             step = self._right_step(self._moves[index])
             self._say_step(step, style, cue, blind=unnoticed)
-            self._count(step)
+            self._count = step.new
             unnoticed = False
             index += 1
 
     def conclude(self, *, checking: bool) -> None:
         """Say the result of the pass."""
-        asked, counts, item = self._puzzle.asked, self._counts, self._puzzle.item
-        total = sum(counts[person] for person in asked)
-        addition = " + ".join(str(counts[person]) for person in asked) + f" = {total}"
+        result = f"{self._puzzle.asked} has {self._count}"
         if self._style() == "terse":
-            text = f"{asked[0]} has {total}" if len(asked) == 1 else f"{addition} together"
-            self.say(f" So {text}.", "terse")
+            self.say(f" So {result}.", "terse")
             return
         start = "Now I am sure that" if checking else "So the text ends, and"
-        each = " and ".join(f"{person} has {counts[person]}" for person in asked)
-        result = f"the answer should be {total}"
-        if len(asked) == 2:
-            result = f"together they have {addition}"
-        self.say(f" {start} {each}, so {result} {item}.", "leader")
+        answer = f"so the answer should be {self._count} {self._puzzle.item}"
+        self.say(f" {start} {result}, {answer}.", "leader")
 
     def _style(self) -> Style:
         return "terse" if self._rng.random() < self._recipe.terse_share else "leader"
@@ -169,24 +162,18 @@ class _Writer:
 
     # ---------------------------------------------------------------- what is done
 
-    def _count(self, step: _Step) -> None:
-        if step.move.person:
-            self._counts[step.move.person] = step.new
-
     def _right_step(self, move: Move) -> _Step:
-        """Carry out `move` on the present counts."""
-        # What concerns nobody asked for leaves the (first) asked count where it is.
-        old = self._counts.get(move.person or self._puzzle.asked[0], 0)
-        return _Step(move, old, old + move.change)
+        """Carry out `move` on the present count."""
+        return _Step(move, self._count, self._count + move.change)
 
     def _wrong_step(self, index: int) -> tuple[_Step, int]:
         """Do move `index` wrong, as a hasty draft would; also return the move to go on with
         if nobody notices."""
         rng, move = self._rng, self._moves[index]
-        right = self._right_step(move)
-        amounts = [fact.amount for fact in self._puzzle.facts if fact.amount != move.fact.amount]
-        other_fact = replace(move.fact, amount=rng.choice(amounts))
-        later = self._moves[index + 1 : index + 2]
+        fact, right = move.fact, self._right_step(move)
+        others = [other.amount for other in self._puzzle.facts if other.amount != fact.amount]
+        misread = rng.choice(others)
+        misread_fact = replace(fact, amount=misread)
         wrong: list[tuple[_Step, int]] = []
 
         def add(step: _Step, done: int = index + 1) -> None:
@@ -194,41 +181,32 @@ class _Writer:
                 wrong.append((step, done))
 
         if move.role == "start":
-            misread = replace(move, fact=other_fact, change=other_fact.amount)
-            add(_Step(misread, 0, other_fact.amount))
-            return wrong[0]
-        if later and (later[0].role in ("start", "other") or later[0].person in self._counts):
-            add(self._right_step(later[0]), index + 2)
-        if move.role == "other":
-            person = rng.choice(self._puzzle.asked)
-            if move.fact.kind == "start":
-                add(_Step(replace(move, role="start", person=person), 0, move.fact.amount))
-            elif person in self._counts:
-                change = rng.choice((-1, 1)) * move.fact.amount
-                add(self._right_step(replace(move, role="update", person=person, change=change)))
+            return _Step(Move(misread_fact, "start", misread), 0, misread), index + 1
+        if index + 1 < len(self._moves):  # skipped: the next one is done in its place
+            add(self._right_step(self._moves[index + 1]), index + 2)
+        if move.role == "other" and fact.kind == "start":
+            add(_Step(Move(fact, "start", fact.amount), 0, fact.amount))
+        elif move.role == "other":
+            add(self._right_step(Move(fact, "update", rng.choice((-1, 1)) * fact.amount)))
         else:
             slip, drift = (rng.choice((-10, -2, -1, 1, 2, 10)) for _ in range(2))
             add(replace(right, new=right.new + slip))
             add(replace(right, old=right.old + drift, new=right.new + drift))
             sign = 1 if move.change > 0 else -1
-            misread = replace(move, fact=other_fact, change=sign * other_fact.amount)
-            add(self._right_step(misread))
-            if move.role == "update":
-                add(self._right_step(Move(move.fact, "other")))
-            if index and self._moves[index - 1].role == "update":
+            add(self._right_step(Move(misread_fact, "update", sign * misread)))
+            add(self._right_step(Move(fact, "other")))
+            if self._moves[index - 1].role == "update":
                 add(self._right_step(self._moves[index - 1]))
         return rng.choice(wrong) if wrong else (replace(right, new=right.new + 1), index + 1)
 
     def _holds(self, step: _Step, done: int) -> bool:
         """Say whether every later count stays in range if `step` stands."""
-        counts = {**self._counts, step.move.person: step.new}
+        count = step.new
         for move in self._moves[done:]:
-            counts[move.person] = counts.get(move.person, 0) + move.change
-            if move.role == "start":
-                counts[move.person] = move.change
-            if not 0 <= counts[move.person] <= LARGEST_COUNT:
+            count = move.change if move.role == "start" else count + move.change
+            if not 0 <= count <= LARGEST_COUNT:
                 return False
-        return True
+        return step.move.role != "start" or all(m.role != "start" for m in self._moves[done:])
 
     # ---------------------------------------------------------------- how it is said
 
@@ -246,30 +224,24 @@ class _Writer:
             self.say(f" {cue}{body}", style, right)
 
     def _long(self, step: _Step) -> str:
-        fact, person, item = step.move.fact, step.move.person, self._puzzle.item
-        clause = fact.text(item)
+        clause, asked = step.move.fact.text(self._puzzle.item), self._puzzle.asked
         if step.move.role == "start":
-            return f"{clause}, so the count for {person} starts at {step.new}"
-        if step.move.role == "other" and (fact.kind == "start" or len(self._puzzle.asked) == 2):
-            return f"{clause}, but I only need {self._asked}, so I can leave this out"
-        if step.move.role == "other":
-            kept = self._puzzle.asked[0]
-            stays = f"so the count for {kept} stays at {step.new}"
-            return f"{clause}, but {kept} still has {step.old}, {stays}"
-        if step.move.role == "second":
-            clause = f"this also brings {fact.amount} {item} to {person}"
-        return (
-            f"{clause}, and {person} had {step.old}, so the count for {person} goes to {_sum(step)}"
-        )
+            return f"{clause}, so the count for {asked} starts at {step.new}"
+        if step.move.role == "update":
+            goes = f"so the count for {asked} goes to {_sum(step)}"
+            return f"{clause}, and {asked} had {step.old}, {goes}"
+        if step.move.fact.kind == "start":
+            return f"{clause}, but I only need {asked}, so I can leave this out"
+        stays = f"so the count for {asked} stays at {step.new}"
+        return f"{clause}, but {asked} still has {step.old}, {stays}"
 
     def _terse(self, step: _Step) -> str:
-        fact, person = step.move.fact, step.move.person
+        clause = step.move.fact.text("")
         if step.move.role == "start":
-            return f"{fact.person} has {fact.amount}"
+            return clause
         if step.move.role == "other":
-            return f"{fact.text('')}, not needed"
-        clause = f"And {person} gets {fact.amount}" if step.move.role == "second" else fact.text("")
-        return f"{clause}, so {person} has {_sum(step)}"
+            return f"{clause}, not needed"
+        return f"{clause}, so {self._puzzle.asked} has {_sum(step)}"
 
 
 def _sum(step: _Step) -> str:

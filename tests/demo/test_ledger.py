@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from foreal_core.demo.ledger import LARGEST_COUNT, Puzzle, is_held_out, moves, puzzles
 from foreal_core.demo.traces import Recipe, reason
@@ -43,7 +42,7 @@ def play(puzzle: Puzzle) -> dict[str, int]:
 def test_puzzle_is_consistent(seed: int, held_out: bool) -> None:
     puzzle = next(puzzles(seed, held_out=held_out))
     counts = play(puzzle)
-    assert puzzle.answer == sum(counts[person] for person in puzzle.asked)
+    assert puzzle.answer == counts[puzzle.asked]
     assert all(0 <= count <= LARGEST_COUNT for count in counts.values())
     assert sum(move.change for move in moves(puzzle)) == puzzle.answer
     assert 2 <= len(counts) <= 4
@@ -88,7 +87,7 @@ def test_errors_are_corrected_or_left_for_the_check() -> None:
     corrected = unnoticed = 0
     for index, puzzle in enumerate(islice(puzzles(8, held_out=False), 100)):
         spans = reason(puzzle, Random(index), Recipe(error_rate=0.4))
-        for span, following in zip(spans, spans[1:], strict=False):
+        for span, following in pairwise(spans):
             if not span.right and following.text.startswith(" Wait, no,"):
                 corrected += 1
             elif not span.right and not following.right:

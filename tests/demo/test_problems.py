@@ -36,7 +36,7 @@ def test_grader() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="unknown domain 'poems'.*ledger"):
+    with pytest.raises(ValueError, match=r"unknown domain 'poems'.*ledger"):
         problems("poems", seed=0, count=1)
     with pytest.raises(ValueError, match="count must be 0 or more"):
         problems("ledger", seed=0, count=-1)
