@@ -113,7 +113,7 @@ def _takes_settings(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def _setting_options() -> list[inspect.Parameter]:
-    types = {**get_type_hints(FoReaLConfig), "stop": list[str]}
+    types = {**get_type_hints(FoReaLConfig), "stop": list[str], "json_schema": str}
     helps = _attribute_helps(FoReaLConfig)
     parameters = []
     for field in fields(FoReaLConfig):
