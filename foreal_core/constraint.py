@@ -70,30 +70,37 @@ class ConstraintFactory:
         return Constraint(
             self._matcher(self._tokenizer, grammar),
             self._vocabulary,
-            begins_after=self._think_end if self._will_think(prompt) else None,
+            think_start=self._think_start,
+            think_end=self._think_end,
+            thinking=self._is_thinking(prompt),
         )
 
-    def _will_think(self, prompt: Sequence[int]) -> bool:
-        """Whether a thinking part comes first: the tokenizer knows one and the prompt has not
-        closed it."""
-        if self._think_end is None:
-            return False
+    def _is_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt opens a thinking part and does not close it."""
         for token in reversed(prompt):
-            if token == self._think_end:
-                return False
-            if token == self._think_start:
-                return True
-        return True
+            if token in (self._think_start, self._think_end):
+                return token == self._think_start
+        return False
 
 
 class Constraint:
     """Which ids may come next in one text. Follows the text by itself, back and forth: it is told
     the whole completion each time and moves the grammar by the difference."""
 
-    def __init__(self, matcher: Any, vocabulary: int, begins_after: int | None) -> None:
+    def __init__(
+        self,
+        matcher: Any,
+        vocabulary: int,
+        *,
+        think_start: int | None,
+        think_end: int | None,
+        thinking: bool,
+    ) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._begins_after = begins_after
+        self._think_start = think_start
+        self._think_end = think_end
+        self._thinking = thinking
         self._consumed: list[int] = []
 
     def allowed(self, completion: Sequence[int]) -> np.ndarray | None:
@@ -107,15 +114,19 @@ class Constraint:
             return None
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.unpackbits(packed, bitorder="little")[: self._vocabulary].astype(bool)
+        if not completion and self._think_start is not None:
+            allowed[self._think_start] = True
         return allowed
 
     def _answer(self, completion: Sequence[int]) -> list[int] | None:
-        """What of the completion the grammar is about."""
-        if self._begins_after is None:
+        """What of the completion the grammar is about: all of it, or what follows a thinking part
+        that the prompt or the first token opened."""
+        opened = self._think_start is not None and completion[:1] == [self._think_start]
+        if not self._thinking and not opened:
             return list(completion)
-        if self._begins_after not in completion:
+        if self._think_end not in completion:
             return None
-        return list(completion[completion.index(self._begins_after) + 1 :])
+        return list(completion[completion.index(self._think_end) + 1 :])
 
     def _follow(self, answer: list[int]) -> bool:
         """Moves the grammar to the end of `answer`; False if that lies beyond its own end, as a

@@ -9,7 +9,7 @@ The clock follows the last one at small batch, the first one is what the paper r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -125,8 +125,13 @@ def build_report(
     handoffs: int,
     seconds: dict[str, float],
     settings: dict[str, Any],
+    prefill_chunk: int,
 ) -> CostReport:
-    """Adds the meters of "leader" and "draft" up into one record."""
+    """Adds the meters of "leader" and "draft" up into one record.
+
+    The baseline reads the prompt in pieces of `prefill_chunk` tokens as well, and shares its
+    passes with as many rows as this request did, so that no saving is shown that batching made.
+    """
     completion = len(authors)
     leader = profiles["leader"]
     written: dict[str, float] = {"leader": 0, "draft": 0}
@@ -150,12 +155,14 @@ def build_report(
         forward_passes={name: meter.passes for name, meter in meters.items()},
         flops=_with_total(
             {n: profiles[n].flops(m.tokens, m.attended, m.logits) for n, m in meters.items()},
-            _computed_by_leader_alone(leader, prompt_tokens, completion),
+            _computed_by_leader_alone(leader, prompt_tokens, completion, prefill_chunk),
         ),
         flops_written=_with_total(written, written_by_leader_alone),
         weight_bytes=_with_total(
             {n: m.shared_passes * profiles[n].weight_bytes for n, m in meters.items()},
-            completion * leader.weight_bytes,
+            _passes_of_leader_alone(prompt_tokens, completion, prefill_chunk)
+            * leader.weight_bytes
+            * _mean_share(meters.values()),
         ),
         seconds=seconds,
         tokens_per_second=completion / seconds["total"] if seconds["total"] > 0 else 0.0,
@@ -164,13 +171,29 @@ def build_report(
     )
 
 
-def _computed_by_leader_alone(leader: ModelProfile, prompt: int, completion: int) -> int:
-    """One pass over the prompt gives the first token, each further token is a pass of its own."""
+def _computed_by_leader_alone(
+    leader: ModelProfile, prompt: int, completion: int, chunk: int
+) -> int:
+    """The last pass over the prompt gives the first token, each further token is a pass."""
     if completion == 0:
         return 0
+    ends = [*range(chunk, prompt, chunk), prompt]
+    attended = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
     steps = completion - 1
-    attended = prompt * prompt + steps * prompt + steps * (steps + 1) // 2
+    attended += steps * prompt + steps * (steps + 1) // 2
     return leader.flops(prompt + steps, attended, completion)
+
+
+def _passes_of_leader_alone(prompt: int, completion: int, chunk: int) -> int:
+    return completion and -(-prompt // chunk) + completion - 1
+
+
+def _mean_share(meters: Iterable[Meter]) -> float:
+    """What a pass cost this request on average: 1 alone, 1/B in batches of B."""
+    shared, passes = (
+        sum(column) for column in zip(*((m.shared_passes, m.passes) for m in meters), strict=True)
+    )
+    return shared / passes if passes else 1.0
 
 
 def _with_total(by_model: Mapping[str, float], leader_only: float) -> dict[str, float]:

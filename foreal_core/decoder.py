@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from types import TracebackType
 from typing import Any, TypeAlias, overload
 
@@ -69,14 +69,19 @@ class FoReaLDecoder:
         draft_runner = ModelRunner(
             draft, model_name(draft, "draft"), max_rows=max_batch_size, max_slots=context
         )
-        self._pair_tokenizer = PairTokenizer(
-            tokenizer,
-            draft_tokenizer,
-            leader_vocab_size=leader_runner.vocab_size,
-            draft_vocab_size=draft_runner.vocab_size,
-            leader_eos=end_of_sequence_ids(leader, tokenizer),
-            draft_eos=end_of_sequence_ids(draft, draft_tokenizer or tokenizer),
-        )
+        try:
+            self._pair_tokenizer = PairTokenizer(
+                tokenizer,
+                draft_tokenizer,
+                leader_vocab_size=leader_runner.vocab_size,
+                draft_vocab_size=draft_runner.vocab_size,
+                leader_eos=end_of_sequence_ids(leader, tokenizer),
+                draft_eos=end_of_sequence_ids(draft, draft_tokenizer or tokenizer),
+            )
+        except BaseException:
+            leader_runner.restore()
+            draft_runner.restore()
+            raise
         self._vocab_size = leader_runner.vocab_size
         self._engine = Engine(
             leader_runner,
@@ -186,7 +191,9 @@ class FoReaLDecoder:
         batch, prompts = self._encode(prompt, messages, tools)
         requests, futures = self._submit_all(prompts, settings)
         try:
-            results = [future.result() for future in futures]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            failed = [future for future in futures if future.done() and future.exception()]
+            results = [future.result() for future in failed or futures]
         finally:
             for request in requests:
                 request.cancel()
@@ -207,7 +214,11 @@ class FoReaLDecoder:
             batch, prompts = await asyncio.to_thread(self._encode, prompt, messages, tools)
         else:
             batch, prompts = self._encode(prompt, messages, tools)
-        requests, futures = self._submit_all(prompts, settings)
+        if settings.json_schema is None:
+            requests, futures = self._submit_all(prompts, settings)
+        else:
+            # The first schema walks the whole vocabulary, which can take seconds.
+            requests, futures = await asyncio.to_thread(self._submit_all, prompts, settings)
         try:
             results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
         finally:
@@ -249,7 +260,8 @@ class FoReaLDecoder:
         def start(push: Push) -> Request:
             return self._submit(self.encode(prompt, messages=messages, tools=tools), settings, push)
 
-        return AsyncTokenStream(start, start_blocks=_is_long(prompt, messages))
+        blocks = _is_long(prompt, messages) or settings.json_schema is not None
+        return AsyncTokenStream(start, start_blocks=blocks)
 
     # -- the rest -----------------------------------------------------------------------------
 

@@ -37,10 +37,8 @@ from foreal_core.sampling import Draws, draw
 from foreal_core.sequence import Plan, Sequence
 from foreal_core.tokenizer import PairTokenizer
 
-# Leader rows wait for at most this many draft passes in a row.
-_MOST_DRAFT_PASSES = 16
-# Tokens of one row per pass; longer prompts go in piece by piece.
-_CHUNK = 512
+# Rows that wait for one model wait for at most this many passes of the other.
+_LONGEST_WAIT = 16
 # Rows share a pass while the longest is at most this much longer than twice the shortest.
 _PADDING_SLACK = 16
 
@@ -112,7 +110,7 @@ class Engine:
         self._wake = threading.Condition()
         self._active: list[Request] = []
         self._free_rows = list(range(max_batch_size))
-        self._draft_passes = 0
+        self._passes_in_a_row: dict[Author, int] = {LEADER: 0, DRAFT: 0}
         # Rows of one pass that fit the device, as far as is known; forgotten when idle.
         self._most_rows: dict[Author, int] = {}
         self._closed = False
@@ -139,6 +137,11 @@ class Engine:
         request = Request(sequence, on_events, on_done)
         with self._wake:
             self._refuse_if_closed()
+            if self._thread is not None and not self._thread.is_alive():
+                raise EngineClosedError(
+                    "this decoder belongs to another process: its engine did not survive the "
+                    "fork. Create the FoReaLDecoder after forking, or start processes by spawn."
+                )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="foreal-engine", daemon=True)
                 self._thread.start()
@@ -164,10 +167,12 @@ class Engine:
     def close(self) -> None:
         """Ends all requests with EngineClosedError, gives memory back; may be called again."""
         with self._wake:
-            self._closed = True
+            first, self._closed = not self._closed, True
             self._wake.notify()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is None and first:
+            self._shut_down()
+        elif thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _refuse_if_closed(self) -> None:
@@ -179,13 +184,18 @@ class Engine:
     # -- the engine's thread --------------------------------------------------------------------
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while self._wait_for_work():
-                try:
-                    self.step()
-                except Exception as error:
-                    # A defect of ours must not leave anyone waiting.
-                    self._fail(list(self._active), _wrapped(error))
+        try:
+            with torch.inference_mode():
+                while self._wait_for_work():
+                    try:
+                        self.step()
+                    except Exception as error:
+                        # A defect of ours must not leave anyone waiting.
+                        self._fail(list(self._active), _wrapped(error))
+        finally:
+            # Also when the thread dies of what is no Exception (a panic of a native library).
+            with self._wake:
+                self._closed = True
             self._shut_down()
 
     def _wait_for_work(self) -> bool:
@@ -210,7 +220,7 @@ class Engine:
         work = []
         for request in waiting[author]:
             try:
-                plan = request.sequence.plan(author, _CHUNK)
+                plan = request.sequence.plan(author)
                 work.append(_Work(request, plan, self._masks(author, request.sequence, plan)))
             except Exception as error:
                 self._fail([request], _wrapped(error))
@@ -220,6 +230,8 @@ class Engine:
     def _drop_cancelled(self) -> None:
         for request in [r for r in self._active if r.cancelled]:
             request.sequence.cancel()
+            # Its last pass may have left NaN that no logits have shown yet.
+            self._wipe(request)
             self._finish(request)
         with self._wake:
             gone = [request for request in self._inbox if request.cancelled]
@@ -245,12 +257,13 @@ class Engine:
         leader, draft = (
             len(waiting[author]) / self.profiles[author].weight_bytes for author in (LEADER, DRAFT)
         )
-        overdue = waiting[LEADER] and self._draft_passes >= _MOST_DRAFT_PASSES
-        if draft > leader and not overdue:
-            self._draft_passes += 1
-            return DRAFT
-        self._draft_passes = 0
-        return LEADER
+        chosen: Author = DRAFT if draft > leader else LEADER
+        other: Author = LEADER if chosen == DRAFT else DRAFT
+        if waiting[other] and self._passes_in_a_row[chosen] >= _LONGEST_WAIT:
+            chosen, other = other, chosen
+        self._passes_in_a_row[chosen] += 1
+        self._passes_in_a_row[other] = 0
+        return chosen
 
     def _groups(self, author: Author, work: list[_Work]) -> list[list[_Work]]:
         """Splits a pass so that a long prompt does not pad everyone else to its length, and so
@@ -438,16 +451,21 @@ class Engine:
 
     def _fail(self, requests: SequenceOf[Request], error: FoReaLError) -> None:
         for request in requests:
-            if request.row >= 0:
-                for runner in self._runners.values():
-                    runner.cache.wipe(request.row)
-                self._free(request)
+            self._wipe(request)
+            self._free(request)
             # One error of its own for each: it carries that request's cost.
             own = copy.copy(error)
             own.__cause__ = error.__cause__
-            own.cost = request.sequence.cost(self.profiles)
+            with contextlib.suppress(Exception):
+                own.cost = request.sequence.cost(self.profiles)
             with contextlib.suppress(Exception):
                 request.on_done(own)
+
+    def _wipe(self, request: Request) -> None:
+        # A device that is broken for good refuses even this; the waiter must hear all the same.
+        with contextlib.suppress(Exception):
+            for runner in self._runners.values():
+                runner.cache.wipe(request.row)
 
     def _free(self, request: Request) -> None:
         with self._wake:

@@ -95,7 +95,7 @@ class RowCache(Cache):
     def wipe(self, row: int) -> None:
         """Zeroes a row that may hold NaN: masked slots still meet the softmax as 0 x NaN."""
         for keys, values in self._slabs.values():
-            if row < keys.shape[0]:
+            if 0 <= row < keys.shape[0]:
                 keys[row].zero_()
                 values[row].zero_()
 

@@ -94,6 +94,7 @@ def _load_model(role: str, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _load_error(role: str, name: str, what: str, error: Exception) -> ModelLoadError:
+    name = str(name)
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~"))):
         return ModelLoadError(
             f"the {role}'s {what} could not be loaded: there is no folder {name!r}."

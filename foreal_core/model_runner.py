@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from foreal_core.cost import ModelProfile
@@ -54,12 +57,12 @@ class ModelRunner:
         self.profile = profile_model(model, name)
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
         self.cache = RowCache(max_rows, max_slots)
-        # Rope types that rescale with the longest position in the batch: one row at a time, or
+        # This rope rescales with the longest position in the batch: one row at a time, or
         # neighbours would change each other's text.
-        self.one_row_at_a_time = _rope_type(model) in {"dynamic", "longrope"}
+        self.one_row_at_a_time = _rope_type(model) == "longrope"
         self._device = model.get_input_embeddings().weight.device
-        self._former_attention = model.config._attn_implementation
-        model.set_attn_implementation(ATTENTION_NAME)
+        self._last_position = max_slots - 1
+        _borrow_attention(model)
         model.eval()
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -79,6 +82,8 @@ class ModelRunner:
         positions = torch.arange(width, device=self._device)[None, :] + torch.tensor(
             starts, device=self._device
         ).unsqueeze(1)
+        # Padding may run past the last position that the model knows; it is never looked at.
+        positions.clamp_(max=self._last_position)
         keeps = [chunk.keep for chunk in chunks]
         most = max(max(keeps), 1)
         same = min(lengths) == width and min(keeps) == most
@@ -99,9 +104,31 @@ class ModelRunner:
         return logits.flatten(0, 1)[torch.tensor(wanted, device=logits.device, dtype=torch.long)]
 
     def restore(self) -> None:
-        """Gives the cache's memory back and the model its own attention."""
+        """Gives the cache's memory back, and the model its own attention if no other runner uses
+        it."""
         self.cache.release()
-        self.model.set_attn_implementation(self._former_attention)
+        _return_attention(self.model)
+
+
+# Models in use: their own attention implementation, and how many runners use them.
+_borrowed: weakref.WeakKeyDictionary[Any, tuple[str, int]] = weakref.WeakKeyDictionary()
+_borrowing = threading.Lock()
+
+
+def _borrow_attention(model: Any) -> None:
+    with _borrowing:
+        former, users = _borrowed.get(model, (model.config._attn_implementation, 0))
+        _borrowed[model] = (former, users + 1)
+        model.set_attn_implementation(ATTENTION_NAME)
+
+
+def _return_attention(model: Any) -> None:
+    with _borrowing:
+        former, users = _borrowed.pop(model)
+        if users > 1:
+            _borrowed[model] = (former, users - 1)
+        else:
+            model.set_attn_implementation(former)
 
 
 def _columns(lengths: Sequence[int], keep: int, device: torch.device) -> Tensor:
@@ -118,8 +145,9 @@ def profile_model(model: Any, name: str) -> ModelProfile:
     head_parameters = head.weight.numel()
     body = 0
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            # Not weight.numel(): quantised weights are packed.
+        features = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        if module is not head and all(isinstance(count, int) for count in features):
+            # Not weight.numel(): quantised weights are packed, some in layers of their own kind.
             body += module.in_features * module.out_features
         elif isinstance(module, Conv1D):
             body += module.weight.numel()
@@ -132,9 +160,18 @@ def profile_model(model: Any, name: str) -> ModelProfile:
         head_parameters=head_parameters,
         attention_width=config.num_hidden_layers * config.num_attention_heads * head_dim,
         weight_bytes=sum(
-            p.numel() * p.element_size() for p in model.parameters() if id(p) not in skipped
+            p.numel() * p.element_size()
+            for p in itertools.chain(model.parameters(), _packed_weights(model))
+            if id(p) not in skipped
         ),
     )
+
+
+def _packed_weights(model: Any) -> Iterator[Tensor]:
+    """Buffers of quantised layers, which hold their weights there and not in parameters."""
+    for module in model.modules():
+        if hasattr(module, "in_features") and not any(True for _ in module.parameters(False)):
+            yield from module.buffers(False)
 
 
 def _active_expert_parameters(model: Any, config: Any) -> int:
@@ -148,8 +185,14 @@ def _active_expert_parameters(model: Any, config: Any) -> int:
 
 
 def _rope_type(model: Any) -> str:
+    """The rope type; of models with one per layer type, the first that depends on the batch."""
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    return str(parameters.get("rope_type", "default"))
+    kinds = [
+        str(one.get("rope_type", "default"))
+        for one in (parameters, *parameters.values())
+        if isinstance(one, dict)
+    ]
+    return next((kind for kind in kinds if kind in ("dynamic", "longrope")), "default")
 
 
 def _refuse_unless_rollable(model: Any, name: str) -> None:
@@ -157,14 +200,21 @@ def _refuse_unless_rollable(model: Any, name: str) -> None:
     foreign = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
     reason = None
     if getattr(model, "_is_stateful", False):
-        reason = "it keeps a recurrent state"
+        reason = "it keeps a recurrent state, which cannot be rolled back token by token"
     elif foreign:
-        reason = f"it has layers of type {', '.join(foreign)}"
+        reason = (
+            f"it has layers of type {', '.join(foreign)}, whose state cannot be rolled back token "
+            "by token"
+        )
+    elif _rope_type(model) == "dynamic":
+        reason = "its dynamic rope remembers the longest text it has seen"
+    elif not getattr(model, "_supports_sdpa", False):
+        reason = "its attention does more than PyTorch's SDPA can (soft-capping, sinks)"
     elif not model._can_set_attn_implementation():
         reason = "its attention cannot be replaced through transformers' AttentionInterface"
     if reason is not None:
         raise UnsupportedModelError(
-            f"{name} ({type(model).__name__}) cannot share a text with another model: {reason}, so "
-            "its cache cannot be rolled back token by token. Use a decoder whose layers are all "
-            "attention, such as Qwen2/2.5/3, Llama, Mistral or Gemma3."
+            f"{name} ({type(model).__name__}) cannot share a text with another model: {reason}. "
+            "Use a decoder whose layers are all attention, such as Qwen2/2.5/3, Llama, Mistral or "
+            "Gemma3."
         )

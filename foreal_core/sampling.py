@@ -106,7 +106,7 @@ def _penalised(
     logits: Tensor, settings: Sequence[FoReaLConfig], contexts: Sequence[Sequence[int]]
 ) -> Tensor:
     """Divides positive and multiplies negative logits of seen ids (arXiv 1909.05858)."""
-    logits = logits.clone()
+    logits = logits.float().clone()
     for row, (setting, context) in enumerate(zip(settings, contexts, strict=True)):
         if setting.repetition_penalty == 1.0:
             continue
@@ -122,7 +122,8 @@ def _warped(logits: Tensor, settings: Sequence[FoReaLConfig]) -> Tensor:
     """Temperature and truncation, [R, V] float32; dropped ids get -inf."""
     device = logits.device
     temperature = torch.tensor([s.temperature for s in settings], device=device)[:, None]
-    scores = logits / temperature
+    # The largest score is 0 whatever the temperature: a tiny one must not overflow.
+    scores = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     if all(s.top_k == 0 and s.top_p == 1.0 and s.min_p == 0.0 for s in settings):
         return scores
     vocabulary = scores.shape[-1]

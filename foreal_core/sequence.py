@@ -37,6 +37,11 @@ from foreal_core.sampling import Draws
 from foreal_core.sentence import Boundary, SentenceBoundaryDetector, may_end_sentence
 from foreal_core.tokenizer import Detokenizer, PairTokenizer, StopFilter
 
+# Tokens of one row per pass; longer prompts go in piece by piece.
+PREFILL_CHUNK = 512
+# Proposals of a hit test may exceed `draft_length` up to here: most runs are this short.
+_USUAL_RUN = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -50,11 +55,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """A sentence mark that only the next text can judge: everything up to `position` stands,
-    `detokenizer` is the state there."""
+    """A sentence mark that only the next text can judge: everything up to `position` stands; the
+    rest is the state there."""
 
     position: int
     detokenizer: Detokenizer
+    span_author: Author
+    span_start: int
+    segments: int
+    handoffs: int
 
 
 @dataclass
@@ -144,15 +153,19 @@ class Sequence:
             return DRAFT
         return DRAFT if self._wants_proposal() else LEADER
 
-    def plan(self, author: Author, most: int) -> Plan:
-        """Everything `author` has not seen, `most` tokens at most; logits only with the last."""
+    def plan(self, author: Author, most: int = PREFILL_CHUNK) -> Plan:
+        """What `author` has not seen, a long prompt in pieces of `most` tokens; logits only with
+        the last piece."""
         text = len(self.tokens)
         end = text + len(self._proposals)
         first_logit = text if author == LEADER else min(self._first_open_look(), end)
         # Logits for a position come from ingesting the one before it, once more if need be.
         self._roll_back(author, first_logit - 1)
         start = len(self._cached[author])
-        stop = min(end, start + most)
+        # Pieces end before the first wanted logits: those come from one pass, whatever its length.
+        stop = min(start + most, first_logit - 1)
+        if end - start <= most or stop <= start:
+            stop = end
         tokens = (
             self.tokens[start:stop] + self._proposals[max(start - text, 0) : max(stop - text, 0)]
         )
@@ -221,6 +234,7 @@ class Sequence:
             handoffs=self._handoffs,
             seconds=self.clock.seconds(),
             settings={**self.config.to_dict(), "seed": self.seed},
+            prefill_chunk=PREFILL_CHUNK,
         )
 
     # -- draws become text --------------------------------------------------------------------
@@ -230,7 +244,8 @@ class Sequence:
         proposals, self._proposals = self._proposals, []
         agreed = positions[0]  # the text that both models have seen ends here
         for position, token, look in zip(positions, draws.tokens, draws.argmax, strict=True):
-            self._looks[LEADER][position] = look
+            if self._span.hand_over is not None:
+                self._looks[LEADER][position] = look
             self._commit(token, LEADER)
             index = position - positions[0]
             if index == len(proposals) or token != proposals[index]:
@@ -276,7 +291,14 @@ class Sequence:
         if boundary is not Boundary.PENDING:
             self._mark = None
         elif text or self._mark is None:
-            self._mark = _Mark(len(self.tokens), self._detokenizer.copy())
+            self._mark = _Mark(
+                len(self.tokens),
+                self._detokenizer.copy(),
+                self._span_author,
+                self._span_start,
+                len(self._segments),
+                self._handoffs,
+            )
         self._show(self._mark.position if self._mark else len(self.tokens))
         if self._filter.hit is not None:
             self._finish("stop", "stop_string")
@@ -293,14 +315,23 @@ class Sequence:
         mark = self._mark
         assert mark is not None
         opening = self.tokens[mark.position :]
+        authors = self._authors[mark.position - self.prompt_length :]
         self._cut(mark.position)
+        self._withdraw_hand_over(mark)
         self._detokenizer = mark.detokenizer
         self._mark = None
         self._end_sentence()
-        for token in opening:
+        for token, author in zip(opening, authors, strict=True):
             if self._span.author != author or self.finish_reason or self._alignment_is_open():
                 break
             self._commit(token, author)
+
+    def _withdraw_hand_over(self, mark: _Mark) -> None:
+        """A hand-over at or after a mark that ended the sentence never came to be."""
+        if len(self._segments) > mark.segments:
+            del self._segments[mark.segments :]
+            self._handoffs = mark.handoffs
+            self._span_author, self._span_start = mark.span_author, mark.span_start
 
     def _end_sentence(self) -> None:
         end = len(self.tokens)
@@ -323,6 +354,7 @@ class Sequence:
         self._open_span()
 
     def _open_span(self) -> None:
+        self._span_author = self._span.author
         self._span_start = len(self.tokens)
         self._hits = 0
         hand_over = self._span.hand_over
@@ -332,7 +364,15 @@ class Sequence:
     def _close_segment(self, reason: SegmentReason) -> None:
         start, end = self._span_start - self.prompt_length, len(self._authors)
         if end > start:
-            self._segments.append(Segment(self._span.author, start, end, reason))
+            self._segments.append(Segment(self._span_author, start, end, reason))
+
+    def _clip_segments(self) -> None:
+        """No segment reaches beyond the text, which a stop string has cut."""
+        end = len(self._authors)
+        while self._segments and self._segments[-1].end > end:
+            last = self._segments.pop()
+            self._span_author = last.author
+            self._span_start = last.start + self.prompt_length
 
     # -- the hand-over ------------------------------------------------------------------------
 
@@ -393,8 +433,8 @@ class Sequence:
             lead = span.hand_over.lead_count - (len(self.tokens) - self._span_start)
             run = span.hand_over.hits - self._hits
             if lead <= 0:
-                # The hit test: the rest of the run, checked in one pass.
-                wanted = min(run, self._limit - len(self.tokens) - 1)
+                # The hit test: the rest of a usual run is checked in one pass.
+                wanted = min(run, max(span.propose, _USUAL_RUN), self._limit - len(self.tokens) - 1)
             elif span.hand_over.hits == 0:
                 wanted = min(wanted, lead - 1)
             else:
@@ -438,6 +478,7 @@ class Sequence:
             self._emit(position, self._filter.push(self._unshown.pop(0)))
             if self._filter.hit is not None:
                 self._cut(position + 1)
+                self._clip_segments()
                 return
 
     def _emit(self, position: int, text: str) -> None:
@@ -467,7 +508,9 @@ class Sequence:
         self.finish_reason = reason
         if reason == "cancelled":
             # Nothing may be shown after the consumer left: the unseen tail goes.
-            self._cut(len(self.tokens) - len(self._unshown))
+            if self._mark is not None and self._unshown:
+                self._cut(self._mark.position)
+                self._withdraw_hand_over(self._mark)
         elif self._filter.hit is None:
             self._mark = None
             self._show(len(self.tokens))

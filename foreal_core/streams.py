@@ -75,6 +75,8 @@ class TokenStream(Iterator[TokenEvent]):
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._ready: deque[TokenEvent] = deque()
         self._outcome = _Outcome()
+        # `start` holds the decoder, which lives as long as its streams.
+        self._start = start
         self._request = start(self._items.put)
 
     def __next__(self) -> TokenEvent:
@@ -137,7 +139,8 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
     """
 
     def __init__(self, start: Start, *, start_blocks: bool = False) -> None:
-        self._start: Start | None = start
+        self._start = start
+        self._started = False
         self._start_blocks = start_blocks
         self._mailbox = _Mailbox()
         self._ready: deque[TokenEvent] = deque()
@@ -163,8 +166,9 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
 
     async def aclose(self) -> None:
         """Stops the request within one step; `result` then has the text so far and its cost."""
-        if self._start is not None:
-            await self._ensure_started()
+        if not self._started:
+            self._started = True
+            self._outcome.absorb(FoReaLError("the stream was closed before it began."), self._ready)
         self._mailbox.cancel()
         while not self._outcome.ended:
             self._outcome.absorb(await self._mailbox.get(), self._ready)
@@ -186,13 +190,13 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
             self._mailbox.cancel()
 
     async def _ensure_started(self) -> None:
-        start, self._start = self._start, None
-        if start is None:
+        if self._started:
             return
+        self._started = True
         if self._start_blocks:
-            await asyncio.to_thread(self._mailbox.open, start)
+            await asyncio.to_thread(self._mailbox.open, self._start)
         else:
-            self._mailbox.open(start)
+            self._mailbox.open(self._start)
 
 
 class _Mailbox:

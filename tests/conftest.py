@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +15,17 @@ from foreal_core import FoReaLDecoder
 torch.set_num_threads(1)
 
 MAX_BATCH_SIZE = 8
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {
+        "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
+        "hub": None if os.environ.get("FOREAL_TEST_HUB") else "needs the hub: FOREAL_TEST_HUB=1",
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason is not None and item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

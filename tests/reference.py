@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 import torch
@@ -225,3 +226,29 @@ def assert_same(written: Generation, expected: Answer, settings: object = None) 
     assert sentences == expected.sentences, about
     assert written.text == expected.text, about
     assert written.finish_reason == expected.finish_reason, about
+    assert_structure(written)
+
+
+def assert_structure(written: Generation) -> None:
+    """Segments and sentences each cover all tokens without a gap."""
+    size = len(written.token_ids)
+    for parts in (written.segments, written.sentences):
+        assert parts[0].start == 0
+        assert parts[-1].end == size
+        assert all(before.end == after.start for before, after in pairwise(parts))
+        assert all(part.start < part.end for part in parts)
+    for segment in written.segments:
+        assert set(written.authors[segment.start : segment.end]) == {segment.author}
+    reasons = {segment.reason for segment in written.segments}
+    assert reasons <= {"hand_off", "sentence_end", "end_of_sequence", "stop_string", "length"}
+    last = written.segments[-1].reason
+    if written.finish_reason == "length":
+        assert last == "length"
+    else:
+        assert last == ("end_of_sequence" if written.stop_string is None else "stop_string")
+    for segment, following in pairwise(written.segments):
+        if segment.reason == "hand_off":
+            assert (segment.author, following.author) == ("leader", "draft")
+        else:
+            assert segment.reason == "sentence_end"
+            assert segment.end in {sentence.end for sentence in written.sentences}

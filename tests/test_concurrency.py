@@ -367,3 +367,17 @@ def test_a_stream_may_be_read_in_another_thread(decoder: FoReaLDecoder) -> None:
     thread.start()
     thread.join(WAIT_S)
     assert tuple(seen) == stream.result.token_ids
+
+
+def test_a_stream_may_be_cancelled_from_another_thread(decoder: FoReaLDecoder) -> None:
+    stream = decoder.stream(LONG_PROMPT, LONG)
+    seen: list[int] = []
+    reader = threading.Thread(
+        target=lambda: seen.extend(event.token_id for event in stream), daemon=True
+    )
+    reader.start()
+    stream.cancel()
+    reader.join(WAIT_S)
+    assert not reader.is_alive()
+    assert tuple(seen) == stream.result.token_ids
+    assert stream.result.finish_reason == "cancelled"

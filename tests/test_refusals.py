@@ -246,7 +246,9 @@ def test_padded_vocabularies_fit(reference_of: ReferenceOf) -> None:
     padded.get_output_embeddings().weight[size:] *= 20
     with FoReaLDecoder(two.leader, padded, two.tokenizer, max_batch_size=2) as decoder:
         for seed, prompt in enumerate(PROMPTS):
-            written = decoder.generate(prompt, lead_count=1, hit_threshold=0, seed=seed)
+            written = decoder.generate(
+                prompt, lead_count=1, hit_threshold=0, max_new_tokens=30, seed=seed
+            )
             assert max(written.token_ids) < size
             assert "draft" in written.authors
         alone = decoder.generate(PROMPTS[1], policy="draft", max_new_tokens=20)
@@ -336,8 +338,12 @@ def test_logits_that_are_no_numbers(role: str, value: float, reference_of: Refer
     settings = SETTINGS.with_overrides(policy=role)
     with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=4) as decoder:
         for _ in range(4):  # whichever row it gets
-            with pytest.raises(NonFiniteLogitsError, match=role):
+            with pytest.raises(NonFiniteLogitsError, match=role) as caught:
                 decoder.generate(bad, settings)
+            # It is charged all the same.
+            assert caught.value.cost is not None
+            assert caught.value.cost.flops[role] > 0
+            assert caught.value.cost.completion_tokens == 0
         with pytest.raises(NonFiniteLogitsError):
             list(decoder.stream(bad, settings))
         with pytest.raises(NonFiniteLogitsError):
