@@ -141,17 +141,22 @@ def crowd(rng: Random, size: int) -> list[Consumer]:
     roles: list[Role] = ["cancel"] * (size // 3) + ["slow"] * (size // 8) + ["vanish"] * (size // 8)
     roles += ["survive"] * (size - len(roles))
     rng.shuffle(roles)
-    return [
-        Consumer(
-            number=number,
-            role=role,
-            prompt=random_prompt(rng, pair(FAMILY)),
-            settings=random_settings(rng, temperature=rng.choice((0.0, 0.0, 1.0))),
-            delay=rng.random() * 0.3,
-            patience=rng.randint(0, 20),
+    consumers = []
+    for number, role in enumerate(roles):
+        settings = random_settings(rng, temperature=rng.choice((0.0, 0.0, 1.0)))
+        if role in ("cancel", "vanish"):  # while there is something to stop
+            settings = settings.with_overrides(max_new_tokens=60, stop=())
+        consumers.append(
+            Consumer(
+                number=number,
+                role=role,
+                prompt=random_prompt(rng, pair(FAMILY)),
+                settings=settings,
+                delay=rng.random() * 0.3,
+                patience=rng.randint(0, 10),
+            )
         )
-        for number, role in enumerate(roles)
-    ]
+    return consumers
 
 
 @dataclass
@@ -234,6 +239,8 @@ def storm(decoder: FoReaLDecoder, seed: int) -> tuple[list[Consumer], list[LoopT
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_storm_of_requests(seed: int, decoder: FoReaLDecoder, reference_of: ReferenceOf) -> None:
     consumers, _ = storm(decoder, seed)
+    stopped = [one.result for one in consumers if one.role == "cancel" and one.result is not None]
+    assert sum(result.finish_reason == "cancelled" for result in stopped) >= 5
     for one in consumers:
         assert not one.errors, (one.role, one.errors)
         expected = reference_of(FAMILY).generate(one.prompt, one.settings)

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from foreal_core.config import FoReaLConfig
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo.problems import problems
@@ -20,11 +22,9 @@ SEED = 2026
 RUNS: dict[str, dict[str, Any]] = {
     "leader alone": {"policy": "leader"},
     "draft alone": {"policy": "draft"},
-    "speculative, 5": {"policy": "speculative"},
-    "FoReaL n=15 p=1.0": {"lead_probability": 1.0},
-    "FoReaL n=15 p=0.8": {"lead_probability": 0.8},
-    "FoReaL n=15 p=0.6": {"lead_probability": 0.6},
-    "FoReaL n=15 p=0.4": {"lead_probability": 0.4},
+    "FoReaL n=25 p=1.0": {"lead_count": 25, "lead_probability": 1.0},
+    "FoReaL n=15 p=1.0": {"lead_count": 15, "lead_probability": 1.0},
+    "FoReaL n=15 p=0.6": {"lead_count": 15, "lead_probability": 0.6},
 }
 
 
@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="where the JSON record goes")
     arguments = parser.parse_args()
     tasks = problems(arguments.domain, SEED, arguments.count)
+    # Matrices this small gain nothing from several threads and suffer on a busy machine.
+    torch.set_num_threads(1)
     records: dict[str, EvaluationRecord] = {}
     with FoReaLDecoder.demo() as decoder:
         for name, settings in RUNS.items():

@@ -1,11 +1,11 @@
 """Chains of thought for `ledger` puzzles, in the leader's style, the draft's, or a mix.
 
 How a leader sentence is laid out matters to the method: its first tokens hold the plan
-(which fact comes next, which count it starts from, whether it adds), so that whoever takes over after about
-15 tokens needs nothing but the sentence itself::
+(which fact comes next, which count it starts from, whether it adds), so that whoever takes over
+after about 15 tokens needs nothing but the sentence itself::
 
-    Hmm, Tom gives 3 beads to Zoe, so Zoe has 14 + 3 beads, and the count for Zoe goes to 17.
-    |-------------- the plan, 15 tokens ------------| |------ can be finished locally ------|
+    Hmm, Tom gives 3 beads to Zoe, so Zoe has 14 + 3 = 17 beads, and the count for Zoe goes to 17.
+    |------------ the plan, 15 tokens --------------| |-------- can be finished locally ---------|
 
 The draft's sentences are short ("Tom gives 3 to Zoe, so Zoe has 14 + 3 = 17.") and its
 chains end without a check.
@@ -228,7 +228,7 @@ class _Writer:
         if step.move.role == "start":
             return f"{clause}, so the count for {asked} starts at {step.new}"
         if step.move.role == "update":
-            has = f"so {asked} has {_sum(step)} {self._puzzle.item}"
+            has = f"so {asked} has {_sum(step)} = {step.new} {self._puzzle.item}"
             return f"{clause}, {has}, and the count for {asked} goes to {step.new}"
         if step.move.fact.kind == "start":
             return f"{clause}, but I only need {asked}, so I can leave this out"

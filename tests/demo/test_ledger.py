@@ -20,7 +20,7 @@ RECIPES = {
     "mixed": Recipe(terse_share=0.4),
     "errors": Recipe(terse_share=0.3, error_rate=0.5),
 }
-SUM = re.compile(r"(\d+) ([+-]) (\d+)(?: =| [a-z]+, and the count for [A-Z][a-z]+ goes to) (\d+)")
+SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
 
 
 def play(puzzle: Puzzle) -> dict[str, int]:
