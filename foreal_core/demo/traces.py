@@ -1,11 +1,11 @@
 """Chains of thought for `ledger` puzzles, in the leader's style, the draft's, or a mix.
 
 How a leader sentence is laid out matters to the method: its first tokens hold the plan
-(which fact comes next, which count it starts from, whether it adds), so that whoever takes over
-after about 15 tokens needs nothing but the sentence itself::
+(which fact comes next, which count it starts from), so that whoever takes over after about
+15 tokens needs nothing but the sentence itself::
 
-    Hmm, Tom gives 3 beads to Zoe, so Zoe has 14 + 3 = 17 beads, and the count for Zoe goes to 17.
-    |------------ the plan, 15 tokens --------------| |-------- can be finished locally ---------|
+    Hmm, Tom gives 3 beads to Zoe, and Zoe had 14, so the count for Zoe goes to 14 + 3 = 17.
+    |------------- the plan, 13 tokens ---------|  |-------- can be finished locally -------|
 
 The draft's sentences are short ("Tom gives 3 to Zoe, so Zoe has 14 + 3 = 17.") and its
 chains end without a check.
@@ -228,8 +228,8 @@ class _Writer:
         if step.move.role == "start":
             return f"{clause}, so the count for {asked} starts at {step.new}"
         if step.move.role == "update":
-            has = f"so {asked} has {_sum(step)} = {step.new} {self._puzzle.item}"
-            return f"{clause}, {has}, and the count for {asked} goes to {step.new}"
+            goes = f"so the count for {asked} goes to {_sum(step)}"
+            return f"{clause}, and {asked} had {step.old}, {goes}"
         if step.move.fact.kind == "start":
             return f"{clause}, but I only need {asked}, so I can leave this out"
         stays = f"so the count for {asked} stays at {step.new}"
@@ -241,9 +241,9 @@ class _Writer:
             return clause
         if step.move.role == "other":
             return f"{clause}, not needed"
-        return f"{clause}, so {self._puzzle.asked} has {_sum(step)} = {step.new}"
+        return f"{clause}, so {self._puzzle.asked} has {_sum(step)}"
 
 
 def _sum(step: _Step) -> str:
     sign = "+" if step.move.change > 0 else "-"
-    return f"{step.old} {sign} {abs(step.move.change)}"
+    return f"{step.old} {sign} {abs(step.move.change)} = {step.new}"
