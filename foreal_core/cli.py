@@ -269,8 +269,12 @@ def _loaded(
     if leader is None or draft is None:
         with _progress("loading the bundled pair"):
             _hide_loading_bars()
+            import torch
+
             from foreal_core.decoder import FoReaLDecoder
 
+            # Its matrices gain nothing from several threads and suffer on a busy machine.
+            torch.set_num_threads(1)
             decoder = FoReaLDecoder.demo()
     else:
         from foreal_core.decoder import FoReaLDecoder

@@ -166,10 +166,11 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
 
     async def aclose(self) -> None:
         """Stops the request within one step; `result` then has the text so far and its cost."""
-        if not self._started:
-            self._started = True
-            self._outcome.absorb(FoReaLError("the stream was closed before it began."), self._ready)
         self._mailbox.cancel()
+        # A stream that nobody read is submitted as cancelled: it has a result, too. Where that is
+        # refused, the refusal is its outcome.
+        with contextlib.suppress(FoReaLError):
+            await self._ensure_started()
         while not self._outcome.ended:
             self._outcome.absorb(await self._mailbox.get(), self._ready)
         self._ready.clear()

@@ -82,7 +82,7 @@ def test_package_data() -> None:
     size = sum(file.stat().st_size for folder in (LEADER, DRAFT) for file in folder.iterdir())
     assert size < 30e6
     for folder in (LEADER, DRAFT):
-        assert (folder / "MODEL_CARD.md").is_file()
+        assert (folder / "MODEL_CARD.md").read_text(encoding="utf-8").startswith("# The bundled")
         config = json.loads((folder / "config.json").read_text())
         assert config["max_position_embeddings"] == 2048
         assert config["tie_word_embeddings"] is True
@@ -99,4 +99,4 @@ def test_the_pair_behaves() -> None:
     assert long.accuracy >= 0.75
     assert long.tokens > 1.4 * short.tokens
     share, _ = check.tails(draft, TOKENIZER, lead_count=15, count=10)
-    assert share > 0.97
+    assert share > 0.9

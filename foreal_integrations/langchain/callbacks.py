@@ -1,0 +1,117 @@
+"""One bill for everything that runs inside a chain or an agent."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackHandler, Callbacks
+from langchain_core.callbacks.manager import CallbackManager
+from langchain_core.outputs import ChatGeneration, Generation, LLMResult
+from langchain_core.tracers.context import register_configure_hook
+
+from foreal_integrations.shared import CostLedger
+
+
+class FoReaLCostCallbackHandler(BaseCallbackHandler):
+    """Adds up the cost records of every FoReaL call that it sees, of both model classes.
+
+    Calls that are stopped early (closed streams, cancelled tasks, time-outs) are charged what they
+    had cost by then. Pass it as a callback (`config={"callbacks": [handler]}`, `callbacks=`) or
+    use `get_foreal_cost_callback`. Thread-safe.
+
+    Attributes:
+        ledger: the sums (`ledger.totals()`) and the single records (`ledger.records`).
+
+    Args:
+        outer: a ledger that is charged along.
+    """
+
+    # The order of the records is the order of the calls' ends, in event loops too.
+    run_inline = True
+
+    def __init__(self, outer: CostLedger | None = None) -> None:
+        self.ledger = CostLedger(outer)
+
+    def totals(self) -> dict[str, Any]:
+        """See `CostLedger.totals`."""
+        return self.ledger.totals()
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The cost record of each call, in the order in which they ended."""
+        return self.ledger.records
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        """Charges a call that ran to its end."""
+        for generations in response.generations:
+            for generation in generations:
+                if record := record_of(generation):
+                    self.ledger.charge(record)
+
+    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
+        """Counts the failure; what the call cost is charged by the model that was stopped."""
+        if isinstance(error, Exception):
+            self.ledger.count_failure()
+
+    def __str__(self) -> str:
+        return str(self.ledger)
+
+
+# Handlers in this variable hear of every run in its context, without being passed.
+_current: ContextVar[FoReaLCostCallbackHandler | None] = ContextVar(
+    "foreal_cost_callback", default=None
+)
+register_configure_hook(_current, inheritable=True)
+
+
+@contextlib.contextmanager
+def get_foreal_cost_callback() -> Iterator[FoReaLCostCallbackHandler]:
+    """Charges every FoReaL call inside the block, in chains, agents and tasks started there.
+
+    Blocks may be nested: the outer one is charged for the inner one's calls too.
+
+        with get_foreal_cost_callback() as cost:
+            agent.invoke(...)
+        print(cost)
+    """
+    outer = _current.get()
+    handler = FoReaLCostCallbackHandler(outer.ledger if outer is not None else None)
+    token = _current.set(handler)
+    try:
+        yield handler
+    finally:
+        _current.reset(token)
+
+
+def record_of(generation: Generation) -> Mapping[str, Any] | None:
+    """The cost record that a generation carries, if it is one of ours."""
+    record = None
+    if isinstance(generation, ChatGeneration):
+        record = generation.message.response_metadata.get("foreal")
+    if record is None:
+        record = (generation.generation_info or {}).get("foreal")
+    return record if isinstance(record, Mapping) else None
+
+
+def ledgers(callbacks: Any, local: Callbacks) -> tuple[CostLedger, ...]:
+    """The ledgers that a call with these callbacks is to be charged to, each once.
+
+    Args:
+        callbacks: what a method of LangChain got: handlers, a manager, or one of these per prompt.
+        local: the model's own callbacks.
+    """
+    per_prompt = (
+        callbacks
+        if isinstance(callbacks, list)
+        and any(not isinstance(one, BaseCallbackHandler) for one in callbacks)
+        else [callbacks]
+    )
+    found: dict[int, CostLedger] = {}
+    for one in per_prompt:
+        for handler in CallbackManager.configure(one, local).handlers:
+            if isinstance(handler, FoReaLCostCallbackHandler):
+                found[id(handler)] = handler.ledger
+    return tuple(found.values())

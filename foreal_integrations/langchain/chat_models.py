@@ -1,0 +1,363 @@
+"""ChatFoReaL: the pair as a LangChain chat model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, ModelProfile
+from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import (
+    ChatGeneration,
+    ChatGenerationChunk,
+    ChatResult,
+    Generation as TextGeneration,
+    LLMResult,
+)
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ensure_config, get_config_list
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
+from foreal_integrations.langchain.base import FoReaLFields
+from foreal_integrations.langchain.callbacks import record_of
+from foreal_integrations.langchain.messages import ReplyReader, call_schema, to_chat
+from foreal_integrations.shared import (
+    THINK_END,
+    ReplySplitter,
+    free_of_charge,
+    metered,
+    opens_thinking,
+)
+
+_MOST_THREADS = 32
+_TOOLS = ("tools", "tool_choice")
+# Beside these, what LangChain passes to every chat model.
+_PASSED_ON = frozenset(
+    {*_TOOLS, "stream", "ls_structured_output_format", "structured_output_format"}
+)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What one call asks for, chat apart."""
+
+    settings: FoReaLConfig
+    tools: list[dict[str, Any]] | None
+    forced: bool
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One chat, ready to run."""
+
+    decoder: FoReaLDecoder
+    ids: list[int]
+    settings: FoReaLConfig
+    reader: ReplyReader
+
+
+class ChatFoReaL(FoReaLFields, BaseChatModel):
+    """A leader and a draft that write one text, as a LangChain chat model.
+
+        chat = ChatFoReaL(leader="...", draft="...", max_new_tokens=512)
+        message = chat.invoke("...", lead_count=8, seed=1)
+        message.additional_kwargs["reasoning_content"]     # what stood inside <think>
+        message.response_metadata["foreal"]                # the cost record
+
+    Chats go through the chat template of the leader's tokenizer. `bind_tools` shows tools to the
+    model and parses the calls that it writes (`<tool_call>{...}</tool_call>`, Hermes and Qwen).
+    Concurrent calls, `batch` and `abatch` share the models' passes.
+
+    Raises:
+        ConfigError: a wrong or unknown argument; messages that the template does not take; tools
+            that it does not show.
+        ContextOverflowError: a chat leaves no room to write.
+        TimeoutError: a call took longer than `timeout` seconds.
+    """
+
+    _per_call: ClassVar[frozenset[str]] = frozenset({"timeout"})
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if self.profile is None:
+            self.profile = self._known_profile()
+
+    # -- entry points: each call runs on a copy that holds its settings ---------------------------
+
+    def generate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        call, rest = self._for_call(kwargs, callbacks, passed_on=_PASSED_ON)
+        return super(ChatFoReaL, call).generate(messages, stop, callbacks, **rest)
+
+    async def agenerate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        call, rest = self._for_call(kwargs, callbacks, passed_on=_PASSED_ON)
+        return await super(ChatFoReaL, call).agenerate(messages, stop, callbacks, **rest)
+
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        callbacks = ensure_config(config).get("callbacks")
+        call, rest = self._for_call(kwargs, callbacks, passed_on=_PASSED_ON)
+        return super(ChatFoReaL, call).stream(input, config, stop=stop, **rest)
+
+    def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        callbacks = ensure_config(config).get("callbacks")
+        call, rest = self._for_call(kwargs, callbacks, passed_on=_PASSED_ON)
+        return super(ChatFoReaL, call).astream(input, config, stop=stop, **rest)
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        configs = get_config_list(config, len(inputs))
+        # LangChain runs a thread per chat, by default as many as the machine has cores and four
+        # more; the decoder takes more than that in one pass.
+        width = min(len(inputs), self.max_batch_size or _MOST_THREADS)
+        configs = [
+            {**one, "max_concurrency": one.get("max_concurrency") or width} for one in configs
+        ]
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    # -- what LangChain calls -----------------------------------------------------------------
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._paid_by(run_manager)
+        request = call._prepare(call._decoder(), messages, stop, kwargs)
+        if call.timeout is None:
+            with call._charging_failures():
+                generation = request.decoder.generate(request.ids, request.settings)
+        else:
+            stream = request.decoder.stream(request.ids, request.settings)
+            with metered([stream], call.timeout, call._charge):
+                for _ in stream:
+                    pass
+            generation = stream.result
+        return call._result(request, generation)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._paid_by(run_manager)
+        request = await call._aprepare(messages, stop, kwargs)
+        (generation,) = await call._agenerations(request.decoder, [request.ids], request.settings)
+        return call._result(request, generation)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        call = self._paid_by(run_manager)
+        request = call._prepare(call._decoder(), messages, stop, kwargs)
+        stream = request.decoder.stream(request.ids, request.settings)
+        reader = request.reader
+        # BaseChatModel fires the token callbacks itself.
+        with metered([stream], call.timeout, call._charge):
+            for event in stream:
+                for part in reader.feed(event.text):
+                    yield ChatGenerationChunk(message=reader.chunk(part))
+            for part in reader.flush():
+                yield ChatGenerationChunk(message=reader.chunk(part))
+            last = reader.last_chunk(stream.result, call.model_name)
+            yield ChatGenerationChunk(message=last)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        call = self._paid_by(run_manager)
+        request = await call._aprepare(messages, stop, kwargs)
+        stream = request.decoder.astream(request.ids, request.settings)
+        reader = request.reader
+        try:
+            async for event in call._aevents(stream):
+                for part in reader.feed(event.text):
+                    yield ChatGenerationChunk(message=reader.chunk(part))
+            for part in reader.flush():
+                yield ChatGenerationChunk(message=reader.chunk(part))
+            last = reader.last_chunk(stream.result, call.model_name)
+            yield ChatGenerationChunk(message=last)
+        except BaseException:
+            await call._aabandon(stream)
+            raise
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Shows tools to the model and parses its calls of them.
+
+        Args:
+            tools: functions, pydantic classes, LangChain tools or OpenAI's JSON.
+            tool_choice: None or "auto" leaves it to the model, "none" hides the tools; "any",
+                "required", True or a tool's name force a call: after its thinking the model can
+                only write one that fits the tool's schema (needs the extra "json").
+            **kwargs: further arguments to bind (settings of the call, ...).
+
+        Raises:
+            ConfigError: `tool_choice` names no tool; when called: the chat template shows no
+                tools.
+        """
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        chosen, forced = _chosen(formatted, tool_choice)
+        if chosen:
+            kwargs["tools"] = chosen
+        if forced:
+            kwargs["tool_choice"] = "any"
+        return self.bind(**kwargs)
+
+    def _convert_cached_generations(self, cache_val: list[TextGeneration]) -> list[ChatGeneration]:
+        # LangChain changes the objects, which a cache in memory would see.
+        copies = [generation.model_copy() for generation in cache_val]
+        hits = super()._convert_cached_generations(copies)
+        for hit in hits:
+            record = record_of(hit)
+            if record is not None:
+                info = {**hit.message.response_metadata, "foreal": free_of_charge(record)}
+                hit.message = hit.message.model_copy(update={"response_metadata": info})
+        return hits
+
+    # -- what LangChain asks about the model ----------------------------------------------------
+
+    @property
+    def _llm_type(self) -> str:
+        return "chat-foreal"
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return self._traced("chat", stop, kwargs.get("model"))
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Tokens of the whole prompt, template and tools included (loads the pair)."""
+        formatted = [convert_to_openai_tool(tool) for tool in tools] if tools else None
+        return len(self._decoder().encode(messages=to_chat(messages), tools=formatted))
+
+    def _known_profile(self) -> ModelProfile:
+        """What is known without loading the pair, or all if it is in memory."""
+        profile = ModelProfile(text_inputs=True, text_outputs=True, image_inputs=False)
+        decoder = self._source.loaded
+        if decoder is not None:
+            template = str(decoder.tokenizer.chat_template or "")
+            profile["max_input_tokens"] = decoder.max_context - 1
+            profile["max_output_tokens"] = self._settings(None, {}).max_new_tokens
+            profile["reasoning_output"] = THINK_END in decoder.tokenizer.get_vocab()
+            profile["tool_calling"] = "tools" in template
+        return profile
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _prepare(
+        self,
+        decoder: FoReaLDecoder,
+        messages: Sequence[BaseMessage],
+        stop: Sequence[str] | None,
+        arguments: Mapping[str, Any],
+    ) -> _Request:
+        ask = self._ask(stop, arguments)
+        return self._request(
+            decoder, decoder.encode(messages=to_chat(messages), tools=ask.tools), ask
+        )
+
+    async def _aprepare(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: Sequence[str] | None,
+        arguments: Mapping[str, Any],
+    ) -> _Request:
+        ask = self._ask(stop, arguments)
+        decoder = await self._adecoder()
+        chat = to_chat(messages)
+        size = sum(len(message["content"]) for message in chat)
+        ids = await self._aencode(decoder, size, messages=chat, tools=ask.tools)
+        return self._request(decoder, ids, ask)
+
+    def _ask(self, stop: Sequence[str] | None, arguments: Mapping[str, Any]) -> _Ask:
+        overrides = {name: value for name, value in arguments.items() if name not in _PASSED_ON}
+        settings = self._settings(stop, overrides)
+        tools, forced = _chosen(
+            [convert_to_openai_tool(tool) for tool in arguments.get("tools") or ()],
+            arguments.get("tool_choice"),
+        )
+        if forced:
+            settings = settings.with_overrides(json_schema=call_schema(tools))
+        return _Ask(settings, tools or None, forced)
+
+    def _request(self, decoder: FoReaLDecoder, ids: list[int], ask: _Ask) -> _Request:
+        splitter = ReplySplitter(
+            thinking=opens_thinking(decoder, ids), tools=ask.tools is not None, forced=ask.forced
+        )
+        return _Request(decoder, ids, ask.settings, ReplyReader(splitter))
+
+    def _result(self, request: _Request, generation: Generation) -> ChatResult:
+        message = request.reader.message(generation, self.model_name)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def _chosen(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[str, Any]], bool]:
+    """The tools that are shown for this `tool_choice`, and whether one must be called."""
+    if isinstance(choice, Mapping):  # as OpenAI has it
+        choice = choice.get("function", choice).get("name")
+    if choice in (None, False, "auto"):
+        return tools, False
+    if choice == "none":
+        return [], False
+    if choice in (True, "any", "required"):
+        return tools, bool(tools)
+    named = [tool for tool in tools if tool["function"]["name"] == choice]
+    if not named:
+        names = ", ".join(tool["function"]["name"] for tool in tools)
+        raise ConfigError(
+            f"tool_choice={choice!r} is not allowed: auto, any, required, none or one of {names}."
+        )
+    return named, True

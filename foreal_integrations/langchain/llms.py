@@ -1,0 +1,325 @@
+"""FoReaLLLM: the pair as a LangChain text model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
+from langchain_core.language_models.llms import BaseLLM
+from langchain_core.outputs import Generation as TextGeneration, GenerationChunk, LLMResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config, get_config_list
+from pydantic import PrivateAttr
+
+from foreal_core import FoReaLDecoder, FoReaLError, Generation
+from foreal_integrations.langchain.base import FoReaLFields
+from foreal_integrations.langchain.callbacks import record_of
+from foreal_integrations.shared import free_of_charge, metered
+
+
+class FoReaLLLM(FoReaLFields, BaseLLM):
+    """A leader and a draft that write one text, as a LangChain LLM.
+
+        llm = FoReaLLLM(leader="...", draft="...", max_new_tokens=512)
+        llm.invoke("...", lead_count=8, seed=1)
+
+    A plain string is wrapped as one user message where the tokenizer has a chat template;
+    `raw_prompt=True` turns that off. The text is all that was written, thinking included;
+    `ChatFoReaL` keeps the two apart. `batch` runs all prompts in one call of the decoder.
+    `generation_info["foreal"]` is the cost record.
+
+    Raises:
+        ConfigError: a wrong or unknown argument, in the constructor or in a call.
+        ContextOverflowError: a prompt leaves no room to write.
+        TimeoutError: a call took longer than `timeout` seconds.
+    """
+
+    raw_prompt: bool = False
+    """Strings go to the models as they are; also an argument of every call."""
+
+    _per_call: ClassVar[frozenset[str]] = frozenset({"timeout", "raw_prompt"})
+    # Of a call's copy: what it computed itself; everything else in its result is from a cache.
+    _computed: list[TextGeneration] = PrivateAttr(default_factory=list)
+
+    # -- entry points: each call runs on a copy that holds its settings ---------------------------
+
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        call, rest = self._begin(kwargs, callbacks)
+        result = super(FoReaLLLM, call).generate(prompts, stop, callbacks, **rest)
+        return call._mark_cached(result)
+
+    async def agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        call, rest = self._begin(kwargs, callbacks)
+        result = await super(FoReaLLLM, call).agenerate(prompts, stop, callbacks, **rest)
+        return call._mark_cached(result)
+
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[str]:
+        call, rest = self._begin(kwargs, ensure_config(config).get("callbacks"))
+        return super(FoReaLLLM, call).stream(input, config, stop=stop, **rest)
+
+    def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[str]:
+        call, rest = self._begin(kwargs, ensure_config(config).get("callbacks"))
+        return super(FoReaLLLM, call).astream(input, config, stop=stop, **rest)
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        if not (return_exceptions and inputs):
+            return super().batch(inputs, config, **kwargs)
+        configs = get_config_list(config, len(inputs))
+        good = self._acceptable(inputs, kwargs)
+        # In one call what can run; alone, for its own callbacks, what will be refused.
+        try:
+            texts = super().batch([inputs[i] for i in good], [configs[i] for i in good], **kwargs)
+            answers: dict[int, Any] = dict(zip(good, texts, strict=True))
+        except Exception:
+            answers = {}
+
+        def alone(index: int) -> Any:
+            try:
+                return self.invoke(inputs[index], configs[index], **kwargs)
+            except Exception as error:
+                return error
+
+        rest = [index for index in range(len(inputs)) if index not in answers]
+        with ThreadPoolExecutor(max_workers=min(32, len(rest) or 1)) as pool:
+            answers.update(zip(rest, pool.map(alone, rest), strict=True))
+        return [answers[index] for index in range(len(inputs))]
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        if not (return_exceptions and inputs):
+            return await super().abatch(inputs, config, **kwargs)
+        configs = get_config_list(config, len(inputs))
+        good = await asyncio.to_thread(self._acceptable, inputs, kwargs)
+        try:
+            texts = await super().abatch(
+                [inputs[i] for i in good], [configs[i] for i in good], **kwargs
+            )
+            answers: dict[int, Any] = dict(zip(good, texts, strict=True))
+        except Exception:
+            answers = {}
+        rest = [index for index in range(len(inputs)) if index not in answers]
+        outcomes = await asyncio.gather(
+            *(self.ainvoke(inputs[i], configs[i], **kwargs) for i in rest), return_exceptions=True
+        )
+        answers.update(zip(rest, outcomes, strict=True))
+        return [answers[index] for index in range(len(inputs))]
+
+    # -- what LangChain calls -----------------------------------------------------------------
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        if self.streaming and len(prompts) == 1:
+            chunks = list(self._stream(prompts[0], stop, run_manager, **kwargs))
+            return self._result([_joined(chunks)])
+        settings = self._settings(stop, kwargs)
+        decoder = self._decoder()
+        ids = [decoder.encode(**self._request(decoder, prompt)) for prompt in prompts]
+        if self.timeout is None:
+            with self._charging_failures():
+                return self._result([_text(g) for g in decoder.generate(ids, settings)])
+        streams = [decoder.stream(one, settings) for one in ids]
+        with metered(streams, self.timeout, self._charge):
+            for stream in streams:
+                for _ in stream:
+                    pass
+        return self._result([_text(stream.result) for stream in streams])
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        if self.streaming and len(prompts) == 1:
+            chunks = [c async for c in self._astream(prompts[0], stop, run_manager, **kwargs)]
+            return self._result([_joined(chunks)])
+        settings = self._settings(stop, kwargs)
+        decoder = await self._adecoder()
+        ids = [
+            await self._aencode(decoder, len(prompt), **self._request(decoder, prompt))
+            for prompt in prompts
+        ]
+        generations = await self._agenerations(decoder, ids, settings)
+        return self._result([_text(generation) for generation in generations])
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        settings = self._settings(stop, kwargs)
+        decoder = self._decoder()
+        ids = decoder.encode(**self._request(decoder, prompt))
+        stream = decoder.stream(ids, settings)
+        with metered([stream], self.timeout, self._charge):
+            for event in stream:
+                if event.text:
+                    chunk = GenerationChunk(text=event.text)
+                    if run_manager is not None:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+            last = GenerationChunk(text="", generation_info=_info(stream.result))
+            if run_manager is not None:
+                run_manager.on_llm_new_token("", chunk=last)
+            yield last
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        settings = self._settings(stop, kwargs)
+        decoder = await self._adecoder()
+        ids = await self._aencode(decoder, len(prompt), **self._request(decoder, prompt))
+        stream = decoder.astream(ids, settings)
+        try:
+            async for event in self._aevents(stream):
+                if event.text:
+                    chunk = GenerationChunk(text=event.text)
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+            last = GenerationChunk(text="", generation_info=_info(stream.result))
+            if run_manager is not None:
+                await run_manager.on_llm_new_token("", chunk=last)
+            yield last
+        except BaseException:
+            await self._aabandon(stream)
+            raise
+
+    # -- what LangChain asks about the model ----------------------------------------------------
+
+    @property
+    def _llm_type(self) -> str:
+        return "foreal"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return {**super()._identifying_params, "raw_prompt": self.raw_prompt}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return self._traced("llm", stop, kwargs.get("model"))
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _begin(self, arguments: Mapping[str, Any], callbacks: Any) -> tuple[Self, dict[str, Any]]:
+        call, rest = self._for_call(arguments, callbacks)
+        call._computed = []
+        return call, rest
+
+    def _request(self, decoder: FoReaLDecoder, prompt: str) -> dict[str, Any]:
+        if self.raw_prompt or not decoder.has_chat_template:
+            return {"prompt": prompt}
+        return {"messages": [{"role": "user", "content": prompt}]}
+
+    def _acceptable(
+        self, inputs: Sequence[LanguageModelInput], arguments: Mapping[str, Any]
+    ) -> list[int]:
+        """Numbers of the inputs that the decoder will not refuse."""
+        call, _ = self._begin({k: v for k, v in arguments.items() if k != "stop"}, None)
+        decoder = call._decoder()
+
+        def accepts(given: LanguageModelInput) -> bool:
+            try:
+                prompt = call._convert_input(given).to_string()
+                decoder.encode(**call._request(decoder, prompt))
+            except (FoReaLError, ValueError, TypeError):
+                return False
+            return True
+
+        return [index for index, given in enumerate(inputs) if accepts(given)]
+
+    def _result(self, generations: list[TextGeneration]) -> LLMResult:
+        self._computed += generations
+        usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), 0)
+        for generation in generations:
+            record = record_of(generation) or {}
+            for name in ("prompt_tokens", "completion_tokens"):
+                usage[name] += record[name]
+                usage["total_tokens"] += record[name]
+        return LLMResult(
+            generations=[[generation] for generation in generations],
+            llm_output={"token_usage": usage, "model_name": self.model_name},
+        )
+
+    def _mark_cached(self, result: LLMResult) -> LLMResult:
+        """Marks what came from LangChain's cache: it cost nothing this time."""
+        computed = {id(generation) for generation in self._computed}
+        for generations in result.generations:
+            for index, generation in enumerate(generations):
+                record = record_of(generation)
+                if record is None or id(generation) in computed:
+                    continue
+                free = free_of_charge(record)
+                info = {**(generation.generation_info or {}), "foreal": free}
+                # A copy: the cache may hold this very object.
+                generations[index] = generation.model_copy(update={"generation_info": info})
+                for ledger in self._payers:  # LangChain runs no callbacks for a hit
+                    ledger.charge(free)
+        return result
+
+
+def _info(generation: Generation) -> dict[str, Any]:
+    return {"finish_reason": generation.finish_reason, "foreal": generation.cost.to_dict()}
+
+
+def _text(generation: Generation) -> TextGeneration:
+    return TextGeneration(text=generation.text, generation_info=_info(generation))
+
+
+def _joined(chunks: Sequence[GenerationChunk]) -> TextGeneration:
+    text = "".join(chunk.text for chunk in chunks)
+    return TextGeneration(text=text, generation_info=chunks[-1].generation_info)

@@ -1,0 +1,43 @@
+"""One bundled pair for all tests; models that write little, since skill is not the point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from foreal_core import FoReaLDecoder
+from foreal_core.demo import problems
+
+if TYPE_CHECKING:
+    from foreal_integrations.langchain import FoReaLLLM
+
+QUESTIONS = [problem.question for problem in problems("ledger", seed=5, count=16)]
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[FoReaLDecoder]:
+    with FoReaLDecoder.demo() as demo:
+        yield demo
+
+
+@pytest.fixture(params=["FoReaLLLM", "ChatFoReaL"])
+def make(request: pytest.FixtureRequest, decoder: FoReaLDecoder) -> Callable[..., Any]:
+    """Makes a model of either class on the shared pair: 24 tokens, seed 1, unless said."""
+
+    from foreal_integrations import langchain
+
+    kind = getattr(langchain, request.param)
+
+    def of(**settings: Any) -> Any:
+        return kind(**{"decoder": decoder, "max_new_tokens": 24, "seed": 1, **settings})
+
+    return of
+
+
+@pytest.fixture
+def llm(decoder: FoReaLDecoder) -> FoReaLLLM:
+    from foreal_integrations.langchain import FoReaLLLM
+
+    return FoReaLLLM(decoder=decoder, max_new_tokens=24, seed=1)

@@ -1,0 +1,52 @@
+"""Looks at answers of both model classes in one way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, Generation
+from langchain_core.prompt_values import StringPromptValue
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: all that was written, its cost record, why it ended."""
+
+    text: str
+    record: dict[str, Any]
+    finish_reason: str
+
+
+def text_of(output: str | BaseMessage) -> str:
+    """All that was written, thinking included."""
+    if isinstance(output, str):
+        return output
+    assert isinstance(output.content, str)
+    return str(output.additional_kwargs.get("reasoning_content", "")) + output.content
+
+
+def answer_of(generation: Generation) -> Answer:
+    if isinstance(generation, ChatGeneration):
+        info = generation.message.response_metadata
+        return Answer(text_of(generation.message), info["foreal"], info["finish_reason"])
+    info = generation.generation_info or {}
+    return Answer(generation.text, info["foreal"], info["finish_reason"])
+
+
+def ask(model: Any, prompt: str, **arguments: Any) -> Answer:
+    """`invoke` with the record that it would drop."""
+    result = model.generate_prompt([StringPromptValue(text=prompt)], **arguments)
+    return answer_of(result.generations[0][0])
+
+
+async def aask(model: Any, prompt: str, **arguments: Any) -> Answer:
+    result = await model.agenerate_prompt([StringPromptValue(text=prompt)], **arguments)
+    return answer_of(result.generations[0][0])
+
+
+def same_work(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Equal records, apart from what depends on the clock and on who shared the passes."""
+    timed = ("seconds", "tokens_per_second", "weight_bytes")
+    return all(one[name] == other[name] for name in one if name not in timed)

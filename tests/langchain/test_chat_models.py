@@ -1,0 +1,319 @@
+"""ChatFoReaL beyond what both classes share: thinking, usage, templates, tools, agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
+from typing import Any, Literal
+
+import pytest
+
+pytest.importorskip("langchain_core", reason="needs the extra langchain")
+
+from conftest import QUESTIONS
+from langchain_core.callbacks import get_usage_metadata_callback
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.tools import tool
+from pydantic import BaseModel
+from scripted import WITHOUT_THINKING, ScriptedDecoder, call_text, pair_with_tools
+
+from foreal_core import ConfigError, FoReaLDecoder
+from foreal_integrations.langchain import ChatFoReaL, get_foreal_cost_callback
+from foreal_integrations.langchain.messages import to_chat
+
+QUESTION = QUESTIONS[0]
+Write = Callable[..., ChatFoReaL]
+
+
+@tool
+def weather(city: str) -> str:
+    """The weather of a city."""
+    return f"rain in {city}"
+
+
+@tool
+def add_up(a: int, b: int) -> int:
+    """The sum of two numbers."""
+    return a + b
+
+
+@pytest.fixture(scope="session")
+def tools_decoder() -> FoReaLDecoder:
+    return pair_with_tools()
+
+
+@pytest.fixture
+def chat(decoder: FoReaLDecoder) -> ChatFoReaL:
+    return ChatFoReaL(decoder=decoder, max_new_tokens=24, seed=1)
+
+
+@pytest.fixture
+def writes(tools_decoder: FoReaLDecoder) -> Write:
+    """A chat model that writes these replies, one per call."""
+
+    def of(*replies: str, **settings: Any) -> ChatFoReaL:
+        return ChatFoReaL(decoder=ScriptedDecoder(tools_decoder, replies), **settings)
+
+    return of
+
+
+def streamed(model: Any, prompt: Any = QUESTION) -> AIMessageChunk:
+    chunks: Sequence[AIMessageChunk] = list(model.stream(prompt))
+    return reduce(add, chunks)
+
+
+# -- thinking and usage ---------------------------------------------------------------------------
+
+
+def test_thinking_is_apart_from_the_answer(writes: Write) -> None:
+    reply = "First 3.\nThen 7. </think>\n\nThe answer is 7."
+    message = writes(reply).invoke(QUESTION)
+    assert message.content == "The answer is 7."
+    assert message.additional_kwargs["reasoning_content"] == "First 3.\nThen 7."
+    assert [block["type"] for block in message.content_blocks] == ["reasoning", "text"]
+    details: Any = message.usage_metadata["output_token_details"]  # type: ignore[index]
+    output = message.usage_metadata["output_tokens"]  # type: ignore[index]
+    assert 0 < details["reasoning"] < output
+    assert details["foreal"] == {"leader": output, "draft": 0}
+
+    chunks = list(writes(reply).stream(QUESTION))
+    assert not any("<" in str(chunk.content) for chunk in chunks)
+    whole: AIMessageChunk = reduce(add, chunks)
+    assert whole.content == message.content
+    assert whole.additional_kwargs == message.additional_kwargs
+    assert whole.usage_metadata == message.usage_metadata
+    assert sum("foreal" in chunk.response_metadata for chunk in chunks) == 1
+    assert chunks[-1].response_metadata.keys() == message.response_metadata.keys()
+
+
+def test_thinking_without_an_end_is_no_answer(writes: Write) -> None:
+    message = writes("First 3. Then").invoke(QUESTION)
+    assert (message.content, message.additional_kwargs["reasoning_content"]) == (
+        "",
+        "First 3. Then",
+    )
+
+
+def test_metadata_of_the_real_pair(chat: ChatFoReaL) -> None:
+    message = chat.invoke(QUESTION)
+    assert isinstance(message, AIMessage)
+    info, usage = message.response_metadata, message.usage_metadata
+    assert (info["model_provider"], info["finish_reason"]) == ("foreal", "length")
+    assert info["model_name"] == chat.model_name
+    assert usage is not None
+    assert usage["output_tokens"] == info["foreal"]["completion_tokens"] == 24
+    assert usage["input_tokens"] == info["foreal"]["prompt_tokens"]
+    assert usage["input_tokens"] == chat.get_num_tokens_from_messages([HumanMessage(QUESTION)])
+    assert streamed(chat).usage_metadata == usage
+
+
+def test_langchains_own_usage_callback_counts(chat: ChatFoReaL) -> None:
+    with get_usage_metadata_callback() as usage:
+        chat.batch(QUESTIONS[:2])
+        streamed(chat)
+    counted: Any = usage.usage_metadata[chat.model_name]
+    who = counted["output_token_details"]["foreal"]
+    assert counted["output_tokens"] == 72 == who["leader"] + who["draft"]
+
+
+def test_profile_tells_what_is_known(tools_decoder: FoReaLDecoder) -> None:
+    profile = ChatFoReaL(decoder=tools_decoder).profile or {}
+    assert profile["tool_calling"] and profile["reasoning_output"]
+    assert profile["max_input_tokens"] == tools_decoder.max_context - 1
+    assert "structured_output" not in profile
+
+
+# -- chats ----------------------------------------------------------------------------------------
+
+
+def test_messages_become_a_chat() -> None:
+    call = {"name": "weather", "args": {"city": "Rome"}, "id": "1", "type": "tool_call"}
+    chat = to_chat(
+        [
+            SystemMessage("Be brief."),
+            HumanMessage("One."),
+            HumanMessage([{"type": "text", "text": "Two."}, "Three."]),
+            AIMessage("Look.", tool_calls=[call], additional_kwargs={"reasoning_content": "Hm."}),
+            ToolMessage("rain", tool_call_id="1", name="weather"),
+            ToolMessage([{"type": "text", "text": "sun"}], tool_call_id="2"),
+            AIMessage([{"type": "tool_use", "id": "3", "name": "x", "input": {}}]),
+        ]
+    )
+    assert [message["role"] for message in chat] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "assistant",
+    ]
+    assert chat[1]["content"] == "One.\nTwo.\nThree."
+    assert chat[2]["tool_calls"][0]["function"] == {
+        "name": "weather",
+        "arguments": {"city": "Rome"},
+    }
+    assert chat[2]["reasoning_content"] == "Hm."
+    assert (chat[3]["tool_call_id"], chat[4]["content"], chat[5]["content"]) == ("1", "sun", "")
+    with pytest.raises(ConfigError, match="image_url"):
+        to_chat([HumanMessage([{"type": "image_url", "image_url": "x"}])])
+
+
+def test_every_kind_of_message_reaches_the_models(writes: Write) -> None:
+    model = writes("ok</think>Done.")
+    call = {"name": "weather", "args": {"city": "Rome"}, "id": "1", "type": "tool_call"}
+    history = [SystemMessage("Brief."), HumanMessage("Go."), AIMessage("", tool_calls=[call])]
+    model.bind_tools([weather]).invoke([*history, ToolMessage("rain", tool_call_id="1")])
+    (prompt,) = model.decoder.prompts
+    for part in ("Brief.", "Go.", '"weather"', '{"city": "Rome"}', "rain", "The weather of a city"):
+        assert part in prompt
+
+
+# -- tools ----------------------------------------------------------------------------------------
+
+
+CALLS = (
+    "I need both.</think>\n\nLet me look.\n"
+    + call_text("weather", {"city": "Rome"})
+    + "\n"
+    + call_text("add_up", {"a": 1, "b": 2})
+)
+
+
+def test_tool_calls_are_parsed(writes: Write) -> None:
+    message = writes(CALLS).bind_tools([weather, add_up]).invoke(QUESTION)
+    assert message.content == "Let me look."
+    assert [(call["name"], call["args"]) for call in message.tool_calls] == [
+        ("weather", {"city": "Rome"}),
+        ("add_up", {"a": 1, "b": 2}),
+    ]
+    assert len({call["id"] for call in message.tool_calls}) == 2
+    chunk = streamed(writes(CALLS).bind_tools([weather, add_up]))
+    assert chunk.content == message.content
+    assert [(c["name"], c["args"]) for c in chunk.tool_calls] == [
+        (c["name"], c["args"]) for c in message.tool_calls
+    ]
+
+
+@pytest.mark.parametrize(
+    "body", ['{"name": "weather", "arguments": {"city"', '{"arguments": {}}', "[1]", "go!"]
+)
+@pytest.mark.parametrize("closed", [True, False])
+def test_broken_calls_are_reported(writes: Write, body: str, closed: bool) -> None:
+    reply = "x</think><tool_call>" + body + ("</tool_call>" if closed else "")
+    for message in (
+        writes(reply).bind_tools([weather]).invoke(QUESTION),
+        streamed(writes(reply).bind_tools([weather])),
+    ):
+        assert message.tool_calls == []
+        (invalid,) = message.invalid_tool_calls
+        assert invalid["args"] is not None and body in invalid["args"] and invalid["id"]
+
+
+def test_without_tools_nothing_is_parsed(writes: Write) -> None:
+    message = writes(CALLS).invoke(QUESTION)
+    assert "<tool_call>" in str(message.content) and not message.tool_calls
+
+
+def test_a_template_without_tools_says_so(chat: ChatFoReaL) -> None:
+    with pytest.raises(ConfigError, match="knows no tools"):
+        chat.bind_tools([weather]).invoke(QUESTION)
+
+
+def test_tool_choice(writes: Write) -> None:
+    model = writes("</think>a", "</think>b")
+    model.bind_tools([weather, add_up], tool_choice="none").invoke(QUESTION)
+    assert "weather" not in model.decoder.prompts[0]
+    model.bind_tools([weather, add_up], tool_choice="auto").invoke(QUESTION)
+    assert "weather" in model.decoder.prompts[1] and "add_up" in model.decoder.prompts[1]
+    with pytest.raises(ConfigError, match="weather, add_up"):
+        model.bind_tools([weather, add_up], tool_choice="moon")
+
+
+# No room to ramble: the bundled pair never ends a number or a string in JSON by itself.
+class Verdict(BaseModel):
+    """What is true of two numbers."""
+
+    larger: Literal["first", "second"]
+    equal: bool
+
+
+@tool(args_schema=Verdict)
+def judge(larger: str, equal: bool) -> str:
+    """Says what is true of two numbers."""
+    return larger
+
+
+def test_a_forced_call_is_valid_whatever_the_model() -> None:
+    pytest.importorskip("llguidance", reason="needs the extra json")
+    chat = ChatFoReaL(decoder=pair_with_tools(WITHOUT_THINKING), max_new_tokens=150, seed=1)
+    for choice in ("any", "judge"):
+        model = chat.bind_tools([judge], tool_choice=choice)
+        for message in (model.invoke(QUESTION), streamed(model)):
+            (call,) = message.tool_calls
+            assert call["name"] == "judge" and message.content == ""
+            Verdict.model_validate(call["args"])
+    structured = chat.with_structured_output(Verdict)
+    assert isinstance(structured.invoke(QUESTION), Verdict)
+
+
+def test_a_forced_call_that_is_cut_off_is_reported() -> None:
+    pytest.importorskip("llguidance", reason="needs the extra json")
+    chat = ChatFoReaL(decoder=pair_with_tools(WITHOUT_THINKING), max_new_tokens=4, seed=1)
+    message = chat.bind_tools([add_up], tool_choice="any").invoke(QUESTION)
+    assert message.tool_calls == [] and len(message.invalid_tool_calls) == 1
+    raw = chat.with_structured_output(Verdict, include_raw=True).invoke(QUESTION)
+    assert isinstance(raw, dict) and raw["parsed"] is None
+
+
+# -- agents ---------------------------------------------------------------------------------------
+
+
+def test_an_agent_with_two_tools(writes: Write) -> None:
+    agents = pytest.importorskip("langchain.agents", reason="needs langchain")
+    model = writes(CALLS, "Both are known.</think>It rains, and 3.")
+    agent = agents.create_agent(model, tools=[weather, add_up])
+    with get_foreal_cost_callback() as cost:
+        messages = agent.invoke({"messages": [("user", QUESTION)]})["messages"]
+    assert [message.type for message in messages] == ["human", "ai", "tool", "tool", "ai"]
+    assert [message.content for message in messages[2:]] == [
+        "rain in Rome",
+        "3",
+        "It rains, and 3.",
+    ]
+    assert messages[-1].additional_kwargs["reasoning_content"] == "Both are known."
+    assert "rain in Rome" in model.decoder.prompts[1]
+    assert cost.totals()["calls"] == 2
+    assert cost.totals()["completion_tokens"] == sum(
+        message.usage_metadata["output_tokens"] for message in messages if message.type == "ai"
+    )
+
+
+@pytest.mark.parametrize("a", [False, True], ids=["sync", "async"])
+def test_langgraph_streams_messages(writes: Write, a: bool) -> None:
+    agents = pytest.importorskip("langchain.agents", reason="needs langchain")
+    model = writes(CALLS, "Both are known.</think>It rains, and 3.")
+    agent = agents.create_agent(model, tools=[weather, add_up])
+    given = {"messages": [("user", QUESTION)]}
+
+    async def read() -> list[Any]:
+        return [one async for one in agent.astream(given, stream_mode="messages")]
+
+    stream = asyncio.run(read()) if a else list(agent.stream(given, stream_mode="messages"))
+    chunks = [chunk for chunk, _ in stream if isinstance(chunk, AIMessageChunk)]
+    assert len(chunks) > 20
+    replies: dict[str, list[AIMessageChunk]] = {}
+    for chunk in chunks:
+        replies.setdefault(str(chunk.id), []).append(chunk)
+    first, second = (reduce(add, reply) for reply in replies.values())
+    assert [call["name"] for call in first.tool_calls] == ["weather", "add_up"]
+    assert second.content == "It rains, and 3."
+    assert second.additional_kwargs["reasoning_content"] == "Both are known."
+    assert first.usage_metadata and second.usage_metadata

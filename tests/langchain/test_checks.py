@@ -1,0 +1,420 @@
+"""What both model classes owe a chain: streams, stop strings, batches, async, costs, caches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_core", reason="needs the extra langchain")
+
+from conftest import QUESTIONS
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.globals import set_llm_cache
+from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import ConfigurableField, RunnableLambda
+from lc_helpers import Answer, aask, ask, same_work, text_of
+
+from foreal_core import ConfigError, ContextOverflowError, FoReaLDecoder
+from foreal_integrations.langchain import FoReaLCostCallbackHandler, get_foreal_cost_callback
+
+Make = Callable[..., Any]
+QUESTION = QUESTIONS[0]
+# Long enough that it is never over before it is stopped; the pair ends by itself before that.
+LONG = {"max_new_tokens": 1500, "repetition_penalty": 1.3}
+TEMPLATE = PromptTemplate.from_template("{q}")
+
+
+@pytest.fixture
+def cache() -> Iterator[InMemoryCache]:
+    memory = InMemoryCache()
+    set_llm_cache(memory)
+    yield memory
+    set_llm_cache(None)
+
+
+class Watcher(BaseCallbackHandler):
+    """Notes which callbacks fire."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.tokens: list[str] = []
+        self.ends = 0
+        self.errors: list[BaseException] = []
+
+    def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+        self.tokens.append(token)
+
+    def on_llm_end(self, response: Any, **kwargs: Any) -> None:
+        self.ends += 1
+
+    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
+        self.errors.append(error)
+
+
+def wait_until_idle(decoder: FoReaLDecoder) -> None:
+    end = time.monotonic() + 5
+    while decoder.stats()["active"] or decoder.stats()["queued"]:
+        assert time.monotonic() < end, "a cancelled request still runs"
+        time.sleep(0.002)
+
+
+# -- streams -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_stream_joined_is_invoke(make: Make, temperature: float) -> None:
+    model = make(temperature=temperature, max_new_tokens=40)
+    chunks = list(model.stream(QUESTION))
+    assert len(chunks) > 10
+    assert "".join(map(text_of, chunks)) == text_of(model.invoke(QUESTION))
+
+    async def read() -> str:
+        return "".join([text_of(chunk) async for chunk in model.astream(QUESTION)])
+
+    assert asyncio.run(read()) == text_of(model.invoke(QUESTION))
+
+
+def test_first_chunk_comes_long_before_the_last(make: Make) -> None:
+    model = make(max_new_tokens=120, repetition_penalty=1.3)
+    model.invoke(QUESTION, max_new_tokens=2)
+    start = time.perf_counter()
+    times = [time.perf_counter() - start for chunk in model.stream(QUESTION) if text_of(chunk)]
+    assert len(times) > 50
+    # A tenth is what a quiet machine shows; a busy one must not fail the suite.
+    assert times[0] < 0.25 * times[-1]
+
+
+def test_stream_fires_each_token_once(make: Make) -> None:
+    for run in (stream_all, astream_all):
+        watcher = Watcher()
+        chunks = run(make(), {"callbacks": [watcher]})
+        assert [token for token in watcher.tokens if token] == [
+            chunk if isinstance(chunk, str) else chunk.content
+            for chunk in chunks
+            if (chunk if isinstance(chunk, str) else chunk.content)
+        ]
+        assert (watcher.ends, watcher.errors) == (1, [])
+
+
+def stream_all(model: Any, config: Any = None, **arguments: Any) -> list[Any]:
+    return list(model.stream(QUESTION, config, **arguments))
+
+
+def astream_all(model: Any, config: Any = None, **arguments: Any) -> list[Any]:
+    async def read() -> list[Any]:
+        return [chunk async for chunk in model.astream(QUESTION, config, **arguments)]
+
+    return asyncio.run(read())
+
+
+def test_batch_fires_no_token_callbacks_for_several_prompts(make: Make) -> None:
+    watcher = Watcher()
+    make().batch(QUESTIONS[:2], {"callbacks": [watcher]})
+    assert (watcher.tokens, watcher.ends) == ([], 2)
+
+
+def test_streaming_invoke_fires_token_callbacks(make: Make) -> None:
+    model, watcher = make(streaming=True), Watcher()
+    answer = ask(model, QUESTION, callbacks=[watcher])
+    assert len(watcher.tokens) > 5 or answer.record["completion_tokens"] < 10
+    assert answer == Answer(ask(make(), QUESTION).text, answer.record, answer.finish_reason)
+
+
+# -- stop strings --------------------------------------------------------------------------------
+
+
+def stop_across_a_hand_off(decoder: FoReaLDecoder) -> tuple[str, dict[str, Any]]:
+    """A stop string whose first half one model writes and whose second half the other does."""
+    for seed in range(20):
+        settings = {"seed": seed, "max_new_tokens": 120, "hit_threshold": 1, "lead_count": 4}
+        ids = decoder.encode(messages=[{"role": "user", "content": QUESTION}])
+        generation = decoder.generate(ids, **settings)
+        for segment in generation.segments[:-1]:
+            start, end = segment.end - 1, segment.end + 1
+            stop = "".join(generation.texts[start:end])
+            before = "".join(generation.texts[:start])
+            fresh = len(stop) > 3 and len(before) > 20 and stop not in before
+            if segment.reason == "hand_off" and fresh and "<" not in stop:
+                return stop, settings
+    raise AssertionError("no hand-off found")
+
+
+def test_stop_string_across_a_hand_off(make: Make, decoder: FoReaLDecoder) -> None:
+    stop, settings = stop_across_a_hand_off(decoder)
+    model = make(**settings)
+    without = ask(model, QUESTION)
+    assert stop in without.text
+    answer = ask(model, QUESTION, stop=[stop])
+    assert stop not in answer.text
+    assert without.text.startswith(answer.text.rstrip())
+    assert answer.finish_reason == "stop"
+    assert answer.record["completion_tokens"] < without.record["completion_tokens"]
+
+    assert ask(make(**settings, stop=stop), QUESTION).text == answer.text
+    assert "".join(map(text_of, stream_all(model, stop=[stop]))) == answer.text
+    assert "".join(map(text_of, astream_all(model.bind(stop=[stop])))) == answer.text
+    assert text_of(asyncio.run(model.ainvoke(QUESTION, stop=[stop]))) == answer.text
+    assert text_of(model.bind(stop=[stop]).batch([QUESTION])[0]) == answer.text
+    # The constructor's stop strings and the call's both count.
+    both = make(**settings, stop=["no such text"])
+    assert ask(both, QUESTION, stop=[stop]).text == answer.text
+
+
+# -- batches -------------------------------------------------------------------------------------
+
+
+def costs_by_text(cost: FoReaLCostCallbackHandler) -> list[dict[str, Any]]:
+    return sorted(cost.records, key=lambda record: str(sorted(record["flops"].items())))
+
+
+def test_batch_equals_single_calls(make: Make) -> None:
+    chain = TEMPLATE | make() | RunnableLambda(text_of)
+    inputs = [{"q": question} for question in QUESTIONS[:4]]
+    with get_foreal_cost_callback() as one_by_one:
+        singles = [chain.invoke(one) for one in inputs]
+    for run in (chain.batch, lambda given: asyncio.run(chain.abatch(given))):
+        with get_foreal_cost_callback() as together:
+            assert run(inputs) == singles
+        pairs = zip(costs_by_text(one_by_one), costs_by_text(together), strict=True)
+        assert all(same_work(one, other) for one, other in pairs)
+
+
+def test_with_retry_and_bind_batch_too(make: Make) -> None:
+    model = make()
+    singles = [text_of(model.invoke(question, lead_count=3)) for question in QUESTIONS[:2]]
+    bound = model.bind(lead_count=3).with_retry(stop_after_attempt=2)
+    assert list(map(text_of, bound.batch(QUESTIONS[:2]))) == singles
+
+
+@pytest.mark.parametrize("a", [False, True], ids=["sync", "async"])
+def test_one_bad_prompt_fails_alone(make: Make, a: bool) -> None:
+    model, watcher = make(), Watcher()
+    inputs = [QUESTIONS[0], "too long " * 3000, QUESTIONS[1]]
+    config = {"callbacks": [watcher]}
+    if a:
+        answers = asyncio.run(model.abatch(inputs, config, return_exceptions=True))
+    else:
+        answers = model.batch(inputs, config, return_exceptions=True)
+    assert isinstance(answers[1], ContextOverflowError)
+    assert text_of(answers[0]) == text_of(model.invoke(QUESTIONS[0]))
+    assert text_of(answers[2]) == text_of(model.invoke(QUESTIONS[1]))
+    assert (watcher.ends, len(watcher.errors)) == (2, 1)
+    with pytest.raises(ContextOverflowError):
+        model.batch(inputs)
+
+
+# -- async ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["ainvoke", "astream"])
+def test_cancelling_stops_the_work_and_charges_it(
+    make: Make, decoder: FoReaLDecoder, how: str
+) -> None:
+    model = make(**LONG)
+
+    async def consume() -> None:
+        if how == "ainvoke":
+            await model.ainvoke(QUESTION)
+        else:
+            async for _ in model.astream(QUESTION):
+                pass
+
+    async def run() -> float:
+        task = asyncio.create_task(consume())
+        while not decoder.stats()["active"]:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.1)
+        task.cancel()
+        cancelled = time.perf_counter()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        took = time.perf_counter() - cancelled
+        wait_until_idle(decoder)
+        assert text_of(await model.ainvoke(QUESTION, max_new_tokens=4))
+        return took
+
+    with get_foreal_cost_callback() as cost:
+        assert asyncio.run(run()) < 1.0
+    totals = cost.totals()
+    assert (totals["calls"], totals["stopped_early"]) == (2, 1)
+    assert cost.records[0]["flops"]["total"] > 0
+    assert decoder.stats()["free_rows"] == decoder.stats()["max_batch_size"]
+
+
+@pytest.mark.parametrize("how", ["stream", "astream"])
+def test_a_stream_that_is_closed_early_is_charged(
+    make: Make, decoder: FoReaLDecoder, how: str
+) -> None:
+    model, handler = make(**LONG), FoReaLCostCallbackHandler()
+    config = {"callbacks": [handler]}
+    if how == "stream":
+        chunks = model.stream(QUESTION, config)
+        next(chunks)
+        chunks.close()
+        del chunks
+    else:
+
+        async def run() -> None:
+            chunks = model.astream(QUESTION, config)
+            await anext(chunks)
+            await chunks.aclose()
+            while not handler.records:
+                await asyncio.sleep(0.001)
+
+        asyncio.run(run())
+    wait_until_idle(decoder)
+    (record,) = handler.records
+    assert record["stopped_early"] and 0 < record["completion_tokens"] < 1000
+    assert record["leader_tokens"] + record["draft_tokens"] == record["completion_tokens"]
+
+
+def test_the_loop_stays_responsive(make: Make) -> None:
+    model = make(max_new_tokens=60)
+    expected = [text_of(model.invoke(question)) for question in QUESTIONS[:4]]
+
+    async def run() -> tuple[list[Any], int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        ticker = asyncio.create_task(tick())
+        answers = await asyncio.gather(*(model.ainvoke(question) for question in QUESTIONS[:4]))
+        ticker.cancel()
+        return answers, ticks
+
+    answers, ticks = asyncio.run(run())
+    assert list(map(text_of, answers)) == expected
+    assert ticks > 5
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
+def test_a_time_out_stops_the_work(make: Make, decoder: FoReaLDecoder, how: str) -> None:
+    model, handler = make(**LONG, timeout=0.2), FoReaLCostCallbackHandler()
+    config = {"callbacks": [handler]}
+    runs: dict[str, Callable[[], Any]] = {
+        "invoke": lambda: model.invoke(QUESTION, config),
+        "ainvoke": lambda: asyncio.run(model.ainvoke(QUESTION, config)),
+        "stream": lambda: stream_all(model, config),
+        "astream": lambda: astream_all(model, config),
+    }
+    with pytest.raises(TimeoutError, match=r"timeout=0\.2"):
+        runs[how]()
+    wait_until_idle(decoder)
+    assert handler.totals()["stopped_early"] == 1
+    assert handler.totals()["failed"] == 1
+    assert text_of(model.invoke(QUESTION, max_new_tokens=4, timeout=None))
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+def test_settings_of_constructor_call_bind_and_config(make: Make) -> None:
+    wanted = {"lead_count": 2, "lead_probability": 1.0, "hit_threshold": 0, "seed": 9}
+    expected = ask(make(**wanted), QUESTION)
+    for name, value in wanted.items():
+        assert expected.record["settings"][name] == value
+    assert ask(make(), QUESTION, **wanted).text == expected.text
+    assert text_of(make().bind(**wanted).invoke(QUESTION)) == expected.text
+    fields = {name: ConfigurableField(id=name) for name in wanted}
+    configurable = make().configurable_fields(**fields)
+    assert text_of(configurable.invoke(QUESTION, {"configurable": wanted})) == expected.text
+    assert ask(make(), QUESTION, max_tokens=3).record["completion_tokens"] == 3
+    model = make()
+    assert type(model)(decoder=model.decoder, max_tokens=5).max_new_tokens == 5
+
+
+def test_wrong_and_unknown_arguments_are_refused(make: Make) -> None:
+    with pytest.raises(ConfigError, match="lead_count"):
+        make(lead_cuont=3)
+    with pytest.raises(ConfigError, match="lead_count"):
+        make(lead_count=-1)
+    with pytest.raises(ConfigError, match="timeout"):
+        make(timeout=0)
+    for run in (ask, lambda m, q, **k: stream_all(m, **k), lambda m, q, **k: astream_all(m, **k)):
+        with pytest.raises(ConfigError, match="lead_count"):
+            run(make(), QUESTION, lead_cuont=3)
+        with pytest.raises(ConfigError, match="lead_probability"):
+            run(make(), QUESTION, lead_probability=1.5)
+    with pytest.raises(ConfigError, match="draft is missing"):
+        make(decoder=None, leader="some/model")
+
+
+# -- costs ---------------------------------------------------------------------------------------
+
+
+def test_tokens_add_up_on_every_path(make: Make) -> None:
+    model = make()
+    with get_foreal_cost_callback() as cost:
+        model.invoke(QUESTION)
+        model.batch(QUESTIONS[:2])
+        stream_all(model)
+        astream_all(model)
+        asyncio.run(model.ainvoke(QUESTION))
+        asyncio.run(model.abatch(QUESTIONS[:2]))
+        model.invoke(QUESTION, timeout=60)
+    assert cost.totals()["calls"] == 9
+    for record in cost.records:
+        assert record["leader_tokens"] + record["draft_tokens"] == record["completion_tokens"] > 0
+    totals = cost.totals()
+    assert totals["leader_tokens"] + totals["draft_tokens"] == totals["completion_tokens"]
+    assert "9 calls" in str(cost)
+
+
+def test_nested_blocks_charge_both(make: Make) -> None:
+    with get_foreal_cost_callback() as outer:
+        make().invoke(QUESTION)
+        with get_foreal_cost_callback() as inner:
+            make().invoke(QUESTION)
+    make().invoke(QUESTION)
+    assert (outer.totals()["calls"], inner.totals()["calls"]) == (2, 1)
+
+
+# -- cache ---------------------------------------------------------------------------------------
+
+
+def test_cache_hits_are_marked_and_free(make: Make, cache: InMemoryCache) -> None:
+    model = make()
+    with get_foreal_cost_callback() as cost:
+        first = ask(model, QUESTION)
+        for hit in (ask(model, QUESTION), asyncio.run(aask(model, QUESTION))):
+            assert hit.text == first.text
+            assert hit.record["cached"] and hit.record["flops"]["total"] == 0
+    assert "cached" not in first.record
+    totals = cost.totals()
+    assert (totals["calls"], totals["cache_hits"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"lead_count": 1},
+        {"lead_probability": 0.0},
+        {"hit_threshold": 0},
+        {"seed": 4},
+        {"temperature": 0.7},
+        {"max_new_tokens": 5},
+        {"stop": ["e"]},
+    ],
+    ids=lambda one: next(iter(one)),
+)
+def test_no_stale_cache_entry(make: Make, cache: InMemoryCache, other: dict[str, Any]) -> None:
+    model = make()
+    ask(model, QUESTION)
+    answer = ask(model, QUESTION, **other)
+    assert not answer.record.get("cached")
+    assert ask(model, QUESTION, **other).record["cached"]
+    assert asyncio.run(aask(model.__class__(**{**init(model), **other}), QUESTION)).record["cached"]
+
+
+def init(model: Any) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in ("decoder", "max_new_tokens", "seed")}

@@ -1,0 +1,93 @@
+"""FoReaLLLM beyond what both classes share."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_core", reason="needs the extra langchain")
+
+from conftest import QUESTIONS
+
+from foreal_core import FoReaLDecoder
+from foreal_integrations.langchain import FoReaLLLM
+
+QUESTION = QUESTIONS[0]
+
+
+@pytest.fixture
+def calls(decoder: FoReaLDecoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each `_generate` got."""
+    seen: list[int] = []
+    for name in ("_generate", "_agenerate"):
+        original = getattr(FoReaLLLM, name)
+
+        def spy(self: Any, prompts: list[str], *a: Any, _original: Any = original, **k: Any) -> Any:
+            seen.append(len(prompts))
+            return _original(self, prompts, *a, **k)
+
+        monkeypatch.setattr(FoReaLLLM, name, spy)
+    return seen
+
+
+def test_a_batch_is_one_call(llm: FoReaLLLM, calls: list[int]) -> None:
+    llm.batch(QUESTIONS[:3])
+    asyncio.run(llm.abatch(QUESTIONS[:3]))
+    llm.bind(lead_count=3).with_retry().batch(QUESTIONS[:3])
+    llm.batch(QUESTIONS[:3], {"max_concurrency": 2})
+    llm.batch([*QUESTIONS[:3], "too long " * 3000], return_exceptions=True)
+    assert calls == [3, 3, 3, 2, 1, 3, 1]
+
+
+def test_a_string_becomes_a_user_message(llm: FoReaLLLM, decoder: FoReaLDecoder) -> None:
+    messages = [{"role": "user", "content": QUESTION}]
+    chat = decoder.generate(messages=messages, max_new_tokens=24, seed=1)
+    assert llm.invoke(QUESTION) == chat.text
+    raw = decoder.generate(QUESTION, max_new_tokens=24, seed=1)
+    assert llm.invoke(QUESTION, raw_prompt=True) == raw.text
+    assert FoReaLLLM(**{**llm.__dict__, "raw_prompt": True}).invoke(QUESTION) == raw.text
+
+
+def test_instances_share_one_lazily_loaded_pair() -> None:
+    one, other = FoReaLLLM(seed=1, max_new_tokens=4), FoReaLLLM(seed=2)
+    assert one._source.loaded is None
+    one.invoke(QUESTION)
+    decoder = other._decoder()
+    assert decoder is one._decoder() is one.bind(seed=3).bound._decoder()  # type: ignore[attr-defined]
+    decoder.close()
+    assert not FoReaLLLM()._decoder().closed
+
+
+def test_generate_sums_the_usage_up(llm: FoReaLLLM) -> None:
+    result = llm.generate(QUESTIONS[:2])
+    records = [(one.generation_info or {})["foreal"] for (one,) in result.generations]
+    output = result.llm_output or {}
+    assert output["model_name"] == llm.model_name
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert output["token_usage"][name] == sum(record[name] for record in records)
+
+
+def test_counts_tokens_with_the_leader(llm: FoReaLLLM, decoder: FoReaLDecoder) -> None:
+    assert llm.get_num_tokens("Ben has 4 beads.") == len(decoder.encode("Ben has 4 beads."))
+
+
+def test_traces_name_the_pair(llm: FoReaLLLM) -> None:
+    params = llm._get_ls_params(stop=["x"])
+    assert params["ls_provider"] == "foreal" and params["ls_stop"] == ["x"]
+    assert params["ls_max_tokens"] == 24
+    assert FoReaLLLM().model_name == "foreal-demo"
+    assert FoReaLLLM()._identifying_params != FoReaLLLM(lead_count=3)._identifying_params
+
+
+def test_missing_extra_is_named() -> None:
+    script = (
+        "import sys; sys.modules['langchain_core'] = None\n"
+        "try: import foreal_integrations.langchain\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "pip install foreal-decoding[langchain]" in done.stdout

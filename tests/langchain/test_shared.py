@@ -1,0 +1,56 @@
+"""What the integrations share, without a framework: splitting replies, adding up costs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given, settings, strategies as st
+
+from foreal_integrations.shared import ReplySplitter, joined_stops
+
+PARTS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<", "</", "a", " ", "\n", "{}", "t"]
+
+
+def split(deltas: list[str], *, thinking: bool, tools: bool) -> list[tuple[str, str]]:
+    """Pieces with neighbours of one kind joined; each call stays a piece of its own."""
+    splitter = ReplySplitter(thinking=thinking, tools=tools)
+    pieces = [piece for delta in deltas for piece in splitter.feed(delta)] + splitter.flush()
+    joined: list[tuple[str, str]] = []
+    for piece in pieces:
+        if joined and joined[-1][0] == piece.kind != "tool_call":
+            joined[-1] = (piece.kind, joined[-1][1] + piece.text)
+        else:
+            joined.append((piece.kind, piece.text))
+    return joined
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    text=st.lists(st.sampled_from(PARTS), max_size=12).map("".join),
+    cuts=st.sets(st.integers(0, 60)),
+    thinking=st.booleans(),
+    tools=st.booleans(),
+)
+def test_cuts_change_nothing(text: str, cuts: set[int], thinking: bool, tools: bool) -> None:
+    edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    deltas = [text[start:end] for start, end in pairwise(edges)]
+    assert split(deltas, thinking=thinking, tools=tools) == split(
+        [text], thinking=thinking, tools=tools
+    )
+
+
+def test_the_model_may_open_the_thinking_itself() -> None:
+    expected = [("reasoning", "a"), ("text", "b <think> c")]
+    deltas = ["\n<thi", "nk>\na\n", "</think", ">\n\nb <think> c"]
+    assert split(deltas, thinking=False, tools=False) == expected
+    assert split(["a\n</think>b <think> c"], thinking=True, tools=True) == expected
+
+
+def test_no_thinking_at_all() -> None:
+    assert split(["The answer", " is 4."], thinking=False, tools=False) == [
+        ("text", "The answer is 4.")
+    ]
+
+
+def test_stop_strings_are_joined() -> None:
+    assert joined_stops(("a", "b"), "a", None, ["c"]) == ("a", "b", "c")
