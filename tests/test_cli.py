@@ -46,6 +46,7 @@ def _generation(finish_reason: str = "stop") -> Generation:
         handoffs=1,
         seconds={"queued": 0.0, "first_token": 0.1, "total": 0.5},
         settings=FoReaLConfig(seed=1).to_dict(),
+        prefill_chunk=512,
     )
     return Generation(
         text=TEXT,
