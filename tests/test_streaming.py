@@ -220,6 +220,16 @@ def test_streams_close_themselves_as_context_managers(decoder_of: DecoderOf) -> 
     assert asyncio.run(asyncio.wait_for(leave_early(), WAIT_S)) == "cancelled"
 
 
+def test_a_stream_that_nobody_read_has_a_result(decoder_of: DecoderOf) -> None:
+    stream = decoder_of("gemma3").stream(PROMPTS[0], policy="draft", max_new_tokens=400)
+    stream.close()
+    unread = decoder_of("gemma3").astream(PROMPTS[0], policy="draft", max_new_tokens=400)
+    asyncio.run(asyncio.wait_for(unread.aclose(), WAIT_S))
+    for result in (stream.result, unread.result):
+        assert result.finish_reason == "cancelled"
+        assert result.cost.completion_tokens == len(result.token_ids) < 400
+
+
 def test_a_stream_starts_at_once_and_refuses_at_once(decoder_of: DecoderOf) -> None:
     with pytest.raises(ValueError, match="lead_count"):
         decoder_of("qwen2").stream("Wait", lead_count=-1)
