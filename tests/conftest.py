@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from reference import Reference
-from toy import Family, fresh_pair, pair
+from toy import MAX_BATCH_SIZE, Family, fresh_pair, pair
 
 from foreal_core import FoReaLDecoder
 
 torch.set_num_threads(1)
-
-MAX_BATCH_SIZE = 8
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

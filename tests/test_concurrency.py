@@ -12,9 +12,8 @@ from random import Random
 from typing import Any, Literal
 
 import pytest
-from conftest import MAX_BATCH_SIZE
 from reference import Reference, assert_same, random_prompt, random_settings
-from toy import Family, fresh_pair, pair
+from toy import MAX_BATCH_SIZE, Family, fresh_pair, pair
 
 from foreal_core import (
     AsyncTokenStream,

@@ -245,6 +245,9 @@ def pair(family: Family) -> Pair:
     return fresh_pair(family)
 
 
+# Rows of the decoders that the tests share.
+MAX_BATCH_SIZE = 8
+
 PROMPTS = (
     "So we add 1 and 2.",
     " Let x = 3. Then the sum is 4!",
