@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
-from reference import Reference, assert_same
-from toy import PROMPTS, Family, pair, readable
+from reference import Reference, assert_same, random_prompt, random_settings
+from toy import FAMILIES, PROMPTS, Family, pair, readable
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation, TokenEvent
 from foreal_core.errors import FoReaLError
@@ -149,6 +150,25 @@ def test_streams_equal_the_reference(
     _, result = read(decoder_of(ask.family), ask)
     prompt = list(pair(ask.family).tokenizer(ask.prompt).input_ids)
     assert_same(result, reference_of(ask.family).generate(prompt, ask.config), ask)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_taken_back_was_never_shown(
+    family: Family, decoder_of: DecoderOf, reference_of: ReferenceOf
+) -> None:
+    rng, found = Random(f"{family} taken back"), 0
+    while found < 4:
+        prompt = random_prompt(rng, pair(family))
+        config = random_settings(rng, lead_probability=0.6, max_new_tokens=60, stop=())
+        expected = reference_of(family).generate(prompt, config)
+        if not expected.taken_back:
+            continue
+        found += 1
+        events = list(decoder_of(family).stream(prompt, config))
+        assert [event.index for event in events] == list(range(len(events)))
+        assert tuple(event.token_id for event in events) == expected.token_ids
+        assert tuple(event.author for event in events) == expected.authors
+        assert joined(events) == expected.text
 
 
 @examples
