@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import os
 import secrets
 import threading
 from collections import deque
@@ -108,6 +109,7 @@ class Engine:
         self._compiling = threading.Lock()
         self._inbox: deque[Request] = deque()
         self._wake = threading.Condition()
+        self._process = os.getpid()
         self._active: list[Request] = []
         self._free_rows = list(range(max_batch_size))
         self._passes_in_a_row: dict[Author, int] = {LEADER: 0, DRAFT: 0}
@@ -131,17 +133,13 @@ class Engine:
             EngineClosedError: `close` was called.
             ConfigError: the settings' JSON schema cannot be compiled.
         """
+        self._refuse_in_a_fork()
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
         constraint = self._compile(config, prompt)
         sequence = Sequence(prompt, config, seed, self.tokenizer, self.max_context, constraint)
         request = Request(sequence, on_events, on_done)
         with self._wake:
             self._refuse_if_closed()
-            if self._thread is not None and not self._thread.is_alive():
-                raise EngineClosedError(
-                    "this decoder belongs to another process: its engine did not survive the "
-                    "fork. Create the FoReaLDecoder after forking, or start processes by spawn."
-                )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="foreal-engine", daemon=True)
                 self._thread.start()
@@ -151,6 +149,7 @@ class Engine:
 
     def stats(self) -> dict[str, int]:
         """Rows in use, requests that wait for one, rows that are free."""
+        self._refuse_in_a_fork()
         with self._wake:
             return {
                 "active": len(self._active),
@@ -165,7 +164,10 @@ class Engine:
         return self._closed
 
     def close(self) -> None:
-        """Ends all requests with EngineClosedError, gives memory back; may be called again."""
+        """Ends all requests with EngineClosedError, gives memory back; may be called again. In a
+        forked child it does nothing: threads and requests are the parent's."""
+        if self._is_fork():
+            return
         with self._wake:
             first, self._closed = not self._closed, True
             self._wake.notify()
@@ -174,6 +176,18 @@ class Engine:
             self._shut_down()
         elif thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def _is_fork(self) -> bool:
+        # Asked before any lock is taken: the parent's engine may have held it at the fork, and
+        # then nobody in the child ever gives it back.
+        return os.getpid() != self._process
+
+    def _refuse_in_a_fork(self) -> None:
+        if self._is_fork():
+            raise EngineClosedError(
+                "this decoder belongs to another process: its engine did not survive the fork. "
+                "Create the FoReaLDecoder after forking, or start processes by spawn."
+            )
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

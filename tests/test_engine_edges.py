@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import threading
 from typing import Any
 
 import pytest
@@ -86,14 +88,30 @@ def test_leader_rows_do_not_starve_a_draft_row() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_is_told_so() -> None:
+    """At whatever moment the fork comes: the engine's thread may hold its lock just then."""
     with new_decoder() as decoder:
         decoder.generate(PROMPT, max_new_tokens=2)
+        held, forked = threading.Event(), threading.Event()
+
+        def hold() -> None:  # as the engine's thread does between two steps
+            with decoder._engine._wake:
+                held.set()
+                forked.wait(60)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait(60)
         child = os.fork()
         if child == 0:
+            signal.alarm(60)  # a child that hangs is killed, not waited for
             try:
                 decoder.generate(PROMPT, max_new_tokens=2)
             except EngineClosedError:
+                decoder.close()
                 os._exit(7)
             os._exit(1)
+        forked.set()
+        holder.join()
         _, status = os.waitpid(child, 0)
+        assert decoder.generate(PROMPT, max_new_tokens=2).token_ids
     assert os.waitstatus_to_exitcode(status) == 7

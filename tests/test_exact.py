@@ -9,17 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from reference import Reference, assert_same, random_prompt, random_settings
-from toy import CUT_CHARACTERS, FAMILIES, PROMPTS, Family, fresh_pair, pair
+from toy import CUT_CHARACTERS, FAMILIES, PROMPTS, Family, Pair, fresh_pair, pair, scripted_pair
 from transformers import PreTrainedModel
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core.policies import gate_draw
 
 DecoderOf = Callable[[Family], FoReaLDecoder]
 ReferenceOf = Callable[[Family], Reference]
@@ -266,3 +267,129 @@ def test_from_pretrained_loads_what_was_saved(tmp_path: Path, decoder_of: Decode
         for prompt in PROMPTS[:3]:
             expected = decoder_of("llama").generate(prompt, settings)
             assert loaded.generate(prompt, settings).token_ids == expected.token_ids
+
+
+# -- scripted pairs: what is written is known beforehand ------------------------------------------
+
+
+def seed_of(*gates: bool) -> int:
+    """A seed whose gate leads these sentences at p = 0.5."""
+    return next(
+        seed
+        for seed in count()
+        if all((gate_draw(seed, i) < 0.5) == led for i, led in enumerate(gates))
+    )
+
+
+def play(two: Pair, prompt: str, gates: Sequence[bool], **overrides: object) -> Generation:
+    config = FoReaLConfig(lead_count=100, lead_probability=0.5, max_new_tokens=12)
+    config = config.with_overrides(**{"seed": seed_of(*gates), **overrides})
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=1) as decoder:
+        plain = decoder.generate(prompt, config, speculate=False)
+        stream = decoder.stream(prompt, config, speculate=True)
+        events = list(stream)
+        assert "".join(event.text for event in events) == stream.result.text == plain.text
+        assert stream.result.token_ids == plain.token_ids
+        assert stream.result.segments == plain.segments
+        assert stream.result.sentences == plain.sentences
+    return plain
+
+
+def shape(written: Generation) -> list[tuple[str, bool]]:
+    """Authors of each sentence by their initials, and whether it was led."""
+    return [
+        ("".join(author[0] for author in written.authors[one.start : one.end]), one.led)
+        for one in written.sentences
+    ]
+
+
+def test_a_decimal_point_ends_no_sentence() -> None:
+    script = {" =": "3", "3": ".", ".": "1", "1": " is"}
+    written = play(scripted_pair(script, script), " =", [True, False])
+    assert written.text == "3.1 is"
+    assert shape(written) == [("lllll", True)]
+    written = play(scripted_pair(script, script), " =", [True, False], sentence_boundary="paper")
+    assert shape(written) == [("ll", True), ("ddd", False)]
+
+
+def test_a_token_after_the_end_is_taken_back() -> None:
+    leader = {" =": " sum", " sum": ".", ".": " Then", " Then": " we"}
+    draft = {".": " Wait", " Wait": "!", "!": "\n"}
+    written = play(scripted_pair(leader, draft), " =", [True, False, False, False])
+    assert written.text == " sum. Wait!\n"
+    assert shape(written) == [("ll", True), ("dd", False), ("d", False), ("d", False)]
+    kept = play(scripted_pair(leader, draft), " =", [True, True])
+    assert kept.text == " sum. Then we"
+    assert shape(kept) == [("ll", True), ("lll", True)]
+
+
+def test_half_a_character_is_taken_back_with_its_token() -> None:
+    leader = {" =": " sum", " sum": ".", ".": b"\xf0", b"\xf0": b"\xc3", b"\xc3": b"\xa9"}
+    draft = {".": " So", " So": "!"}
+    written = play(scripted_pair(leader, draft), " =", [True, False, False])
+    assert written.text == " sum. So!"
+    assert shape(written) == [("ll", True), ("dd", False), ("d", False)]
+    kept = play(scripted_pair(leader, draft), " =", [True, True])
+    assert kept.text == " sum.\ufffdé"
+
+
+def test_a_mark_after_a_mark_is_the_one_that_counts() -> None:
+    leader = {" =": " y", " y": "3", "3": ".", ".": "2.", "2.": " Then"}
+    draft = {"2.": " Wait", " Wait": "!"}
+    written = play(scripted_pair(leader, draft), " =", [True, False, False])
+    assert written.text == " y3.2. Wait!"
+    assert shape(written) == [("llll", True), ("dd", False), ("d", False)]
+
+
+def test_a_hand_over_at_a_pending_mark() -> None:
+    """The draft goes on in the sentence if the mark was none, else the next sentence decides."""
+    leader = {" =": " sum", " sum": ".", ".": "4"}
+    goes_on = {".": "1", "1": "!"}
+    settings = {"lead_count": 2, "hit_threshold": 0}
+    written = play(scripted_pair(leader, goes_on), " =", [True, False], **settings)
+    assert written.text == " sum.1!"
+    assert shape(written)[0] == ("lldd", True)
+    assert written.cost.handoffs == 1
+    ends = {".": " So", " So": "!"}
+    written = play(scripted_pair(leader, ends), " =", [True, False, False], **settings)
+    assert written.text == " sum. So!"
+    assert shape(written) == [("ll", True), ("dd", False), ("d", False)]
+    assert [segment.reason for segment in written.segments[:1]] == ["sentence_end"]
+    assert written.cost.handoffs == 0
+    written = play(scripted_pair(leader, ends), " =", [True, True, False], **settings)
+    assert written.text == " sum.4"
+    assert shape(written) == [("ll", True), ("ll", True)]  # the last token ends the text
+
+
+def test_a_stop_string_across_a_hand_over() -> None:
+    leader, draft = {" =": " is", " is": "e", "e": "."}, {".": "g", "g": " so"}
+    written = play(
+        scripted_pair(leader, draft), " =", [True], lead_count=3, hit_threshold=0, stop="e.g"
+    )
+    assert written.text == " is"
+    assert written.authors == ("leader", "leader", "leader", "draft")
+    assert (written.finish_reason, written.stop_string) == ("stop", "e.g")
+
+
+@pytest.mark.parametrize(("k", "led"), [(0, "ll"), (1, "lll"), (2, "llll"), (3, "l" * 8)])
+def test_the_hand_over_comes_right_after_the_run(k: int, led: str) -> None:
+    """n = 2; both agree on tokens 2 and 3 (from 0), not on 4, and again from 5 on."""
+    leader = {" =": " x", " x": " y", " y": " +", " +": " is", " is": " a", " a": " so"}
+    leader |= {" so": " we", " we": " sum"}
+    draft = leader | {" =": "3", " x": "3", " is": "4"}
+    written = play(
+        scripted_pair(leader, draft), " =", [True], lead_count=2, hit_threshold=k, draft_length=2
+    )
+    authors = "".join(author[0] for author in written.authors)
+    assert authors.startswith(led + "d")
+
+
+def test_the_window_may_count_from_the_sentences_start() -> None:
+    leader = {" =": " x", " x": " y", " y": " +", " +": " is", " is": " a"}
+    two = scripted_pair(leader, leader | {" +": "4"})
+    for window, led in (("sentence", "lll"), ("after_lead", "lllll")):
+        written = play(
+            two, " =", [True], lead_count=3, hit_threshold=2, hit_window=window, max_new_tokens=5
+        )
+        authors = "".join(author[0] for author in written.authors)
+        assert authors == led.ljust(5, "d")

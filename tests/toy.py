@@ -9,7 +9,7 @@ and a draft is its leader plus noise, so that the two agree often and not always
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -93,9 +93,12 @@ def vocabulary() -> tuple[str, ...]:
     return (*SPECIALS, *map(byte_letters, WORDS), *map(byte_letters, MARKS), *cut)
 
 
-def tokenizer(specials: Sequence[str] = SPECIALS) -> PreTrainedTokenizerFast:
-    """A fresh tokenizer; with other `specials` (as many) its special ids mean other things."""
-    tokens = (*specials, *vocabulary()[len(SPECIALS) :])
+def tokenizer(
+    specials: Sequence[str] = SPECIALS, extra: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """A fresh tokenizer; with other `specials` (as many) its special ids mean other things, `extra`
+    tokens follow the usual ones."""
+    tokens = (*specials, *vocabulary()[len(SPECIALS) :], *map(byte_letters, extra))
     model = BPE({token: i for i, token in enumerate(tokens)}, [], ignore_merges=True)
     backend = Tokenizer(model)
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -243,6 +246,35 @@ def fresh_pair(family: Family) -> Pair:
 def pair(family: Family) -> Pair:
     """The pair of one family for those who change nothing about it; no engine may have it."""
     return fresh_pair(family)
+
+
+@torch.no_grad()
+def scripted_pair(*scripts: Mapping[str | bytes, str | bytes]) -> Pair:
+    """Leader and draft that play their scripts: which token follows which, the end of sequence
+    where nothing is said. A bytes object is the token of one byte; new tokens join the vocabulary.
+    """
+    named = [text for script in scripts for one in script.items() for text in one]
+    known = list(vocabulary())
+    extra = dict.fromkeys(t for t in named if isinstance(t, str) and byte_letters(t) not in known)
+    known += map(byte_letters, extra)
+
+    def number(text: str | bytes) -> int:
+        return known.index(byte_letters(text) if isinstance(text, str) else _LETTERS[text[0]])
+
+    models = []
+    for script in scripts:
+        model = build_model("qwen2", layers=1, hidden=96, vocab_size=len(known))
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+                weight.zero_()  # what comes next hangs on the last token alone
+        model.get_input_embeddings().weight.copy_(torch.eye(len(known), 96))
+        head = model.get_output_embeddings().weight
+        head[token_id(EOS)] = 0.5
+        for before, after in script.items():
+            head[number(after), number(before)] = 1.0
+        models.append(model)
+    leader, draft = models
+    return Pair(leader, draft, tokenizer(extra=tuple(extra)))
 
 
 # Rows of the decoders that the tests share.
