@@ -1,0 +1,72 @@
+"""`foreal generate`: one prompt, any pair."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from foreal_core.commands.common import CommandConsole, loaded_pair, print_parts, write_stream
+from foreal_core.commands.settings import takes_settings
+from foreal_core.config import FoReaLConfig
+from foreal_core.errors import ConfigError
+from foreal_core.terminal import LiveText, cost_view
+
+
+@takes_settings
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    settings: dict[str, Any],
+    leader: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the leading model.")
+    ] = None,
+    draft: Annotated[str | None, typer.Option(help="Folder or hub id of the draft model.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="Where --leader and --draft go, as in transformers.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Their number type: auto, bfloat16, float32, ...")
+    ] = None,
+    raw_prompt: Annotated[
+        bool, typer.Option("--raw-prompt", help="Do not apply the chat template.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only the generation's record.")
+    ] = False,
+) -> int:
+    """Continue a prompt with a pair of models; the bundled pair without --leader and --draft.
+
+    The text goes to standard output: in its authors' colours on a terminal, plain into a file or
+    a pipe, where the cost goes to standard error.
+    """
+    config = FoReaLConfig(**settings)
+    prompt = _read_prompt(prompt)
+    # With --json nobody watches the text.
+    console = CommandConsole(highlight=False, file=io.StringIO() if as_json else None)
+    live = LiveText(console, plain=not console.is_terminal)
+    with loaded_pair(leader, draft, {"device_map": device_map, "dtype": dtype}) as decoder:
+        chat = decoder.has_chat_template and not raw_prompt
+        request: dict[str, Any] = (
+            {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+        )
+        code, generation = write_stream(decoder, request, config, live)
+    if as_json:
+        print(json.dumps(generation.to_dict(), indent=2))
+    else:
+        costs = console if console.is_terminal else CommandConsole(stderr=True, highlight=False)
+        print_parts(costs, cost_view(generation.cost.to_dict()))
+    return code
+
+
+def _read_prompt(given: str) -> str:
+    try:
+        prompt = sys.stdin.read().removesuffix("\n") if given == "-" else given
+        prompt.encode()  # bytes of an argument that are no UTF-8 arrive as lone surrogates
+    except UnicodeError as error:
+        raise ConfigError(f"the prompt is not valid UTF-8: {error}") from error
+    if not prompt:
+        raise ConfigError("the prompt is empty: give some text, or - and text on standard input.")
+    return prompt

@@ -1,0 +1,66 @@
+"""FoReaLConfig's fields as options of a command."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from foreal_core.config import FoReaLConfig
+
+
+def takes_settings(command: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command one option per field of FoReaLConfig.
+
+    Names, types, defaults and help texts are FoReaLConfig's own; the command receives those that
+    were given as its argument `settings`.
+    """
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.name != "settings"
+    ]
+    options = _setting_options()
+
+    @functools.wraps(command)
+    def with_settings(**arguments: Any) -> int:
+        values = {option.name: arguments.pop(option.name) for option in options}
+        given = {name: value for name, value in values.items() if value not in (None, [])}
+        return command(**arguments, settings=given)
+
+    parameters = [*own, *options]
+    with_settings.__annotations__ = {p.name: p.annotation for p in parameters}
+    with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return with_settings
+
+
+def _setting_options() -> list[inspect.Parameter]:
+    types = {**get_type_hints(FoReaLConfig), "stop": list[str], "json_schema": str}
+    helps = _attribute_helps(FoReaLConfig)
+    parameters = []
+    for field in fields(FoReaLConfig):
+        note = f"[default: {field.default}]" if field.default not in (None, ()) else ""
+        if field.name == "stop":
+            note = "Repeat the option for several."
+        option = typer.Option(help=f"{helps.get(field.name, '')} {note}".strip())
+        parameters.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[types[field.name] | None, option],
+            )
+        )
+    return parameters
+
+
+def _attribute_helps(documented: type) -> dict[str, str]:
+    """What a class's docstring says under "Attributes:", by name."""
+    _, _, attributes = (inspect.getdoc(documented) or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.+\n(?:     +.+\n)*)", attributes, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
