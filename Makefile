@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test bench
+.PHONY: demo test bench cookbooks
 
 demo: .venv/installed
 	$(BIN)/foreal demo $(ARGS)
@@ -16,6 +16,10 @@ test: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/foreal bench $(ARGS)
+
+# Runs the notebooks again and keeps their output.
+cookbooks: .venv/installed-dev
+	$(BIN)/python cookbooks/execute.py $(ARGS)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

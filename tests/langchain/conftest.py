@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from foreal_core import FoReaLDecoder
-from foreal_core.demo import problems
 
 if TYPE_CHECKING:
     from foreal_integrations.langchain import FoReaLLLM
-
-QUESTIONS = [problem.question for problem in problems("ledger", seed=5, count=16)]
 
 
 @pytest.fixture(scope="session")

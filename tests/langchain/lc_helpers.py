@@ -1,4 +1,4 @@
-"""Looks at answers of both model classes in one way."""
+"""What is asked, and answers of both model classes looked at in one way."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.prompt_values import StringPromptValue
+
+from foreal_core.demo import problems
+
+QUESTIONS = [problem.question for problem in problems("ledger", seed=5, count=16)]
 
 
 @dataclass(frozen=True)

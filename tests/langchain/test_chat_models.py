@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
-from conftest import QUESTIONS
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.messages import (
     AIMessage,
@@ -22,6 +21,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.tools import tool
+from lc_helpers import QUESTIONS
 from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, ScriptedDecoder, call_text, pair_with_tools
 

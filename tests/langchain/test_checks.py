@@ -11,13 +11,12 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
-from conftest import QUESTIONS
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
-from lc_helpers import Answer, aask, ask, same_work, text_of
+from lc_helpers import QUESTIONS, Answer, aask, ask, same_work, text_of
 
 from foreal_core import ConfigError, ContextOverflowError, FoReaLDecoder
 from foreal_integrations.langchain import FoReaLCostCallbackHandler, get_foreal_cost_callback

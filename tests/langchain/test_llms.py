@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
-from conftest import QUESTIONS
+from lc_helpers import QUESTIONS
 
 from foreal_core import FoReaLDecoder
 from foreal_integrations.langchain import FoReaLLLM
