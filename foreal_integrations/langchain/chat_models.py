@@ -22,10 +22,11 @@ from langchain_core.runnables.config import ensure_config, get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+from foreal_integrations.chats import call_schema, chosen_tools
 from foreal_integrations.langchain.base import FoReaLFields
 from foreal_integrations.langchain.callbacks import record_of
-from foreal_integrations.langchain.messages import ReplyReader, call_schema, to_chat
+from foreal_integrations.langchain.messages import MessageReader, to_chat
 from foreal_integrations.shared import (
     THINK_END,
     ReplySplitter,
@@ -58,7 +59,7 @@ class _Request:
     decoder: FoReaLDecoder
     ids: list[int]
     settings: FoReaLConfig
-    reader: ReplyReader
+    reader: MessageReader
 
 
 class ChatFoReaL(FoReaLFields, BaseChatModel):
@@ -249,7 +250,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
                 tools.
         """
         formatted = [convert_to_openai_tool(tool) for tool in tools]
-        chosen, forced = _chosen(formatted, tool_choice)
+        chosen, forced = chosen_tools(formatted, tool_choice)
         if chosen:
             kwargs["tools"] = chosen
         if forced:
@@ -325,7 +326,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
     def _ask(self, stop: Sequence[str] | None, arguments: Mapping[str, Any]) -> _Ask:
         overrides = {name: value for name, value in arguments.items() if name not in _PASSED_ON}
         settings = self._settings(stop, overrides)
-        tools, forced = _chosen(
+        tools, forced = chosen_tools(
             [convert_to_openai_tool(tool) for tool in arguments.get("tools") or ()],
             arguments.get("tool_choice"),
         )
@@ -337,27 +338,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         splitter = ReplySplitter(
             thinking=opens_thinking(decoder, ids), tools=ask.tools is not None, forced=ask.forced
         )
-        return _Request(decoder, ids, ask.settings, ReplyReader(splitter))
+        return _Request(decoder, ids, ask.settings, MessageReader(splitter))
 
     def _result(self, request: _Request, generation: Generation) -> ChatResult:
         message = request.reader.message(generation, self.model_name)
         return ChatResult(generations=[ChatGeneration(message=message)])
-
-
-def _chosen(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[str, Any]], bool]:
-    """The tools that are shown for this `tool_choice`, and whether one must be called."""
-    if isinstance(choice, Mapping):  # as OpenAI has it
-        choice = choice.get("function", choice).get("name")
-    if choice in (None, False, "auto"):
-        return tools, False
-    if choice == "none":
-        return [], False
-    if choice in (True, "any", "required"):
-        return tools, bool(tools)
-    named = [tool for tool in tools if tool["function"]["name"] == choice]
-    if not named:
-        names = ", ".join(tool["function"]["name"] for tool in tools)
-        raise ConfigError(
-            f"tool_choice={choice!r} is not allowed: auto, any, required, none or one of {names}."
-        )
-    return named, True
