@@ -1,15 +1,11 @@
-"""Chats and tool calls as chat templates and models write them, free of any framework."""
+"""Chats and tools as chat templates take them."""
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from foreal_core import ConfigError
-from foreal_integrations.shared import CALL_START, Piece, ReplySplitter
 
 _MERGED = frozenset({"system", "user", "assistant"})
 
@@ -91,94 +87,3 @@ def closed(schema: Any) -> Any:
             parts.setdefault("additionalProperties", False)
         return parts
     return [closed(part) for part in schema] if isinstance(schema, list) else schema
-
-
-# -- replies ---------------------------------------------------------------------------------------
-
-
-def _new_id() -> str:
-    return f"call_{uuid.uuid4().hex}"
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that a model wrote."""
-
-    name: str
-    arguments: dict[str, Any]
-    id: str = field(default_factory=_new_id)
-
-
-@dataclass(frozen=True)
-class BrokenCall:
-    """What was to be a call and is none: its name if it has one, the text from the opening tag on,
-    and what is wrong."""
-
-    name: str | None
-    text: str
-    error: str
-    id: str = field(default_factory=_new_id)
-
-
-def parse_call(body: str) -> ToolCall | BrokenCall:
-    """A call as Hermes and Qwen write it between their tags: {"name": ..., "arguments": {...}}."""
-    name: str | None = None
-
-    def broken(error: str) -> BrokenCall:
-        return BrokenCall(name, CALL_START + body, error)
-
-    try:
-        call = json.loads(body, strict=False)
-    except ValueError as error:
-        return broken(f"the tool call is no JSON: {error}")
-    given = call.get("name") if isinstance(call, dict) else None
-    if not isinstance(given, str) or not given:
-        return broken('the tool call is no object with a "name"')
-    name = given
-    arguments = call.get("arguments", call.get("parameters", {}))
-    if isinstance(arguments, str):  # some models quote the object once more
-        try:
-            arguments = json.loads(arguments, strict=False)
-        except ValueError as error:
-            return broken(f"the arguments are no JSON: {error}")
-    if not isinstance(arguments, dict):
-        return broken("the arguments are no object")
-    return ToolCall(name, arguments)
-
-
-Part: TypeAlias = Piece | ToolCall | BrokenCall
-
-
-class ReplyReader:
-    """One reply as it is written, token by token.
-
-    Args:
-        splitter: tells thinking, answer and tool calls apart.
-
-    Attributes:
-        reasoning_tokens: tokens of the thinking so far, its end tag included.
-    """
-
-    def __init__(self, splitter: ReplySplitter) -> None:
-        self.reasoning_tokens = 0
-        self._splitter = splitter
-
-    def feed(self, text: str) -> list[Part]:
-        """The parts that became certain with one more token, whose text this is."""
-        was_thinking = self._splitter.thinking
-        pieces = self._splitter.feed(text)
-        if was_thinking or self._splitter.thinking:
-            self.reasoning_tokens += 1
-        return [_part(piece) for piece in pieces]
-
-    def flush(self) -> list[Part]:
-        """The parts that were still held at the end of the text."""
-        return [_part(piece) for piece in self._splitter.flush()]
-
-
-def _part(piece: Piece) -> Part:
-    if piece.kind == "tool_call":
-        return parse_call(piece.text)
-    if piece.kind == "broken_tool_call":
-        return BrokenCall(None, CALL_START + piece.text, "the text ended inside the tool call")
-    return piece

@@ -1,8 +1,9 @@
 """What every framework's integration needs, free of any framework: loaded pairs that are shared,
-settings that are merged, thinking and tool calls split off a stream, costs that are added up."""
+settings that are merged, requests that are timed and metered, costs that are added up."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import difflib
@@ -10,10 +11,25 @@ import itertools
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from foreal_core import ConfigError, FoReaLConfig, FoReaLError, TokenStream
+from foreal_core import (
+    AsyncTokenStream,
+    ConfigError,
+    FoReaLConfig,
+    FoReaLError,
+    TokenEvent,
+    TokenStream,
+)
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
@@ -186,12 +202,6 @@ def _frozen(value: Any) -> Any:
     return (type(value).__name__, repr(value))
 
 
-def opens_thinking(decoder: FoReaLDecoder, ids: Sequence[int]) -> bool:
-    """Whether a prompt ends inside a thinking part, as templates of reasoning models make it."""
-    tail = str(decoder.tokenizer.decode(list(ids[-16:]), skip_special_tokens=False))
-    return tail.rstrip().endswith(THINK_START)
-
-
 # -- running requests ----------------------------------------------------------------------------
 
 
@@ -241,136 +251,34 @@ def charge_result(stream: Any, charge: Charge) -> None:
         charge(cost.to_dict())
 
 
+async def events_in_time(
+    stream: AsyncTokenStream, timeout: float | None
+) -> AsyncIterator[TokenEvent]:
+    """The stream's events until the time is over. The clock runs only while we wait here: a
+    time-out across `yield` would strike the consumer.
+
+    Raises:
+        TimeoutError: the time was over; the stream is left to the caller.
+    """
+    if timeout is None:
+        async for event in stream:
+            yield event
+        return
+    end = asyncio.get_running_loop().time() + timeout
+    while True:
+        try:
+            async with asyncio.timeout_at(end):
+                event = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise timed_out(timeout) from None
+        yield event
+
+
 def timed_out(timeout: float | None) -> TimeoutError:
     """The error of a call that took too long."""
     return TimeoutError(f"the call was stopped after timeout={timeout} seconds.")
-
-
-# -- text ----------------------------------------------------------------------------------------
-
-THINK_START, THINK_END = "<think>", "</think>"
-CALL_START, CALL_END = "<tool_call>", "</tool_call>"
-
-PieceKind = Literal["reasoning", "text", "tool_call", "broken_tool_call"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a model's text: its kind, and the text without tags."""
-
-    kind: PieceKind
-    text: str
-
-
-class ReplySplitter:
-    """Splits a streamed reply into thinking, answer and tool calls.
-
-    However the text is cut into deltas, the joined pieces of each kind are the same: a tail that
-    may be the start of a tag is held back until it is settled.
-
-    Args:
-        thinking: the prompt has already opened the thinking.
-        tools: tool calls are looked for; a call comes as one piece when its end is read.
-        forced: the whole answer is one call, without tags.
-    """
-
-    def __init__(self, *, thinking: bool, tools: bool, forced: bool = False) -> None:
-        self._state: Literal["start", "thinking", "answer", "call"] = (
-            "thinking" if thinking else "start"
-        )
-        self._tools = tools
-        self._forced = forced
-        self._answer: Literal["answer", "call"] = "call" if forced else "answer"
-        self._held = ""
-        self._leading = True  # white space that opens a part is layout, not text
-
-    @property
-    def thinking(self) -> bool:
-        """Whether what comes next belongs to the thinking, as far as is known."""
-        return self._state == "thinking"
-
-    def feed(self, delta: str) -> list[Piece]:
-        """The pieces that became certain with this delta."""
-        self._held += delta
-        pieces: list[Piece] = []
-        while self._advance(pieces):
-            pass
-        return pieces
-
-    def flush(self) -> list[Piece]:
-        """What is still held, at the end of the text."""
-        held, self._held = self._held, ""
-        if self._state == "call":
-            return [Piece("tool_call" if self._forced else "broken_tool_call", held.strip())]
-        kind: PieceKind = "reasoning" if self._state == "thinking" else "text"
-        text = held.lstrip() if self._leading else held
-        if kind == "reasoning":
-            text = text.rstrip()
-        return [Piece(kind, text)] if text else []
-
-    def _advance(self, pieces: list[Piece]) -> bool:
-        """Moves on by one tag; False when more text is needed."""
-        if self._state == "start":
-            start = self._held.lstrip()
-            if start.startswith(THINK_START):
-                self._enter("thinking", start[len(THINK_START) :])
-                return True
-            if THINK_START.startswith(start):
-                return False
-            self._state = self._answer
-            return True
-        if self._state == "thinking":
-            return self._until(THINK_END, "reasoning", self._answer, pieces)
-        if self._state == "call":
-            if self._forced:
-                return False
-            body, end, rest = self._held.partition(CALL_END)
-            if not end:
-                return False
-            pieces.append(Piece("tool_call", body.strip()))
-            self._enter("answer", rest)
-            return True
-        if self._tools:
-            return self._until(CALL_START, "text", "call", pieces)
-        self._emit("text", len(self._held), pieces)
-        return False
-
-    def _until(
-        self,
-        tag: str,
-        kind: PieceKind,
-        then: Literal["answer", "call"],
-        pieces: list[Piece],
-    ) -> bool:
-        at = self._held.find(tag)
-        if at >= 0:
-            rest = self._held[at + len(tag) :]
-            self._held = self._held[:at].rstrip()
-            self._emit(kind, len(self._held), pieces)
-            self._enter(then, rest)
-            return True
-        # White space before a tag goes with it, so both are held.
-        self._emit(kind, len(_without_tag_start(self._held, tag).rstrip()), pieces)
-        return False
-
-    def _enter(self, state: Literal["thinking", "answer", "call"], rest: str) -> None:
-        self._state, self._held, self._leading = state, rest, True
-
-    def _emit(self, kind: PieceKind, length: int, pieces: list[Piece]) -> None:
-        text, self._held = self._held[:length], self._held[length:]
-        if self._leading:
-            text = text.lstrip()
-        if text:
-            self._leading = False
-            pieces.append(Piece(kind, text))
-
-
-def _without_tag_start(text: str, tag: str) -> str:
-    """The text without a tail that `tag` may begin with."""
-    for length in range(min(len(tag) - 1, len(text)), 0, -1):
-        if text.endswith(tag[:length]):
-            return text[:-length]
-    return text
 
 
 # -- cost ----------------------------------------------------------------------------------------

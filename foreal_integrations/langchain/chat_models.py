@@ -27,13 +27,8 @@ from foreal_integrations.chats import call_schema, chosen_tools
 from foreal_integrations.langchain.base import FoReaLFields
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.langchain.messages import MessageReader, to_chat
-from foreal_integrations.shared import (
-    THINK_END,
-    ReplySplitter,
-    free_of_charge,
-    metered,
-    opens_thinking,
-)
+from foreal_integrations.replies import THINK_END, ReplySplitter, opens_thinking
+from foreal_integrations.shared import events_in_time, free_of_charge, metered
 
 _MOST_THREADS = 32
 _TOOLS = ("tools", "tool_choice")
@@ -218,7 +213,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         stream = request.decoder.astream(request.ids, request.settings)
         reader = request.reader
         try:
-            async for event in call._aevents(stream):
+            async for event in events_in_time(stream, call.timeout):
                 for part in reader.feed(event.text):
                     yield ChatGenerationChunk(message=reader.chunk(part))
             for part in reader.flush():

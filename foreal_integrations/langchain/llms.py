@@ -18,7 +18,7 @@ from pydantic import PrivateAttr
 from foreal_core import FoReaLDecoder, FoReaLError, Generation
 from foreal_integrations.langchain.base import FoReaLFields
 from foreal_integrations.langchain.callbacks import record_of
-from foreal_integrations.shared import free_of_charge, metered
+from foreal_integrations.shared import events_in_time, free_of_charge, metered
 
 
 class FoReaLLLM(FoReaLFields, BaseLLM):
@@ -226,7 +226,7 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         ids = await self._aencode(decoder, len(prompt), **self._request(decoder, prompt))
         stream = decoder.astream(ids, settings)
         try:
-            async for event in self._aevents(stream):
+            async for event in events_in_time(stream, self.timeout):
                 if event.text:
                     chunk = GenerationChunk(text=event.text)
                     if run_manager is not None:

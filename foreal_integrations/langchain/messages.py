@@ -22,14 +22,15 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from foreal_core import ConfigError, CostReport, Generation
-from foreal_integrations.chats import (
+from foreal_integrations.chats import joined_neighbours
+from foreal_integrations.replies import (
     BrokenCall,
     Part,
+    Piece,
     ReplyReader,
+    ReplySplitter,
     ToolCall,
-    joined_neighbours,
 )
-from foreal_integrations.shared import Piece, ReplySplitter
 
 PROVIDER = "foreal"
 # Blocks of an AI message that say nothing new to the model: its calls are in `tool_calls`, its

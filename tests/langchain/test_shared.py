@@ -6,7 +6,8 @@ from itertools import pairwise
 
 from hypothesis import given, settings, strategies as st
 
-from foreal_integrations.shared import ReplySplitter, joined_stops
+from foreal_integrations.replies import ReplySplitter
+from foreal_integrations.shared import joined_stops
 
 PARTS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<", "</", "a", " ", "\n", "{}", "t"]
 
