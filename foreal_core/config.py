@@ -42,8 +42,10 @@ class FoReaLConfig:
             (lossless speculative decoding).
         draft_length: tokens that the draft proposes per pass of the leader (>= 1).
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
-            whoever writes it; thinking before the answer stays free. Alignment then compares
-            what each model would write under the schema. Needs the extra "json".
+            whoever writes it; thinking before the answer stays free. An answer that would not be
+            over within max_new_tokens is closed by the schema in time, if it can be (finish
+            reason "length"). Alignment then compares what each model would write under the
+            schema. Needs the extra "json".
 
     Raises:
         ConfigError: a value has the wrong type or range; it names field, value and range.

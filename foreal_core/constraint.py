@@ -1,7 +1,8 @@
 """Answers that are JSON of a given schema, whoever writes them: a grammar over the pair's tokens.
 
 A wrapper of llguidance (extra "json"). The grammar holds after the thinking, never inside it, and
-masks the logits of leader and draft alike, proposals included, so it survives every hand-off.
+masks the logits of leader and draft alike, proposals included, so it survives every hand-off. An
+answer that the length limit would cut off is closed in time instead.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from foreal_core.closing import Way, WayFinder
 from foreal_core.errors import ConfigError, FoReaLError
 
 _THINK_START, _THINK_END = "<think>", "</think>"
@@ -48,17 +50,20 @@ class ConstraintFactory:
                 f"json_schema needs a fast tokenizer; {type(tokenizer).__name__} gave: {error}"
             ) from error
         self._matcher = llguidance.LLMatcher
+        self._ways = WayFinder(self._tokenizer)
         self._vocabulary = vocabulary
+        self._end_of_sequence = tuple(end_of_sequence)
         known = tokenizer.get_vocab()
         self._think_start: int | None = known.get(_THINK_START)
         self._think_end: int | None = known.get(_THINK_END)
 
-    def compile(self, schema: str, prompt: Sequence[int]) -> Constraint:
+    def compile(self, schema: str, prompt: Sequence[int], limit: int) -> Constraint:
         """The constraint of one request.
 
         Args:
             schema: a JSON schema, as JSON text.
             prompt: its token ids; they tell whether the thinking is already over.
+            limit: tokens that the completion has at most.
 
         Raises:
             ConfigError: llguidance cannot compile the schema; the message says why.
@@ -69,11 +74,22 @@ class ConstraintFactory:
             raise ConfigError(f"json_schema is not allowed: {problem.strip()}")
         return Constraint(
             self._matcher(self._tokenizer, grammar),
+            self._ways,
             self._vocabulary,
-            think_start=self._think_start,
+            limit,
+            self._end_of_sequence,
+            think_start=None if self._is_past_thinking(prompt) else self._think_start,
             think_end=self._think_end,
             thinking=self._is_thinking(prompt),
         )
+
+    def _is_past_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt ends with a closed thinking part, as templates do without thinking:
+        the model must not open another."""
+        for token in reversed(prompt):
+            if self._tokenizer.decode_str([token]).strip():
+                return token == self._think_end
+        return False
 
     def _is_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt opens a thinking part and does not close it."""
@@ -85,23 +101,36 @@ class ConstraintFactory:
 
 class Constraint:
     """Which ids may come next in one text. Follows the text by itself, back and forth: it is told
-    the whole completion each time and moves the grammar by the difference."""
+    the whole completion each time and moves the grammar by the difference.
+
+    What it answers hangs on the completion alone, not on what it was asked before: proposals that
+    were rejected leave no trace.
+    """
 
     def __init__(
         self,
         matcher: Any,
+        ways: WayFinder,
         vocabulary: int,
+        limit: int,
+        end_of_sequence: Sequence[int],
         *,
         think_start: int | None,
         think_end: int | None,
         thinking: bool,
     ) -> None:
         self._matcher = matcher
+        self._finder = ways
         self._vocabulary = vocabulary
+        self._limit = limit
+        self._end_of_sequence = end_of_sequence
         self._think_start = think_start
         self._think_end = think_end
         self._thinking = thinking
+        self._start: int | None = None  # where the answer starts in the completion
         self._consumed: list[int] = []
+        # How the answer could end after each of its first tokens: one more than are consumed.
+        self._ways: list[Way] = [ways.start(matcher)]
 
     def allowed(self, completion: Sequence[int]) -> np.ndarray | None:
         """A boolean [vocabulary] for the id after `completion`; None while nothing is ruled out.
@@ -109,8 +138,7 @@ class Constraint:
         Raises:
             FoReaLError: nothing is left to write: the tokenizer cannot spell what is asked for.
         """
-        answer = self._answer(completion)
-        if answer is None or not self._follow(answer):
+        if not self._follow(completion):
             return None
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.unpackbits(packed, bitorder="little")[: self._vocabulary].astype(bool)
@@ -118,32 +146,53 @@ class Constraint:
             allowed[self._think_start] = True
         return allowed
 
-    def _answer(self, completion: Sequence[int]) -> list[int] | None:
-        """What of the completion the grammar is about: all of it, or what follows a thinking part
-        that the prompt or the first token opened."""
+    def fitted(self, completion: Sequence[int], token: int) -> int:
+        """What is to follow `completion` where a model wrote `token`: the same, as long as the
+        answer can still end within the limit after it; else what leads to its end."""
+        room = self._limit - len(completion)
+        if token in self._end_of_sequence or not self._follow([*completion, token]):
+            return token
+        if self._ways[-1].fits(room - 1) or not self._follow(completion):
+            return token
+        here = self._ways[-1]
+        if not here.fits(room):
+            return token
+        return here.tokens[0] if here.tokens else self._end_of_sequence[0]
+
+    def _answer_start(self, completion: Sequence[int]) -> int | None:
+        """Where in the completion the text starts that the grammar is about: after a thinking part
+        that the prompt or the first token opened; None while it is open."""
         opened = self._think_start is not None and completion[:1] == [self._think_start]
         if not self._thinking and not opened:
-            return list(completion)
-        if self._think_end not in completion:
-            return None
-        return list(completion[completion.index(self._think_end) + 1 :])
+            return 0
+        return completion.index(self._think_end) + 1 if self._think_end in completion else None
 
-    def _follow(self, answer: list[int]) -> bool:
-        """Moves the grammar to the end of `answer`; False if that lies beyond its own end, as a
-        proposal after an end of sequence does."""
+    def _follow(self, completion: Sequence[int]) -> bool:
+        """Moves the grammar to the end of the completion; False if that lies before the answer or
+        beyond the grammar's own end, as a proposal after an end of sequence does."""
+        start = self._answer_start(completion)
+        if start is None:
+            return False
+        answer = completion[start:]
         common = 0
-        for ours, theirs in zip(self._consumed, answer, strict=False):
-            if ours != theirs:
-                break
-            common += 1
+        if start == self._start:
+            for ours, theirs in zip(self._consumed, answer, strict=False):
+                if ours != theirs:
+                    break
+                common += 1
+        self._start = start
         if common < len(self._consumed):
             self._matcher.rollback(len(self._consumed) - common)
-        rest = answer[common:]
-        taken = 0 if self._matcher.is_stopped() else self._matcher.try_consume_tokens(rest)
-        self._consumed = answer[: common + taken]
-        if taken < len(rest) and not self._matcher.is_stopped():
-            raise FoReaLError(
-                "the text left its json_schema: the model's tokenizer cannot spell what the schema "
-                "asks for."
-            )
-        return taken == len(rest)
+            del self._consumed[common:], self._ways[common + 1 :]
+        for position, token in enumerate(answer[common:], start=start + common):
+            if self._matcher.is_stopped():
+                return False
+            if not self._matcher.try_consume_tokens([token]):
+                raise FoReaLError(
+                    "the text left its json_schema: the model's tokenizer cannot spell what the "
+                    "schema asks for."
+                )
+            self._consumed.append(token)
+            room = self._limit - position - 1
+            self._ways.append(self._finder.after(self._ways[-1], token, self._matcher, room))
+        return True

@@ -416,7 +416,8 @@ class Engine:
                     self._runners[LEADER].vocab_size,
                     sorted(self.tokenizer.leader_eos),
                 )
-            return self._constraints.compile(schema, prompt)
+            limit = min(config.max_new_tokens, self.max_context - len(prompt))
+            return self._constraints.compile(schema, prompt, limit)
 
     def _without_forbidden(self, logits: Tensor) -> Tensor:
         if self._forbidden is None:

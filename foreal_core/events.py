@@ -65,7 +65,8 @@ class Generation:
         authors: "leader" or "draft" for each of them.
         segments: runs of one author.
         sentences: with the gate's draw of each.
-        finish_reason: "stop" (end of sequence or a stop string), "length" or "cancelled".
+        finish_reason: "stop" (end of sequence or a stop string), "length" (cut off, or a
+            constrained answer that was closed in time) or "cancelled".
         stop_string: the stop string that ended the text, if one did.
         cost: what the call cost.
         texts: the text that became readable with each token; joined they are `text`.

@@ -134,6 +134,7 @@ class Sequence:
         self._events: list[TokenEvent] = []
         self._texts: list[str] = []
         self._stop_string: str | None = None
+        self._shortened = False  # the constraint ended the text, lest the limit cut it off
 
         self._segments: list[Segment] = []
         self._sentences: list[Sentence] = []
@@ -246,6 +247,8 @@ class Sequence:
         for position, token, look in zip(positions, draws.tokens, draws.argmax, strict=True):
             if self._span.hand_over is not None:
                 self._looks[LEADER][position] = look
+            drawn, token = token, self._fitted(position, token)
+            self._shortened |= token != drawn
             self._commit(token, LEADER)
             index = position - positions[0]
             if index == len(proposals) or token != proposals[index]:
@@ -259,12 +262,14 @@ class Sequence:
         from_draft = self._tokenizer.from_draft
         for position, look in zip(positions, draws.argmax, strict=True):
             self._looks[DRAFT][position] = from_draft(look)
-        token = from_draft(draws.tokens[-1])
+        drawn = from_draft(draws.tokens[-1])
+        token = self._fitted(positions[-1], drawn)
         seen = len(self.tokens)
         if self._span.author == LEADER:
             self._hand_over_if_due()
         if self._span.author == DRAFT:
             # Also right after a hand-off: the proposal is the draft's own draw.
+            self._shortened |= token != drawn
             self._commit(token, DRAFT)
             self._forget_beyond(min(seen, len(self.tokens)))
         elif self._wants_proposal():
@@ -274,13 +279,19 @@ class Sequence:
                 and may_end_sentence(self._tokenizer.decode([token]))
             )
 
+    def _fitted(self, position: int, drawn: int) -> int:
+        """What is written where a model drew `drawn`: a constrained answer ends in time."""
+        if self.constraint is None:
+            return drawn
+        return self.constraint.fitted(self.context(position)[self.prompt_length :], drawn)
+
     def _commit(self, token: int, author: Author) -> None:
         """Writes one token and draws every consequence."""
         self.tokens.append(token)
         self._authors.append(author)
         if token in self._tokenizer.leader_eos:
             self._unshown.append("")
-            self._finish("stop", "end_of_sequence")
+            self._finish("length" if self._shortened else "stop", "end_of_sequence")
             return
         text = self._detokenizer.push(token)
         boundary = self._detector.feed(text)

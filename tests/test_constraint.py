@@ -94,6 +94,14 @@ def test_thinking_is_as_free_as_without_a_schema(decoder: FoReaLDecoder) -> None
     assert finished
 
 
+def test_a_thinking_that_the_prompt_closed_is_not_opened_again(decoder: FoReaLDecoder) -> None:
+    settings: dict[str, Any] = {"json_schema": SCHEMA, "temperature": 50.0, "max_new_tokens": 60}
+    for ending in ("</think>", "</think>\n\n"):
+        ids = decoder.encode("1" + ending)
+        for seed in range(8):
+            assert_valid(decoder.generate(ids, seed=seed, **settings).text)
+
+
 def test_speculation_and_batches_leave_the_text_alone(
     decoder: FoReaLDecoder, prompts: list[list[int]]
 ) -> None:

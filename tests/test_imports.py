@@ -18,7 +18,7 @@ ROOT = Path(foreal_core.__file__).parent
 # Each module may import modules of lower rank, and within its rank only where the rank is shared
 # knowledge (0). What is not listed stands on top and may import everything but `report`.
 RANKS = {
-    **dict.fromkeys(("errors", "config", "cost", "events", "randomness"), 0),
+    **dict.fromkeys(("errors", "closing", "config", "cost", "events", "randomness"), 0),
     **dict.fromkeys(("tokenizer", "sentence", "sampling", "constraint", "policies"), 1),
     "kv_cache": 2,
     "model_runner": 3,
