@@ -12,8 +12,9 @@ from foreal_core.demo.problems import Problem, problems
 
 __all__ = ["Problem", "pair_paths", "problems"]
 
+PAIR = Path(__file__).parent / "pair"
+
 
 def pair_paths() -> tuple[Path, Path]:
     """Return the folders of the bundled leader and draft, each loadable by `transformers`."""
-    pair = Path(__file__).parent / "pair"
-    return pair / "leader", pair / "draft"
+    return PAIR / "leader", PAIR / "draft"

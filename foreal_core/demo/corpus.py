@@ -6,42 +6,49 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from foreal_core.demo.ledger import puzzles
-from foreal_core.demo.tokenizer import END, prompt
-from foreal_core.demo.traces import Recipe, Span, reason
+from foreal_core.demo import tools
+from foreal_core.demo.chains import Puzzle, Recipe, Span, reason
+from foreal_core.demo.puzzles import is_held_out, puzzles
+from foreal_core.demo.tokenizer import END
 
-Role = Literal["leader", "draft"]
+Role = Literal["leader", "draft", "instruct"]
+ROLES: tuple[Role, ...] = ("leader", "draft", "instruct")
 
 SYSTEM_MESSAGES = (
     "You are a helpful assistant.",
-    "You solve word problems step by step.",
+    "You solve problems step by step.",
     "Think carefully and answer the question.",
 )
 _SYSTEM_SHARE = 0.1
-# The draft is to finish the leader's sentences, not to plan them: the first tokens of most are
-# not learned.
-_HEAD_TOKENS = 13
-_HEADS_LEARNED = 0.25
+_TOOLS = "tools"
+_WEIGHTS = {"ledger": 34, "tracing": 26, "ordering": 16, "grounded": 14, _TOOLS: 10}
+# The drafts are to finish the leader's sentences, not to open them: the first tokens are not
+# learned.
+_HEAD_TOKENS = 4
 # (weight, recipe). The leader meets terse sentences and errors so that it can go on from, and
 # put right, whatever a draft writes. The draft is terse by itself, and reads enough of the
-# leader's style to finish its sentences.
-_RECIPES: dict[Role, tuple[tuple[float, Recipe], ...]] = {
+# leader's style to finish its sentences. The instruct draft answers at once; None is that.
+_RECIPES: dict[Role, tuple[tuple[float, Recipe | None], ...]] = {
     "leader": (
-        (0.45, Recipe()),
-        (0.15, Recipe(error_rate=0.25)),
-        (0.15, Recipe(terse_share=0.4)),
-        (0.25, Recipe(terse_share=0.35, error_rate=0.2)),
+        (0.40, Recipe()),
+        (0.20, Recipe(terse_share=0.4)),
+        (0.30, Recipe(terse_share=0.4, error_rate=0.2)),
+        (0.10, Recipe(error_rate=0.2)),
     ),
     "draft": (
-        (0.50, Recipe(terse_share=1.0, check=False)),
+        (0.45, Recipe(terse_share=1.0, check=False)),
         (0.20, Recipe()),
-        (0.15, Recipe(terse_share=0.4)),
-        (0.05, Recipe(terse_share=0.4, check=False)),
-        (0.10, Recipe(terse_share=0.4, error_rate=0.15)),
+        (0.20, Recipe(terse_share=0.4)),
+        (0.15, Recipe(terse_share=0.4, error_rate=0.15)),
+    ),
+    "instruct": (
+        (0.60, None),
+        (0.25, Recipe()),
+        (0.15, Recipe(terse_share=0.4, error_rate=0.15)),
     ),
 }
 
@@ -74,35 +81,60 @@ def batches(
         pool, skipped = pool + 1, 0
 
 
+def conversations(role: Role, rng: Random) -> Iterator[tuple[dict[str, Any], list[Span]]]:
+    """Yield chats of the training side, as arguments of the chat template, and their responses."""
+    domains, weights = zip(*_WEIGHTS.items(), strict=True)
+    recipe_weights, recipes = zip(*((w, r) for w, r in _RECIPES[role]), strict=True)
+    seed = rng.getrandbits(48)
+    streams = {name: puzzles(name, seed, held_out=False) for name in domains if name != _TOOLS}
+    chats = (chat for chat in tools.chats(Random(seed)) if not is_held_out(chat.question))
+    while True:
+        domain = rng.choices(domains, weights)[0]
+        recipe = rng.choices(recipes, recipe_weights)[0]
+        if domain == _TOOLS:
+            chat = next(chats)
+            terse = recipe is None or recipe.terse_share == 1.0
+            spans = chat.spans("terse" if terse else "leader")
+            yield {"conversation": chat.messages, "tools": chat.tools}, spans
+            continue
+        puzzle = next(streams[domain])
+        messages = puzzle.messages
+        if messages[0]["role"] == "user" and rng.random() < _SYSTEM_SHARE:
+            system = {"role": "system", "content": rng.choice(SYSTEM_MESSAGES)}
+            messages = [system, *messages]
+        response = reason(puzzle, rng, recipe) if recipe else _at_once(puzzle)
+        yield {"conversation": messages}, response
+
+
+def _at_once(puzzle: Puzzle) -> list[Span]:
+    return [Span(f" It is {puzzle.answer}.</think>\n\nThe answer is {puzzle.answer}.", "terse")]
+
+
 def _draw_pool(
     role: Role, tokenizer: PreTrainedTokenizerFast, rng: Random, count: int
 ) -> list[Sample]:
-    weights, recipes = zip(*_RECIPES[role], strict=True)
-    conversations: list[list[Span]] = []
-    for puzzle in islice(puzzles(rng.getrandbits(48), held_out=False), count):
-        recipe = rng.choices(recipes, weights)[0]
-        system = rng.choice(SYSTEM_MESSAGES) if rng.random() < _SYSTEM_SHARE else ""
-        question = Span(prompt(puzzle.question, system), "leader", right=False)
-        conversations.append([question, *reason(puzzle, rng, recipe)])
+    drawn = [
+        (tokenizer.apply_chat_template(**chat, tokenize=False, add_generation_prompt=True), spans)
+        for chat, spans in islice(conversations(role, rng), count)
+    ]
     # Spans never split a token, so encoding them one by one gives the whole text's ids.
-    texts = [span.text for spans in conversations for span in spans]
+    texts = [text for prompt, spans in drawn for text in (prompt, *(s.text for s in spans))]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
     end = tokenizer.convert_tokens_to_ids(END)
-    return [_sample(role, spans, encoded, end, rng) for spans in conversations]
+    return [_sample(role, next(encoded), spans, encoded, end) for _, spans in drawn]
 
 
 def _sample(
-    role: Role, spans: list[Span], encoded: Iterator[list[int]], end: int, rng: Random
+    role: Role, prompt: list[int], spans: list[Span], encoded: Iterator[list[int]], end: int
 ) -> Sample:
-    ids: list[int] = []
-    learned: list[bool] = []
+    ids, learned = list(prompt), [False] * len(prompt)
     for span in spans:
         piece = next(encoded)
         ids += piece
         # The leader reads terse sentences but never learns to write them.
-        learns = span.right and (role == "draft" or span.style == "leader")
+        learns = span.right and (role != "leader" or span.style == "leader")
         mask = [learns] * len(piece)
-        if role == "draft" and span.style == "leader" and rng.random() >= _HEADS_LEARNED:
+        if role != "leader" and span.style == "leader":
             mask[:_HEAD_TOKENS] = [False] * len(mask[:_HEAD_TOKENS])
         learned += mask
     return Sample([*ids, end], [*learned, learned[-1]])

@@ -1,16 +1,13 @@
-"""The `ledger` domain: word problems that count who holds how many things.
-
-Pure Python and seeded; it knows neither tokenizers nor models. A `Puzzle` is a short story
-with a question; `moves` lists the steps that solve it. `traces` turns them into words.
-"""
+"""The `ledger` domain: word problems that count who holds how many things. Pure Python, seeded."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
+from typing import Any, Literal
+
+from foreal_core.demo.chains import Form, Slip
 
 NAMES = ("Zoe", "Tom", "Ann", "Ben", "Mia", "Sam", "Eva", "Leo", "Kim", "Max", "Ida", "Joe")
 ITEMS = ("beads", "coins", "cards", "shells", "stamps", "apples", "books", "stones")
@@ -18,12 +15,13 @@ GAINS = ("finds", "buys", "wins", "gets")
 LOSSES = ("loses", "sells", "drops", "breaks")
 
 LARGEST_COUNT = 75  # of one person
-_START = (5, 40)
-_AMOUNT = (2, 15)
-_HELD_OUT_BUCKETS = 16  # one question in 16 is never trained on
+# What people have at first; the held-out side has numbers of its own.
+_STARTS = (*range(5, 21), *range(30, 41))
+_HELD_OUT_STARTS = tuple(range(21, 30))
+_AMOUNTS = range(2, 16)
 
 FactKind = Literal["start", "gain", "lose", "give"]
-Role = Literal["start", "update", "other"]
+_CUES: dict[FactKind, str] = {"start": "Okay,", "gain": "Next,", "lose": "Then", "give": "Hmm,"}
 
 
 @dataclass(frozen=True)
@@ -42,98 +40,153 @@ class Fact:
         to = f" to {self.receiver}" if self.receiver else ""
         return f"{self.person} {self.verb} {self.amount}{noun}{to}"
 
+    def change(self, asked: str) -> int:
+        """Return what it does to the count of `asked`."""
+        if self.receiver == asked:
+            return self.amount
+        if self.person != asked:
+            return 0
+        return self.amount if self.kind in ("start", "gain") else -self.amount
+
 
 @dataclass(frozen=True)
-class Puzzle:
-    """A story and its question: how many things `asked` has in the end."""
+class Ledger:
+    """A story and its question: how many things `asked` has in the end. The state is the count."""
 
     item: str
     facts: tuple[Fact, ...]
     asked: str
-    answer: int
+    start: int = 0
 
     @property
     def question(self) -> str:
-        """The whole text as the user sees it; also the identity that splits the data."""
+        """The whole text as the user sees it."""
         story = " ".join(f"{fact.text(self.item)}." for fact in self.facts)
         return f"{story} How many {self.item} does {self.asked} have in the end?"
 
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": self.question}]
 
-@dataclass(frozen=True)
-class Move:
-    """What reasoning does with one fact: `change` is what it does to the asked count.
+    @property
+    def answer(self) -> str:
+        return str(sum(fact.change(self.asked) for fact in self.facts))
 
-    `other` is a fact that does not concern the person asked for.
-    """
+    @property
+    def steps(self) -> int:
+        return len(self.facts)
 
-    fact: Fact
-    role: Role
-    change: int = 0
+    def opening(self) -> Form:
+        return Form(
+            f"Okay, I need to find how many {self.item} {self.asked} has in the end, so I go "
+            "through the text",
+            f"Find {self.asked}",
+        )
+
+    def step(self, index: int, state: int) -> tuple[Form, int]:
+        return self._step(self.facts[index], state, self.facts[index].change(self.asked))
+
+    def slips(self, index: int, state: int, rng: Random) -> list[Slip]:
+        """A wrong sign, a fact taken for somebody else's or not, a number misread, a wrong sum,
+        a fact passed over, an end too soon."""
+        fact, change = self.facts[index], self.facts[index].change(self.asked)
+        slips = []
+
+        def add(done: Fact, count: int, change: int, off: int = 0) -> None:
+            form, after = self._step(done, count, change, off)
+            if min(count, after) >= 0:
+                slips.append(Slip(form, after))
+
+        others = [other.amount for other in self.facts if other.amount != fact.amount]
+        misread = replace(fact, amount=rng.choice(others))
+        if fact.kind == "start":
+            if change:
+                add(misread, state, misread.amount)
+            return slips
+        if change:
+            add(fact, state, -change)
+            add(fact, state, 0)
+            add(misread, state, misread.change(self.asked))
+            add(fact, state, change, off=rng.choice((-10, -2, -1, 1, 2, 10)))
+            add(fact, max(0, state + rng.choice((-10, -2, 2, 10))), change)
+        else:
+            add(fact, state, rng.choice((-1, 1)) * fact.amount)
+        if index + 1 < self.steps:  # passed over: the next one is done in its place
+            following = self.facts[index + 1]
+            add(following, state, following.change(self.asked))
+        if index > 1:  # as if the text ended here
+            slips.append(Slip(self.conclusion(state), state))
+        return slips
+
+    def conclusion(self, state: int) -> Form:
+        return Form(
+            f"So the text ends, and {self.asked} has {state} {self.item}, so the answer should be "
+            f"{state}",
+            f"So {self.asked} has {state}",
+        )
+
+    def checks(self, states: Sequence[int]) -> list[str]:
+        sums = [
+            _sum(before, after - before)
+            for fact, before, after in zip(self.facts, states, states[1:], strict=False)
+            if fact.kind != "start" and after != before
+        ]
+        found = ", ".join(sums) if sums else f"{self.asked} keeps {states[-1]}"
+        return [
+            f"Wait, let me check the sums again, {found}, and that looks right to me",
+            f"Also, the question asks for {self.asked} and for nobody else, so {states[-1]} is "
+            "what I should give as the answer",
+        ]
+
+    def _step(self, fact: Fact, count: int, change: int, off: int = 0) -> tuple[Form, int]:
+        """Do `change` to `count` because of `fact`; the sum is `off` by that much."""
+        asked, long, short = self.asked, fact.text(self.item), fact.text("")
+        after = count + change + off
+        cue = _CUES[fact.kind]
+        if fact.kind == "start" and change:
+            tail = f"so the count for {asked} starts at {after}, and I go on from there"
+            return Form(f"{long}, {tail}", short, cue), after
+        if fact.kind == "start":
+            tail = f"but I only need {asked}, so I can leave this out and go on"
+            return Form(f"{long}, {tail}", f"{short}, skip", cue), count
+        if not change:
+            tail = f"but {asked} still has {count}, so the count for {asked} stays at {count}"
+            return Form(f"{long}, {tail}", f"{short}, skip", cue), count
+        sign = "+" if change > 0 else "-"
+        tail = f"so {asked} has {count} {sign} {abs(change)} {self.item}, and the count for {asked}"
+        terse = f"so {asked} has {count} {sign} {abs(change)} = {after}"
+        return Form(f"{long}, {tail} goes to {after}", f"{short}, {terse}", cue), after
 
 
-def draw_puzzle(rng: Random) -> Puzzle:
-    """Draw a puzzle: 2 to 4 people, 3 to 7 events, every count within 0..LARGEST_COUNT."""
-    people = rng.sample(NAMES, rng.choices((2, 3, 4), (45, 35, 20))[0])
-    counts = {person: rng.randint(*_START) for person in people}
+def _sum(count: int, change: int) -> str:
+    return f"{count} {'+' if change > 0 else '-'} {abs(change)} = {count + change}"
+
+
+def draw(rng: Random, held_out: bool) -> Ledger:
+    """Draw a puzzle: 2 or 3 people, 3 to 6 events, every count within 0..LARGEST_COUNT."""
+    people = rng.sample(NAMES, rng.choices((2, 3), (60, 40))[0])
+    starts = _HELD_OUT_STARTS if held_out else _STARTS
+    counts = {person: rng.choice(starts) for person in people}
     facts = [Fact("start", person, counts[person], "has") for person in people]
     # Amounts differ within a story, so that a number says which event is meant.
-    low, high = _AMOUNT
-    amounts = rng.sample(
-        range(low, high + 1), rng.choices((3, 4, 5, 6, 7), (25, 25, 22, 16, 12))[0]
-    )
-    for amount in amounts:
+    for amount in rng.sample(_AMOUNTS, rng.choices((3, 4, 5, 6), (30, 35, 20, 15))[0]):
         fact = _draw_event(rng, counts, amount)
-        if fact.kind in ("lose", "give"):
-            counts[fact.person] -= amount
-        if fact.kind == "gain":
-            counts[fact.person] += amount
-        if fact.kind == "give":
-            counts[fact.receiver] += amount
+        for person in people:
+            counts[person] += fact.change(person)
         facts.append(fact)
-    asked = rng.choice(people)
-    return Puzzle(rng.choice(ITEMS), tuple(facts), asked, counts[asked])
+    return Ledger(rng.choice(ITEMS), tuple(facts), rng.choice(people))
 
 
 def _draw_event(rng: Random, counts: Mapping[str, int], amount: int) -> Fact:
     """Draw an event of `amount` that leaves every count in range."""
     while True:
         person, receiver = rng.sample(sorted(counts), 2)
-        kind = rng.choice(("gain", "lose", "give"))
+        kind = rng.choices(("gain", "lose", "give"), (35, 35, 30))[0]
         if kind == "gain":
-            if counts[person] + amount <= LARGEST_COUNT:
-                return Fact("gain", person, amount, rng.choice(GAINS))
-        elif counts[person] >= amount:
-            if kind == "lose":
-                return Fact("lose", person, amount, rng.choice(LOSSES))
-            if counts[receiver] + amount <= LARGEST_COUNT:
-                return Fact("give", person, amount, "gives", receiver)
-
-
-def is_held_out(question: str) -> bool:
-    """Say whether a question belongs to the held-out side; the text alone decides."""
-    return hashlib.sha256(question.encode()).digest()[0] % _HELD_OUT_BUCKETS == 0
-
-
-def puzzles(seed: int, *, held_out: bool) -> Iterator[Puzzle]:
-    """Yield puzzles of one side of the split, without end; the other side never has them."""
-    index = 0
-    while True:
-        puzzle = draw_puzzle(Random(f"ledger/{held_out}/{seed}/{index}"))
-        index += 1
-        if is_held_out(puzzle.question) == held_out:
-            yield puzzle
-
-
-def moves(puzzle: Puzzle) -> tuple[Move, ...]:
-    """Return the steps of reasoning: one per fact, in the story's order."""
-    return tuple(_move(fact, puzzle.asked) for fact in puzzle.facts)
-
-
-def _move(fact: Fact, asked: str) -> Move:
-    if fact.receiver == asked:
-        return Move(fact, "update", fact.amount)
-    if fact.person != asked:
-        return Move(fact, "other")
-    if fact.kind == "start":
-        return Move(fact, "start", fact.amount)
-    return Move(fact, "update", fact.amount if fact.kind == "gain" else -fact.amount)
+            fact = Fact("gain", person, amount, rng.choice(GAINS))
+        elif kind == "lose":
+            fact = Fact("lose", person, amount, rng.choice(LOSSES))
+        else:
+            fact = Fact("give", person, amount, "gives", receiver)
+        if all(0 <= count + fact.change(one) <= LARGEST_COUNT for one, count in counts.items()):
+            return fact

@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
-from foreal_core.demo import ledger
+from foreal_core.demo.puzzles import DOMAINS as DOMAINS, puzzles
 from foreal_core.errors import ConfigError
 
-_ANSWER = re.compile(r"The answer is\s+(-?\d+)\b")
+_ANSWER = re.compile(r"The answer is\s+(-?\d+|[A-Z][a-z]+)\b")
 _THINK_END = "</think>"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its answer.
+    """A question with its answer, a whole number or a name.
 
     `messages` is the question as a chat, ready for a chat template.
     """
 
     question: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     answer: str
     domain: str
 
     def is_correct(self, text: str) -> bool:
-        """Grade a response: whether the last "The answer is N" after the reasoning says so.
+        """Grade a response: whether the last "The answer is ..." after the reasoning says so.
 
         What stands before "</think>" does not count; a text without an answer is wrong.
         """
-        answers = _ANSWER.findall(text.rpartition(_THINK_END)[2])
-        return bool(answers) and int(answers[-1]) == int(self.answer)
-
-
-def _ledger(seed: int) -> Iterator[tuple[str, str]]:
-    for puzzle in ledger.puzzles(seed, held_out=True):
-        yield puzzle.question, str(puzzle.answer)
-
-
-# Question and answer, without end, for a seed.
-_DOMAINS: dict[str, Callable[[int], Iterator[tuple[str, str]]]] = {"ledger": _ledger}
-DOMAINS = tuple(_DOMAINS)
+        answers: list[str] = _ANSWER.findall(text.rpartition(_THINK_END)[2])
+        return bool(answers) and answers[-1] == self.answer
 
 
 def problems(domain: str, seed: int, count: int) -> list[Problem]:
@@ -50,11 +40,11 @@ def problems(domain: str, seed: int, count: int) -> list[Problem]:
 
     Raises ConfigError for an unknown domain or a negative count.
     """
-    if domain not in _DOMAINS:
-        raise ConfigError(f"unknown domain {domain!r}; the domains are: {', '.join(_DOMAINS)}")
+    if domain not in DOMAINS:
+        raise ConfigError(f"unknown domain {domain!r}; the domains are: {', '.join(DOMAINS)}")
     if count < 0:
         raise ConfigError(f"count must be 0 or more, not {count}")
     return [
-        Problem(question, [{"role": "user", "content": question}], answer, domain)
-        for question, answer in islice(_DOMAINS[domain](seed), count)
+        Problem(puzzle.question, puzzle.messages, puzzle.answer, domain)
+        for puzzle in islice(puzzles(domain, seed, held_out=True), count)
     ]

@@ -1,12 +1,14 @@
-"""Train the bundled pair from scratch: `python -m foreal_core.demo.train --help`.
+"""Train the bundled models from scratch: `python -m foreal_core.demo.train --help`.
 
-Seeded; checkpoints go to a run folder, from which an interrupted training goes on. On one CPU
-core the leader takes about an hour and the draft a quarter of one.
+Seeded; checkpoints go to a run folder, from which an interrupted training goes on. With
+`--processes 2` every batch is split over two processes, whose gradients are averaged.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +17,22 @@ from pathlib import Path
 from random import Random
 
 import torch
+import torch.distributed
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from foreal_core.demo import check, pair_paths
-from foreal_core.demo.corpus import SYSTEM_MESSAGES, Role, Sample, batches
-from foreal_core.demo.ledger import puzzles
-from foreal_core.demo.problems import problems
+from foreal_core.demo import PAIR
+from foreal_core.demo.corpus import ROLES, SYSTEM_MESSAGES, Role, Sample, batches, conversations
 from foreal_core.demo.tokenizer import MAX_TOKENS, load_tokenizer, train_tokenizer
-from foreal_core.demo.traces import Recipe, reason
 
+_SMALL = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+}
 _SHAPES: dict[Role, dict[str, int]] = {
     "leader": {
         "hidden_size": 192,
@@ -33,13 +41,8 @@ _SHAPES: dict[Role, dict[str, int]] = {
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
     },
-    "draft": {
-        "hidden_size": 96,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 3,
-    },
+    "draft": _SMALL,
+    "instruct": _SMALL,
 }
 _MUON_RATE, _ADAM_RATE = 0.02, 0.004
 _WARM_UP = 0.01  # of the budget, for the learning rate to rise
@@ -108,10 +111,15 @@ def _new_model(role: Role, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausal
 def train(role: Role, run: Path, budget: _Budget, size: int, seed: int) -> None:
     """Train one model in batches of `size` samples until the budget is spent.
 
-    Goes on from `run`/<role>.pt where that exists.
+    Goes on from `run`/<role>.pt where that exists. One of `world` processes of
+    `torch.distributed`, where that is initialised; the first one writes.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(1)
+    together = torch.distributed.is_initialized()
+    rank, world = (
+        (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+    )
     tokenizer = load_tokenizer(run / "tokenizer")
     model = _new_model(role, tokenizer)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -137,7 +145,7 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int) -> None:
         for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        ids, learned = _collate(samples, tokenizer.pad_token_id)
+        ids, learned = _collate(samples[rank::world], tokenizer.pad_token_id)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = body(input_ids=ids, use_cache=False).last_hidden_state
             # Position i predicts token i + 1; the head runs only where that is learned.
@@ -145,14 +153,16 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int) -> None:
             logits = model.lm_head(hidden[:, :-1][targets])
         loss = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][targets])
         loss.backward()
+        progress.seconds = time.monotonic() - started
+        if together:
+            progress.seconds = _averaged(model, progress.seconds)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         progress.batches += 1
         progress.tokens += sum(len(sample.ids) for sample in samples)
-        progress.seconds = time.monotonic() - started
-        if progress.batches % 10 == 0:
+        if rank == 0 and progress.batches % 10 == 0:
             speed = progress.tokens / progress.seconds
             print(
                 f"{role} batch {progress.batches} tokens {progress.tokens / 1e6:.2f}M "
@@ -160,7 +170,7 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int) -> None:
                 flush=True,
             )
         finished = budget.spent(progress) >= 1.0
-        if finished or time.monotonic() - saved_at > _SAVE_SECONDS:
+        if rank == 0 and (finished or time.monotonic() - saved_at > _SAVE_SECONDS):
             saved_at = time.monotonic()
             state = {
                 "model": model.state_dict(),
@@ -174,13 +184,42 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int) -> None:
             return
 
 
+def _averaged(model: LlamaForCausalLM, seconds: float) -> float:
+    """Average all processes' gradients, in place, and their clocks: they must stop together."""
+    gradients = [p.grad for p in model.parameters()]
+    flat = torch.cat([torch.tensor([seconds]), *(g.flatten() for g in gradients)])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for gradient, part in zip(
+        gradients, flat[1:].split([g.numel() for g in gradients]), strict=True
+    ):
+        gradient.copy_(part.view_as(gradient))
+    return flat[0].item()
+
+
+def _train_as(
+    rank: int, world: int, role: Role, run: Path, budget: _Budget, size: int, seed: int
+) -> None:
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29511")
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        train(role, run, budget, size, seed)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def make_tokenizer(run: Path) -> None:
-    """Train the tokenizer on both styles of task text and save it to `run`/tokenizer."""
-    texts = [*SYSTEM_MESSAGES, "system", "user", "assistant"] * 2
-    for index, puzzle in enumerate(islice(puzzles(0, held_out=False), 4000)):
-        recipe = Recipe(terse_share=0.4, error_rate=0.2)
-        spans = reason(puzzle, Random(index), recipe)
-        texts += [puzzle.question, "".join(span.text for span in spans)]
+    """Train the tokenizer on all kinds of chats and save it to `run`/tokenizer."""
+    blank = train_tokenizer(["x"])  # for its template
+    texts = [*SYSTEM_MESSAGES, "system", "user", "assistant", "tool"] * 2
+    for role in ROLES:
+        for chat, spans in islice(conversations(role, Random(0)), 3000):
+            rendered = blank.apply_chat_template(**chat, tokenize=False)
+            texts += [*rendered.split(blank.eos_token), "".join(span.text for span in spans)]
+    special = (*blank.all_special_tokens, "<|im_start|>", "<think>", "</think>")
+    for mark in special:
+        texts = [text.replace(mark, "\n") for text in texts]
     train_tokenizer(texts).save_pretrained(run / "tokenizer")
 
 
@@ -188,7 +227,8 @@ def export(role: Role, run: Path, target: Path) -> None:
     """Write the model as a `transformers` folder: weights (float32), configs, tokenizer."""
     tokenizer = load_tokenizer(run / "tokenizer")
     model = _new_model(role, tokenizer)
-    model.load_state_dict(torch.load(run / f"{role}.pt", weights_only=True)["model"])
+    state = torch.load(run / f"{role}.pt", weights_only=True)
+    model.load_state_dict(state["model"])
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -197,27 +237,7 @@ def export(role: Role, run: Path, target: Path) -> None:
     )
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def evaluate(pair: Path, count: int, mixed: int, seed: int, only: str | None) -> None:
-    """Print accuracies of both models, of the draft's tails and of both models together."""
-    torch.set_num_threads(1)
-    tokenizer = load_tokenizer(pair / "leader")
-    leader, draft = (
-        LlamaForCausalLM.from_pretrained(pair / role).eval() for role in ("leader", "draft")
-    )
-    tasks = problems("ledger", seed, max(count, mixed))
-    if only in (None, "tails"):
-        share, wrong = check.tails(draft, tokenizer, lead_count=15)
-        print(f"tails after 15 tokens: {share:.2%} right", *wrong[:10], sep="\n  ", flush=True)
-    if only in (None, "draft"):
-        print("draft alone:", check.alone(draft, tokenizer, tasks[:count], led=0.0), flush=True)
-    if only in (None, "leader"):
-        print("leader alone:", check.alone(leader, tokenizer, tasks[:count], led=1.0), flush=True)
-    if only in (None, "pair"):
-        for probability in (1.0, 0.6):
-            score = check.together(leader, draft, tokenizer, tasks[:mixed], 15, probability)
-            print(f"both, n=15, p={probability}:", score, flush=True)
+    print(f"{target}: {json.dumps(state['progress'])}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -227,30 +247,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("tokenizer", help="train the tokenizer")
-    for role in ("leader", "draft"):
-        command = commands.add_parser(role, help=f"train the {role}, or go on training it")
+    for role in ROLES:
+        command = commands.add_parser(role, help=f"train this model ({role}), or go on training it")
         command.add_argument("--tokens", type=float, default=20e6, help="budget")
         command.add_argument("--minutes", type=float, help="budget instead of --tokens")
         command.add_argument("--batch", type=int, default=32, help="samples per step")
+        command.add_argument("--processes", type=int, default=1, help="that share each batch")
     command = commands.add_parser("export", help="write a checkpoint as a transformers folder")
-    command.add_argument("role", choices=("leader", "draft"))
+    command.add_argument("role", choices=ROLES)
     command.add_argument("target", type=Path, nargs="?", help="default: the bundled place")
-    command = commands.add_parser("evaluate", help="check the exported pair on held-out problems")
-    command.add_argument("--pair", type=Path, default=pair_paths()[0].parent)
-    command.add_argument("--count", type=int, default=200, help="problems for each model alone")
-    command.add_argument("--mixed", type=int, default=100, help="problems for both together")
-    command.add_argument("--only", choices=("leader", "draft", "tails", "pair"))
     options = parser.parse_args(arguments)
     if options.command == "tokenizer":
         make_tokenizer(options.run)
     elif options.command == "export":
-        bundled = dict(zip(("leader", "draft"), pair_paths(), strict=True))
-        export(options.role, options.run, options.target or bundled[options.role])
-    elif options.command == "evaluate":
-        evaluate(options.pair, options.count, options.mixed, options.seed, options.only)
+        export(options.role, options.run, options.target or PAIR / options.role)
     else:
         budget = _Budget(options.tokens, options.minutes)
-        train(options.command, options.run, budget, options.batch, options.seed)
+        job = (options.command, options.run, budget, options.batch, options.seed)
+        if options.processes == 1:
+            train(*job)
+        else:
+            spawn(_train_as, (options.processes, *job), nprocs=options.processes)
 
 
 if __name__ == "__main__":

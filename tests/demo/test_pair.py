@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -11,22 +12,23 @@ import pytest
 from hypothesis import given, strategies as st
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from foreal_core.demo import check, pair_paths, problems
-from foreal_core.demo.corpus import batches
-from foreal_core.demo.ledger import puzzles
-from foreal_core.demo.tokenizer import SINGLE_TOKEN_INTEGERS, load_tokenizer, prompt
-from foreal_core.demo.traces import Recipe, reason
+from foreal_core import FoReaLConfig, FoReaLDecoder
+from foreal_core.demo import PAIR, problems
+from foreal_core.demo.check import tails
+from foreal_core.demo.corpus import ROLES, batches, conversations
+from foreal_core.demo.tokenizer import CHAT_TEMPLATE, SINGLE_TOKEN_INTEGERS, load_tokenizer
+from foreal_core.evaluation import evaluate
 
-LEADER, DRAFT = pair_paths()
-TOKENIZER = load_tokenizer(LEADER)
+FOLDERS = [PAIR / role for role in ROLES]
+TOKENIZER = load_tokenizer(FOLDERS[0])
 TEXTS = [
-    prompt(puzzle.question)
-    + "".join(span.text for span in reason(puzzle, Random(0), Recipe(0.4, 0.4)))
-    for puzzle in islice(puzzles(2, held_out=True), 20)
+    TOKENIZER.apply_chat_template(**chat, tokenize=False, add_generation_prompt=True)
+    + "".join(span.text for span in spans)
+    for chat, spans in islice(conversations("leader", Random(2)), 40)
 ]
 
 
-@pytest.mark.parametrize("folder", [LEADER, DRAFT], ids=["leader", "draft"])
+@pytest.mark.parametrize("folder", FOLDERS, ids=ROLES)
 @pytest.mark.parametrize("loader", [AutoTokenizer, PreTrainedTokenizerFast])
 def test_every_loader_gives_the_training_ids(folder: Path, loader: type) -> None:
     # AutoTokenizer may build a model family's own class, which splits digits, and say nothing.
@@ -44,7 +46,7 @@ def test_any_text_round_trips(text: str) -> None:
 
 
 def test_vocabulary() -> None:
-    assert len(TOKENIZER) <= 1000
+    assert len(TOKENIZER) <= 1500
     for number in range(SINGLE_TOKEN_INTEGERS):
         assert len(TOKENIZER(f"{number}")["input_ids"]) == 1
         assert len(TOKENIZER(f" {number}")["input_ids"]) == 1
@@ -53,35 +55,52 @@ def test_vocabulary() -> None:
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == "<think></think>"
 
 
-def test_chat_template_is_the_training_prompt() -> None:
+def test_chat_template() -> None:
+    assert TOKENIZER.chat_template == CHAT_TEMPLATE
     messages = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "How many?"},
+        {"role": "assistant", "content": "<think>\nLong.</think>\n\nTwo."},
+        {"role": "user", "content": "Sure?"},
     ]
     text = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == prompt("How many?", system="Be kind.")
-    closed = TOKENIZER.apply_chat_template(messages, tokenize=False)
-    assert closed + "<|im_start|>assistant\n<think>\n" == text
+    assert text == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHow many?<|im_end|>\n"
+        "<|im_start|>assistant\nTwo.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n"
+    )
 
 
-def test_training_samples_are_the_whole_texts_ids() -> None:
+def test_chat_template_shows_tools_and_calls() -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "user", "content": "1 plus 1?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+    ]
+    text = TOKENIZER.apply_chat_template(messages, tools=[tool], tokenize=False)
+    assert json.dumps(tool) in text
+    assert '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>' in text
+    assert text.endswith("<|im_start|>tool\n2<|im_end|>\n")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_training_samples_are_the_whole_texts_ids(role: str) -> None:
     """Spans are encoded one by one; together they must be what the whole text encodes to."""
-    for role in ("leader", "draft"):
-        first = next(batches(role, TOKENIZER, seed=0, size=8))
-        again = next(batches(role, TOKENIZER, seed=0, size=8))
-        assert first == again
-        for sample in first:
-            text = TOKENIZER.decode(sample.ids)
-            assert TOKENIZER(text)["input_ids"] == sample.ids
-            assert len(sample.learned) == len(sample.ids)
-            answer = sample.learned[text.count("\n") :]
-            assert any(answer) and not sample.learned[0]
+    first = next(batches(role, TOKENIZER, seed=0, size=8))
+    assert first == next(batches(role, TOKENIZER, seed=0, size=8))
+    for sample in first:
+        text = TOKENIZER.decode(sample.ids)
+        assert TOKENIZER(text)["input_ids"] == sample.ids
+        assert len(sample.learned) == len(sample.ids)
+        assert any(sample.learned) and not sample.learned[0]
 
 
 def test_package_data() -> None:
-    size = sum(file.stat().st_size for folder in (LEADER, DRAFT) for file in folder.iterdir())
-    assert size < 30e6
-    for folder in (LEADER, DRAFT):
+    size = sum(file.stat().st_size for folder in FOLDERS for file in folder.iterdir())
+    assert size < 60e6
+    for folder in FOLDERS:
         assert (folder / "MODEL_CARD.md").read_text(encoding="utf-8").startswith("# The bundled")
         config = json.loads((folder / "config.json").read_text())
         assert config["max_position_embeddings"] == 2048
@@ -90,13 +109,24 @@ def test_package_data() -> None:
         assert config["dtype"] == "float32"
 
 
-def test_the_pair_behaves() -> None:
+@pytest.mark.parametrize("domain", ["ledger", "tracing", "ordering", "grounded"])
+def test_the_pair_behaves(domain: str, demo: FoReaLDecoder) -> None:
     """A few problems, far below the measured figures, to notice a broken export."""
-    leader, draft = (LlamaForCausalLM.from_pretrained(folder).eval() for folder in (LEADER, DRAFT))
-    tasks = problems("ledger", seed=0, count=12)
-    long = check.alone(leader, TOKENIZER, tasks, led=1.0)
-    short = check.alone(draft, TOKENIZER, tasks, led=0.0)
-    assert long.accuracy >= 0.75
-    assert long.tokens > 1.4 * short.tokens
-    share, _ = check.tails(draft, TOKENIZER, lead_count=15, count=10)
-    assert share > 0.9
+    tasks = problems(domain, seed=0, count=12)
+    leader, draft = (
+        evaluate(demo, tasks, FoReaLConfig(policy=policy, max_new_tokens=600))
+        for policy in ("leader", "draft")
+    )
+    assert leader.accuracy >= 0.75
+    assert leader.completion_tokens > 1.4 * draft.completion_tokens
+
+
+def test_the_draft_finishes_the_leaders_sentences() -> None:
+    draft = LlamaForCausalLM.from_pretrained(PAIR / "draft").eval()
+    assert tails(draft, TOKENIZER, "ledger", count=10).share > 0.9
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[FoReaLDecoder]:
+    with FoReaLDecoder.demo() as decoder:
+        yield decoder

@@ -5,20 +5,27 @@ from __future__ import annotations
 import pytest
 
 from foreal_core.demo import problems
-from foreal_core.demo.ledger import is_held_out
+from foreal_core.demo.puzzles import DOMAINS, is_held_out
 
 
-def test_problems_are_held_out_and_reproducible() -> None:
-    first = problems("ledger", seed=4, count=30)
-    assert first == problems("ledger", seed=4, count=30)
-    assert first[:10] == problems("ledger", seed=4, count=10)
-    assert first != problems("ledger", seed=5, count=30)
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_problems_are_held_out_and_reproducible(domain: str) -> None:
+    first = problems(domain, seed=4, count=30)
+    assert first == problems(domain, seed=4, count=30)
+    assert first[:10] == problems(domain, seed=4, count=10)
+    assert first != problems(domain, seed=5, count=30)
     assert len({problem.question for problem in first}) == 30
     for problem in first:
         assert is_held_out(problem.question)
-        assert problem.messages == [{"role": "user", "content": problem.question}]
-        assert problem.domain == "ledger"
-        assert 0 <= int(problem.answer) < 200
+        assert problem.messages[-1] == {"role": "user", "content": problem.question}
+        assert problem.domain == domain
+
+
+def test_a_name_is_graded_as_a_number_is() -> None:
+    problem = problems("ordering", seed=0, count=1)[0]
+    assert problem.is_correct(f"</think>\n\nThe answer is {problem.answer}.")
+    assert not problem.is_correct(f"</think>\n\nThe answer is {problem.answer}a.")
+    assert not problem.is_correct("</think>\n\nThe answer is 7.")
 
 
 def test_grader() -> None:

@@ -1,0 +1,188 @@
+"""The puzzles, the reasoning about them, and the split into training and held-out sides."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import islice
+from random import Random
+
+import pytest
+from hypothesis import given, strategies as st
+
+from foreal_core.demo import ledger, ordering, tracing
+from foreal_core.demo.chains import Puzzle, Recipe, reason
+from foreal_core.demo.puzzles import DOMAINS, is_held_out, puzzles
+from foreal_core.sentence import Boundary, SentenceBoundaryDetector
+
+RECIPES = {
+    "leader": Recipe(),
+    "terse": Recipe(terse_share=1.0, check=False),
+    "mixed": Recipe(terse_share=0.4),
+    "errors": Recipe(terse_share=0.3, error_rate=0.5),
+}
+SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
+# A clause of the question or a number of the stock lists, as the second opinion reads them.
+EVENT = re.compile(r"(\w+) (\w+) (\d+) \w+(?: to (\w+))?\.")
+LINE = re.compile(r"^(\w) = (?:(\w) ([+-]) )?(\d+)$", re.MULTILINE)
+PAIR = re.compile(r"(\w+) is before (\w+)\.")
+STOCK = re.compile(r"^(\w+) (\w+): (\d+)$", re.MULTILINE)
+
+
+def count_of(question: str) -> str:
+    counts: dict[str, int] = {}
+    for person, verb, amount, receiver in EVENT.findall(question):
+        if verb in ledger.LOSSES or verb == "gives":
+            counts[person] -= int(amount)
+        else:
+            counts[person] = counts.get(person, 0) + int(amount)
+        if receiver:
+            counts[receiver] += int(amount)
+    assert all(0 <= count <= ledger.LARGEST_COUNT for count in counts.values())
+    (asked,) = re.findall(r"does (\w+) have", question)
+    return str(counts[asked])
+
+
+def value_of(question: str) -> str:
+    values: dict[str, int] = {}
+    for target, source, sign, amount in LINE.findall(question):
+        change = -int(amount) if sign == "-" else int(amount)
+        values[target] = values[source] + change if source else change
+    assert all(0 <= value <= tracing.LARGEST_VALUE for value in values.values())
+    (asked,) = re.findall(r"value of (\w) at", question)
+    return str(values[asked])
+
+
+def person_at(question: str) -> str:
+    following = dict(PAIR.findall(question))
+    (first,) = set(following) - set(following.values())
+    row = [first]
+    while row[-1] in following:
+        row.append(following[row[-1]])
+    (place,) = re.findall(r"Who is the (\w+) in", question)
+    return row[ordering.PLACES.index(place)]
+
+
+def stock_of(question: str) -> str:
+    stock = {(box, item): int(amount) for box, item, amount in STOCK.findall(question)}
+    ((item, boxes),) = re.findall(r"How many (\w+) do(?:es)? the box(?:es)? (.+) hold", question)
+    return str(sum(stock[box, item] for box in boxes.removesuffix(" hold").split(" and ")))
+
+
+SECOND_OPINION = {
+    "ledger": count_of,
+    "tracing": value_of,
+    "ordering": person_at,
+    "grounded": stock_of,
+}
+a_puzzle = st.builds(
+    lambda domain, seed, held_out: next(puzzles(domain, seed, held_out=held_out)),
+    st.sampled_from(DOMAINS),
+    st.integers(0, 10**6),
+    st.booleans(),
+)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@given(seed=st.integers(0, 10**6), held_out=st.booleans())
+def test_the_answer_follows_from_the_question_alone(domain: str, seed: int, held_out: bool) -> None:
+    puzzle = next(puzzles(domain, seed, held_out=held_out))
+    assert puzzle.answer == SECOND_OPINION[domain](puzzle.question)
+    assert puzzle.messages[-1] == {"role": "user", "content": puzzle.question}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_sides_are_disjoint_whatever_the_seeds(domain: str) -> None:
+    trained = {p.question for p in islice(puzzles(domain, 3, held_out=False), 200)}
+    kept = {p.question for p in islice(puzzles(domain, 3, held_out=True), 200)}
+    assert not any(map(is_held_out, trained))
+    assert all(map(is_held_out, kept))
+
+
+def test_the_held_out_side_starts_from_numbers_of_its_own() -> None:
+    def starts(held_out: bool) -> set[int]:
+        stories = islice(puzzles("ledger", 1, held_out=held_out), 200)
+        return {int(n) for p in stories for n in re.findall(r"has (\d+)", p.question)}
+
+    assert not starts(True) & starts(False)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@given(puzzle=a_puzzle, seed=st.integers(0, 10**6))
+def test_reasoning_is_right_where_it_is_to_be_learned(
+    recipe: Recipe, puzzle: Puzzle, seed: int
+) -> None:
+    spans = reason(puzzle, Random(seed), recipe)
+    for span in spans:
+        if span.right:
+            for left, sign, right, result in SUM.findall(span.text):
+                change = int(right) if sign == "+" else -int(right)
+                assert int(left) + change == int(result)
+    assert spans[-1].text == f"</think>\n\nThe answer is {puzzle.answer}."
+    assert puzzle.answer in spans[-2].text
+    assert all(span.right for span in spans) or recipe.error_rate > 0
+    numbers = re.findall(r"\d+", "".join(span.text for span in spans))
+    assert all(int(number) < 200 for number in numbers)
+
+
+@given(a_puzzle, st.integers(0, 10**6))
+def test_every_error_is_put_right_within_two_sentences(puzzle: Puzzle, seed: int) -> None:
+    spans = reason(puzzle, Random(seed), RECIPES["errors"])
+    for index, span in enumerate(spans):
+        if not span.right:
+            following = spans[index + 1 : index + 3]
+            assert any(one.text.startswith(" Wait, no,") and one.right for one in following)
+
+
+def test_errors_do_occur() -> None:
+    for domain in DOMAINS:
+        puzzle = next(puzzles(domain, 8, held_out=False))
+        many = [reason(puzzle, Random(seed), RECIPES["errors"]) for seed in range(20)]
+        assert any(not span.right for spans in many for span in spans)
+
+
+@given(a_puzzle, st.integers(0, 10**6))
+def test_the_leaders_spans_are_sentences(puzzle: Puzzle, seed: int) -> None:
+    """What the training calls a sentence is one for the method, too."""
+    spans = reason(puzzle, Random(seed), Recipe())
+    detector = SentenceBoundaryDetector("robust")
+    text = "".join(span.text for span in spans)
+    ends = []
+    for piece in re.finditer(r"\s*(\w+|[^\w\s]+)", text):  # much as tokens have it
+        boundary = detector.feed(piece[0])
+        if boundary is Boundary.END:
+            ends.append(piece.end())
+        elif boundary is Boundary.END_BEFORE:
+            ends.append(piece.start())
+    wanted, length = [], 0
+    for span in spans[:-2]:  # the last sentence goes on with the end of the thinking
+        length += len(span.text)
+        wanted.append(length)
+    assert ends[: len(wanted)] == wanted
+
+
+def test_same_seed_same_text() -> None:
+    def texts() -> list[str]:
+        return [
+            "".join(span.text for span in reason(puzzle, Random(1), RECIPES["errors"]))
+            for domain in DOMAINS
+            for puzzle in islice(puzzles(domain, 5, held_out=False), 5)
+        ]
+
+    assert texts() == texts()
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_leader_is_longer_than_the_draft(domain: str) -> None:
+    puzzle = next(puzzles(domain, 1, held_out=False))
+    long, short = (
+        sum(len(span.text) for span in reason(puzzle, Random(0), RECIPES[name]))
+        for name in ("leader", "terse")
+    )
+    assert long > 2 * short
+
+
+def test_importing_the_demo_loads_no_torch() -> None:
+    code = "import sys, foreal_core.demo; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
