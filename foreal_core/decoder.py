@@ -137,13 +137,18 @@ class FoReaLDecoder:
         )
 
     @classmethod
-    def demo(cls, *, max_batch_size: int = 32) -> FoReaLDecoder:
-        """The bundled pair: loads offline, in seconds, on a CPU."""
+    def demo(cls, *, draft: str = "reasoning", max_batch_size: int = 32) -> FoReaLDecoder:
+        """The bundled pair: loads offline, in seconds, on a CPU.
+
+        Args:
+            draft: "reasoning", or "instruct" for the one that answers without thinking.
+            max_batch_size: see the class.
+        """
         from foreal_core.demo import pair_paths
 
-        leader, draft = pair_paths()
+        leader_path, draft_path = pair_paths(draft)
         return cls.from_pretrained(
-            str(leader), str(draft), dtype="float32", max_batch_size=max_batch_size
+            str(leader_path), str(draft_path), dtype="float32", max_batch_size=max_batch_size
         )
 
     # -- generate -----------------------------------------------------------------------------

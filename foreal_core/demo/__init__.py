@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foreal_core.demo.problems import Problem, problems
+from foreal_core.demo.problems import DOMAINS, Problem, problems
+from foreal_core.errors import ConfigError
 
-__all__ = ["Problem", "pair_paths", "problems"]
+__all__ = ["DOMAINS", "DRAFTS", "PAIR", "Problem", "pair_paths", "problems"]
 
 PAIR = Path(__file__).parent / "pair"
+# Kind of draft -> its folder: one that reasons, tersely, and one that answers at once.
+DRAFTS = {"reasoning": "draft", "instruct": "instruct"}
 
 
-def pair_paths() -> tuple[Path, Path]:
-    """Return the folders of the bundled leader and draft, each loadable by `transformers`."""
-    return PAIR / "leader", PAIR / "draft"
+def pair_paths(draft: str = "reasoning") -> tuple[Path, Path]:
+    """Return the folders of the bundled leader and of a draft, each loadable by `transformers`.
+
+    Raises ConfigError for an unknown kind of draft.
+    """
+    if draft not in DRAFTS:
+        raise ConfigError(f"unknown draft {draft!r}; the drafts are: {', '.join(DRAFTS)}")
+    return PAIR / "leader", PAIR / DRAFTS[draft]
