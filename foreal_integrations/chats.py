@@ -63,20 +63,41 @@ def chosen_tools(tools: Sequence[dict[str, Any]], choice: Any) -> tuple[list[dic
 def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The JSON schema of a call of one of these tools (OpenAI's JSON)."""
     calls = []
-    for tool in tools:
+    for index, tool in enumerate(tools):
         function = tool["function"]
+        place = "/properties/arguments"
+        if len(tools) > 1:
+            place = f"/anyOf/{index}{place}"
+        arguments = closed(function.get("parameters") or {"type": "object"})
         calls.append(
             {
                 "type": "object",
                 "properties": {
                     "name": {"const": function["name"]},
-                    "arguments": closed(function.get("parameters") or {"type": "object"}),
+                    "arguments": _moved(arguments, place),
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
         )
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """The schema with its references to itself ("#/$defs/...") as they read inside another one.
+
+    Args:
+        schema: a JSON schema.
+        place: where it comes to stand there, as a JSON pointer.
+    """
+    if isinstance(schema, Mapping):
+        return {
+            name: f"#{place}{part[1:]}"
+            if name == "$ref" and isinstance(part, str) and part.startswith("#")
+            else _moved(part, place)
+            for name, part in schema.items()
+        }
+    return [_moved(part, place) for part in schema] if isinstance(schema, list) else schema
 
 
 def closed(schema: Any) -> Any:

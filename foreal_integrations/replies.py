@@ -52,6 +52,11 @@ class ReplySplitter:
         """Whether what comes next belongs to the thinking, as far as is known."""
         return self._state == "thinking"
 
+    @property
+    def open_call(self) -> str:
+        """What is written of a tool call that has not ended; "" outside of one."""
+        return self._held if self._state == "call" else ""
+
     def feed(self, delta: str) -> list[Piece]:
         """The pieces that became certain with this delta."""
         self._held += delta
@@ -202,6 +207,11 @@ class ReplyReader:
     def __init__(self, splitter: ReplySplitter) -> None:
         self.reasoning_tokens = 0
         self._splitter = splitter
+
+    @property
+    def open_call(self) -> str:
+        """What is written of a tool call that has not ended; "" outside of one."""
+        return self._splitter.open_call
 
     def feed(self, text: str) -> list[Part]:
         """The parts that became certain with one more token, whose text this is."""

@@ -12,7 +12,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import (
-    AsyncIterator,
+    AsyncGenerator,
     Callable,
     Collection,
     Iterable,
@@ -253,7 +253,7 @@ def charge_result(stream: Any, charge: Charge) -> None:
 
 async def events_in_time(
     stream: AsyncTokenStream, timeout: float | None
-) -> AsyncIterator[TokenEvent]:
+) -> AsyncGenerator[TokenEvent, None]:
     """The stream's events until the time is over. The clock runs only while we wait here: a
     time-out across `yield` would strike the consumer.
 

@@ -1,0 +1,140 @@
+"""One call of a model, from its first token to its bill."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from foreal_core import (
+    AsyncTokenStream,
+    ConfigError,
+    FoReaLConfig,
+    FoReaLDecoder,
+    FoReaLError,
+    Generation,
+    TokenEvent,
+    TokenStream,
+)
+from foreal_integrations.llama_index.costs import Account
+from foreal_integrations.llama_index.messages import Delta, Reply
+from foreal_integrations.shared import Record, charge_result, events_in_time, metered
+
+_logger = logging.getLogger(__name__)
+
+
+class RequestRefusedError(FoReaLError, RuntimeError):
+    """The models cannot take a prompt, its tools or its schema; the message says why.
+
+    No ValueError, unlike the ConfigError that it comes from: LlamaIndex's synthesizers turn those
+    into the answer "Empty Response".
+    """
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turns a ConfigError of the block into a RequestRefusedError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise RequestRefusedError(str(error)) from error
+
+
+@dataclass
+class Call:
+    """A request and what comes of it; runs once.
+
+    Attributes:
+        decoder: writes.
+        ids: the prompt.
+        settings: of this call.
+        timeout: seconds until it is stopped; None waits for ever.
+        account: pays, however the call ends.
+        reply: what was written, as LlamaIndex's responses.
+        generation: the same with its authors and its cost, at the end.
+    """
+
+    decoder: FoReaLDecoder
+    ids: list[int]
+    settings: FoReaLConfig
+    timeout: float | None
+    account: Account
+    reply: Reply
+    generation: Generation | None = None
+
+    def deltas(self) -> Generator[Delta, None, None]:
+        """What the reply grows by, until it is written.
+
+        Raises:
+            TimeoutError: it took too long.
+            RequestRefusedError: the schema cannot be compiled.
+            FoReaLError: the run failed.
+        """
+        with contextlib.closing(self._events()) as events:
+            for event in events:
+                yield from self.reply.feed(event.text)
+        yield from self.reply.flush()
+
+    async def adeltas(self) -> AsyncGenerator[Delta, None]:
+        """`deltas` for an event loop; cancelling the task stops the work within one step."""
+        async with contextlib.aclosing(self._aevents()) as events:
+            async for event in events:
+                for delta in self.reply.feed(event.text):
+                    yield delta
+        for delta in self.reply.flush():
+            yield delta
+
+    def raw(self) -> dict[str, Any]:
+        """What is known at the end, JSON-safe: usage, finish reason, cost record."""
+        generation = self.generation
+        assert generation is not None, "the call has not ended"
+        if generation.finish_reason == "length" and not (self.reply.text or self.reply.calls):
+            _logger.warning(
+                "the answer is empty: the thinking took all %d tokens; raise max_new_tokens (or "
+                "max_context)",
+                generation.cost.completion_tokens,
+            )
+        cost = generation.cost
+        return {
+            "model": "+".join(self.decoder.models.values()),
+            "finish_reason": generation.finish_reason,
+            "usage": {
+                "prompt_tokens": cost.prompt_tokens,
+                "completion_tokens": cost.completion_tokens,
+                "total_tokens": cost.prompt_tokens + cost.completion_tokens,
+                "completion_tokens_details": {"reasoning_tokens": self.reply.thinking_tokens},
+            },
+            "foreal": cost.to_dict(),
+        }
+
+    def _events(self) -> Generator[TokenEvent, None, None]:
+        with self.account.counting_failures(), refusing():
+            stream = self.decoder.stream(self.ids, self.settings)
+            with metered([stream], self.timeout, lambda cost: self._stop(stream, cost)):
+                yield from stream
+        self._end(stream.result)
+
+    async def _aevents(self) -> AsyncGenerator[TokenEvent, None]:
+        stream = self.decoder.astream(self.ids, self.settings)
+        with self.account.counting_failures(), refusing():
+            try:
+                async with contextlib.aclosing(events_in_time(stream, self.timeout)) as events:
+                    async for event in events:
+                        yield event
+            except BaseException:
+                await stream.aclose()
+                charge_result(stream, lambda cost: self._stop(stream, cost))
+                raise
+        self._end(stream.result)
+
+    def _end(self, generation: Generation) -> None:
+        self.generation = generation
+        self.account.charge(generation.cost.to_dict(), generation)
+
+    def _stop(self, stream: TokenStream | AsyncTokenStream, cost: Record) -> None:
+        written = None
+        with contextlib.suppress(FoReaLError):  # the error that ended it
+            written = stream.result
+        self.account.charge(cost, written, stopped_early=True)

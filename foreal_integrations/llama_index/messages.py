@@ -1,0 +1,222 @@
+"""Between LlamaIndex's messages and the models' text: chats in, replies out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    ContentBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+from llama_index.core.llms.utils import parse_partial_json
+
+from foreal_core import ConfigError
+from foreal_integrations.chats import joined_neighbours
+from foreal_integrations.replies import THINK_END, Part, Piece, ReplyReader, ToolCall, parse_call
+
+_ROLES = {
+    MessageRole.DEVELOPER: "system",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.FUNCTION: "tool",
+}
+# Blocks that say nothing new to the model: calls go into "tool_calls", old thinking is dropped.
+_LEFT_OUT = frozenset({"thinking", "tool_call", "cache"})
+
+
+# -- chats in -----------------------------------------------------------------------------------
+
+
+def to_chat(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """LlamaIndex's messages as a chat template takes them, without the thinking of old answers;
+    neighbours of one role become one message.
+
+    Raises:
+        ConfigError: a message holds more than text.
+    """
+    names: dict[str, str] = {}  # of the tools, by call
+    return joined_neighbours([_to_dict(message, names) for message in messages])
+
+
+def _to_dict(message: ChatMessage, names: dict[str, str]) -> dict[str, Any]:
+    role = _ROLES.get(message.role, message.role.value)
+    text = _text(message)
+    if role == "assistant":
+        if THINK_END in text:  # of models that leave it in the text
+            text = text.rpartition(THINK_END)[2].lstrip()
+        own: dict[str, Any] = {"role": role, "content": text}
+        if calls := _calls(message):
+            names.update({call["id"]: call["function"]["name"] for call in calls})
+            own["tool_calls"] = calls
+        return own
+    if role == "tool":
+        call_id = message.additional_kwargs.get("tool_call_id")
+        name = message.additional_kwargs.get("name") or names.get(str(call_id), "")
+        return {"role": role, "content": text, "name": name, "tool_call_id": call_id}
+    return {"role": role, "content": text}
+
+
+def _text(message: ChatMessage) -> str:
+    parts = []
+    for block in message.blocks:
+        if isinstance(block, TextBlock):
+            parts.append(block.text)
+        elif block.block_type not in _LEFT_OUT:
+            raise ConfigError(
+                f"a content block of type {block.block_type!r} is not allowed: these models read "
+                "text only."
+            )
+    return "\n".join(parts)
+
+
+def _calls(message: ChatMessage) -> list[dict[str, Any]]:
+    """The tool calls of an answer, as chat templates take them."""
+    calls = [
+        (block.tool_call_id, block.tool_name, block.tool_kwargs)
+        for block in message.blocks
+        if isinstance(block, ToolCallBlock)
+    ]
+    if not calls:  # chat engines keep the text block alone, and what OpenAI's JSON says of calls
+        for call in message.additional_kwargs.get("tool_calls") or ():
+            known = call if isinstance(call, Mapping) else call.model_dump()
+            calls.append((known["id"], known["function"]["name"], known["function"]["arguments"]))
+    return [
+        {
+            "type": "function",
+            "id": call_id,
+            "function": {
+                "name": name,
+                "arguments": json.loads(given) if isinstance(given, str) else given,
+            },
+        }
+        for call_id, name, given in calls
+    ]
+
+
+# -- replies out ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a reply grew by: text of the answer, or thinking; a tool call has neither."""
+
+    text: str = ""
+    thinking: str = ""
+
+
+class Reply:
+    """One reply as LlamaIndex's responses, while it is written.
+
+    Args:
+        reader: tells thinking, answer and tool calls apart.
+        forced: the answer is one tool call; its arguments show while they are written.
+        parallel: all tool calls count, not the first one alone.
+    """
+
+    def __init__(self, reader: ReplyReader, *, forced: bool, parallel: bool) -> None:
+        self.text = ""
+        self.thinking = ""
+        self.calls: list[ToolCall] = []
+        self._reader = reader
+        self._forced = forced
+        self._parallel = parallel
+        self._open: ToolCall | None = None
+
+    @property
+    def thinking_tokens(self) -> int:
+        """Tokens of the thinking, its end tag included."""
+        return self._reader.reasoning_tokens
+
+    def feed(self, text: str) -> list[Delta]:
+        """What one more token, whose text this is, made of it."""
+        deltas = self._take(self._reader.feed(text))
+        if self._forced and self._grow_open_call():
+            deltas.append(Delta())
+        return deltas
+
+    def flush(self) -> list[Delta]:
+        """What was still held at the end of the text."""
+        return self._take(self._reader.flush())
+
+    def chat(self, delta: Delta | None = None, raw: dict[str, Any] | None = None) -> ChatResponse:
+        """The reply so far, as the response to a chat."""
+        calls = [self._open] if self._open is not None else self.calls
+        blocks: list[ContentBlock] = [
+            TextBlock(text=self.text),
+            *(
+                ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
+                for call in calls
+            ),
+        ]
+        if self.thinking:
+            thinking = ThinkingBlock(content=self.thinking, num_tokens=self.thinking_tokens)
+            blocks.insert(0, thinking)
+        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
+        if calls:  # where LlamaIndex's programs and chat engines look for them
+            message.additional_kwargs["tool_calls"] = [_as_openai(call) for call in calls]
+        return ChatResponse(message=message, raw=raw, **_changes(delta))
+
+    def completion(
+        self, delta: Delta | None = None, raw: dict[str, Any] | None = None
+    ) -> CompletionResponse:
+        """The reply so far, as the response to a prompt; the thinking is in `raw`, at the end."""
+        if raw is not None and self.thinking:
+            raw = {**raw, "thinking": self.thinking}
+        return CompletionResponse(text=self.text, raw=raw, **_changes(delta))
+
+    def _take(self, parts: Sequence[Part]) -> list[Delta]:
+        deltas = []
+        for part in parts:
+            if isinstance(part, ToolCall):
+                if self._open is not None:
+                    part, self._open = replace(part, id=self._open.id), None
+                if self._parallel or not self.calls:
+                    self.calls.append(part)
+                delta = Delta()
+            elif isinstance(part, Piece) and part.kind == "reasoning":
+                delta = Delta(thinking=part.text)
+            else:  # a broken call is shown as it was written: nobody could run it
+                delta = Delta(text=part.text)
+            self.text += delta.text
+            self.thinking += delta.thinking
+            deltas.append(delta)
+        return deltas
+
+    def _grow_open_call(self) -> bool:
+        """Reads the arguments that are there by now; False where nothing can be read yet."""
+        try:
+            written = parse_partial_json(self._reader.open_call)
+        except ValueError:
+            return False
+        if not isinstance(written, dict) or "arguments" not in written:
+            return False  # the name may not be whole yet
+        call = parse_call(json.dumps(written))
+        if not isinstance(call, ToolCall):
+            return False
+        self._open = call if self._open is None else replace(call, id=self._open.id)
+        return True
+
+
+def _changes(delta: Delta | None) -> dict[str, Any]:
+    if delta is None:
+        return {}
+    if delta.thinking:
+        return {"delta": "", "additional_kwargs": {"thinking_delta": delta.thinking}}
+    return {"delta": delta.text}
+
+
+def _as_openai(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+    }
