@@ -13,7 +13,7 @@ from foreal_core.errors import ConfigError
 
 HitWindow = Literal["after_lead", "sentence"]
 SentenceBoundaryMode = Literal["robust", "paper"]
-PolicyName = Literal["foreal", "leader", "draft", "speculative"]
+PolicyName = Literal["foreal", "leader", "draft", "speculative", "pattern", "wait"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,10 @@ class FoReaLConfig:
         stop: strings that end the text and never show in it; a str is one of them.
         seed: in [0, 2**63); None draws a fresh one, which the cost record names.
         speculate: let the draft propose what the leader writes; the text stays the same.
-        policy: who writes: "foreal" (the paper), "leader" or "draft" alone, or "speculative"
-            (lossless speculative decoding).
+        policy: who writes: "foreal" (the paper), "leader" or "draft" alone, "speculative"
+            (lossless speculative decoding), or a control: "pattern" is foreal with its led
+            sentences spread evenly instead of drawn, "wait" lets the draft write everything and
+            puts a fixed "Wait," where the leader would lead.
         draft_length: tokens that the draft proposes per pass of the leader (>= 1).
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
             whoever writes it; thinking before the answer stays free. An answer that would not be
@@ -89,6 +91,11 @@ class FoReaLConfig:
             self._check_int("seed", 0, 2**63 - 1)
         object.__setattr__(self, "stop", self._checked_stop())
         object.__setattr__(self, "json_schema", self._checked_schema())
+        if self.policy == "wait" and self.json_schema is not None:
+            raise ConfigError(
+                "policy='wait' is not allowed with a json_schema: its fixed text is no JSON. Use "
+                "another policy."
+            )
 
     def with_overrides(self, **overrides: Any) -> FoReaLConfig:
         """A copy with some settings replaced; an unknown name is refused, never ignored."""

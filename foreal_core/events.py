@@ -12,7 +12,7 @@ DRAFT: Author = "draft"
 
 FinishReason = Literal["stop", "length", "cancelled"]
 SegmentReason = Literal[
-    "hand_off", "sentence_end", "end_of_sequence", "stop_string", "length", "cancelled"
+    "hand_off", "sentence_end", "end_of_sequence", "stop_string", "length", "cancelled", "given"
 ]
 
 
@@ -38,7 +38,8 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens [start, end) that one author wrote in one go, and why it stopped there."""
+    """Tokens [start, end) that one author wrote in one go, and why it stopped there; "given" ends
+    a text that the policy gave to that author."""
 
     author: Author
     start: int
@@ -70,6 +71,8 @@ class Generation:
         stop_string: the stop string that ended the text, if one did.
         cost: what the call cost.
         texts: the text that became readable with each token; joined they are `text`.
+        hit_runs: for each token the length of the run of aligned positions that ends with it, 0
+            where the models disagree; None where they were not compared.
     """
 
     text: str
@@ -81,6 +84,7 @@ class Generation:
     stop_string: str | None
     cost: CostReport
     texts: tuple[str, ...]
+    hit_runs: tuple[int | None, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The whole generation as JSON-safe values."""

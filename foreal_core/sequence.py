@@ -32,6 +32,7 @@ from foreal_core.events import (
     Sentence,
     TokenEvent,
 )
+from foreal_core.opening import opening_ids
 from foreal_core.policies import Outcome, start_policy
 from foreal_core.sampling import Draws
 from foreal_core.sentence import Boundary, SentenceBoundaryDetector, may_end_sentence
@@ -119,7 +120,8 @@ class Sequence:
         self._limit = min(self.prompt_length + config.max_new_tokens, max_context)
         self._tokenizer = tokenizer
         self._authors: list[Author] = []
-        self._proposals: list[int] = []
+        self._hit_runs: list[int | None] = []
+        self._proposals: list[int] = []  # in a span of the draft: its opening
         self._proposed_end = False  # the last proposal would end the sentence or the text
 
         self._cached: dict[Author, list[TokenKind]] = {LEADER: [], DRAFT: []}
@@ -141,7 +143,7 @@ class Sequence:
         self._handoffs = 0
         self._policy = start_policy(config, seed)
         self._span = next(self._policy)
-        self._sentence_led = self._span.author == LEADER
+        self._sentence_led = self._span.leads
         self._sentence_start = self.prompt_length
         self._open_span()
 
@@ -221,6 +223,7 @@ class Sequence:
             stop_string=self._stop_string,
             cost=self.cost(profiles),
             texts=tuple(self._texts),
+            hit_runs=tuple(self._hit_runs),
         )
 
     def cost(self, profiles: Mapping[Author, ModelProfile]) -> CostReport:
@@ -254,7 +257,7 @@ class Sequence:
             if index == len(proposals) or token != proposals[index]:
                 break
             agreed += 1
-            if not self._leader_goes_on():
+            if not self._goes_on(LEADER):
                 break
         self._forget_beyond(min(agreed, len(self.tokens)))
 
@@ -264,13 +267,16 @@ class Sequence:
             self._looks[DRAFT][position] = from_draft(look)
         drawn = from_draft(draws.tokens[-1])
         token = self._fitted(positions[-1], drawn)
-        seen = len(self.tokens)
         if self._span.author == LEADER:
             self._hand_over_if_due()
-        if self._span.author == DRAFT:
+        elif self._proposals:
+            self._commit_opening()
+        seen = len(self.tokens)
+        if self._span.author == DRAFT and not self._proposals:
             # Also right after a hand-off: the proposal is the draft's own draw.
-            self._shortened |= token != drawn
-            self._commit(token, DRAFT)
+            if self.finish_reason is None:
+                self._shortened |= token != drawn
+                self._commit(token, DRAFT)
             self._forget_beyond(min(seen, len(self.tokens)))
         elif self._wants_proposal():
             self._proposals.append(token)
@@ -285,10 +291,21 @@ class Sequence:
             return drawn
         return self.constraint.fitted(self.context(position)[self.prompt_length :], drawn)
 
+    def _commit_opening(self) -> None:
+        """The draft has read the text that it was given."""
+        opening, self._proposals = self._proposals, []
+        for token in opening:
+            self._commit(token, DRAFT)
+            if self.finish_reason is not None:
+                return
+        self._close_segment("given")
+        self._span_start = len(self.tokens)
+
     def _commit(self, token: int, author: Author) -> None:
         """Writes one token and draws every consequence."""
         self.tokens.append(token)
         self._authors.append(author)
+        self._hit_runs.append(None)
         if token in self._tokenizer.leader_eos:
             self._unshown.append("")
             self._finish("length" if self._shortened else "stop", "end_of_sequence")
@@ -333,7 +350,7 @@ class Sequence:
         self._mark = None
         self._end_sentence()
         for token, author in zip(opening, authors, strict=True):
-            if self._span.author != author or self.finish_reason or self._alignment_is_open():
+            if self._proposals or not self._goes_on(author):  # proposals: an opening stands there
                 break
             self._commit(token, author)
 
@@ -361,7 +378,7 @@ class Sequence:
         self._close_segment(reason)
         self._span = self._policy.send(outcome)
         if outcome is Outcome.SENTENCE_END:
-            self._sentence_led = self._span.author == LEADER
+            self._sentence_led = self._span.leads
         self._open_span()
 
     def _open_span(self) -> None:
@@ -370,6 +387,9 @@ class Sequence:
         self._hits = 0
         hand_over = self._span.hand_over
         self._next_counted = self._span_start + (hand_over.counted_from if hand_over else 0)
+        if self._span.opening:
+            room = self._limit - len(self.tokens)
+            self._proposals = opening_ids(self._span.opening, self.tokens, self._tokenizer)[:room]
         self._hand_over_if_due()
 
     def _close_segment(self, reason: SegmentReason) -> None:
@@ -396,6 +416,7 @@ class Sequence:
         while self._next_counted < len(self.tokens) and self._next_counted in draft:
             aligned = leader[self._next_counted] == draft[self._next_counted]
             self._hits = self._hits + 1 if aligned else 0
+            self._hit_runs[self._next_counted - self.prompt_length] = self._hits
             self._next_counted += 1
         written = len(self.tokens) - self._span_start
         if (
@@ -416,10 +437,10 @@ class Sequence:
             and self._next_counted < len(self.tokens)
         )
 
-    def _leader_goes_on(self) -> bool:
+    def _goes_on(self, author: Author) -> bool:
         return (
             self.finish_reason is None
-            and self._span.author == LEADER
+            and self._span.author == author
             and not self._alignment_is_open()
         )
 
@@ -459,6 +480,8 @@ class Sequence:
         if position < self.prompt_length:
             return "prefill"
         if position >= len(self.tokens):
+            if self._span.author == DRAFT:
+                return "catch_up"  # its opening
             return "verify" if author == LEADER else "decode"
         return "decode" if self._authors[position - self.prompt_length] == author else "catch_up"
 
@@ -512,6 +535,7 @@ class Sequence:
         excess = len(self.tokens) - length
         del self.tokens[length:]
         del self._authors[length - self.prompt_length :]
+        del self._hit_runs[length - self.prompt_length :]
         if excess:
             del self._unshown[max(len(self._unshown) - excess, 0) :]
 

@@ -355,6 +355,17 @@ class PairTokenizer:
         _refuse_surrogates(text)
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a piece from the middle of a text, without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def id_of(self, token: str) -> int | None:
+        """The id of the token that is spelled so, if there is one."""
+        found: int | None = self.tokenizer.convert_tokens_to_ids(token)
+        if found is None or self.tokenizer.convert_ids_to_tokens(found) != token:
+            return None  # some tokenizers answer with the unknown token
+        return found
+
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -4,7 +4,10 @@ One request, no cache, one full forward pass per token and model, nothing batche
 Written from the description of the method alone, and slow on purpose. Where that description is
 silent, the readings are:
 
-- A sentence is led iff `gate_draw(seed, sentence number from 0) < p`.
+- A sentence is led iff `gate_draw(seed, sentence number from 0) < p`; under "pattern" iff the share
+  of led sentences would stay below p without it.
+- Under "wait" a led sentence opens with "Wait," (a blank before it unless the text so far ends in
+  one) and all else is the draft's, to whom the cue counts.
 - A pending end: the writing goes on as if the sentence did. When a later text settles the mark as
   an end, the tokens after the mark belong to the new sentence. If another model than their author
   opens that sentence they are taken back, else they stay and are its first tokens.
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from random import Random
 
@@ -37,6 +41,7 @@ from foreal_core.sentence import Boundary, SentenceBoundaryDetector
 class Answer:
     """What the method writes: `sentences` are (start, end, led).
 
+    `hit_runs` holds the run of aligned positions for each token of the leader where it counts.
     `margin` is the smallest gap between the best and the second-best logit of all decisions: a
     difference that is no larger than rounding would excuse another token. `taken_back` counts
     tokens that were written after a pending mark and then withdrawn.
@@ -47,6 +52,7 @@ class Answer:
     sentences: tuple[tuple[int, int, bool], ...]
     text: str
     finish_reason: str
+    hit_runs: tuple[int | None, ...]
     margin: float
     taken_back: int
 
@@ -63,8 +69,8 @@ class Reference:
         self._known: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def generate(self, prompt: Sequence[int], settings: FoReaLConfig) -> Answer:
-        if settings.policy != "foreal" or settings.seed is None:
-            raise ValueError("the reference writes by the paper's policy and needs a seed")
+        if settings.policy not in ("foreal", "pattern", "wait") or settings.seed is None:
+            raise ValueError("the reference writes by the paper's scheme and needs a seed")
         detector = _Detector(settings)
         token_ids: list[int] = []
         authors: list[str] = []
@@ -72,23 +78,30 @@ class Reference:
         margin, taken_back = float("inf"), 0
 
         start = 0  # where the current sentence starts
-        led = self._gate(settings, len(sentences))
+        led = _gate(settings, sentences)
+        given = self._cue(settings, led, prompt)  # tokens that nobody chooses
         pending: int | None = None  # where the next sentence starts, should the mark be an end
         # Per token that the leader wrote in this sentence: do both models agree on it?
         aligned: list[bool] = []
+        hit_runs: list[int | None] = []
 
         while True:
-            author = "leader" if led and not _hands_over(aligned, settings) else "draft"
+            author = "leader" if _leads(led, aligned, settings) else "draft"
             context = [*prompt, *token_ids]
-            logits = self._next_logits(author, context)
-            drawn = draw(logits[None], [settings], [settings.seed], [len(token_ids)], [context])
-            margin = min(margin, _gap(logits))
-            token_ids.append(drawn.tokens[0])
+            if given:
+                token_ids.append(given.pop(0))
+            else:
+                logits = self._next_logits(author, context)
+                drawn = draw(logits[None], [settings], [settings.seed], [len(token_ids)], [context])
+                margin = min(margin, _gap(logits))
+                token_ids.append(drawn.tokens[0])
             authors.append(author)
+            hit_runs.append(None)
             if author == "leader":
                 other = self._next_logits("draft", context)
                 margin = min(margin, _gap(other))
                 aligned.append(int(other.argmax()) == int(logits.argmax()))
+                hit_runs[-1] = _hit_run(aligned, settings)
 
             if token_ids[-1] == self._pair.tokenizer.eos_token_id:
                 finish_reason = "stop"
@@ -100,15 +113,18 @@ class Reference:
                 assert pending is not None
                 sentences.append((start, pending, led))
                 start, pending = pending, None
-                led = self._gate(settings, len(sentences))
-                opener = "leader" if led and not _hands_over([], settings) else "draft"
+                led = _gate(settings, sentences)
+                given = self._cue(settings, led, [*prompt, *token_ids[:start]])
+                opener = "leader" if _leads(led, [], settings) else "draft"
                 written = len(token_ids) - start
-                if any(writer != opener for writer in authors[start:]):
+                if given or any(writer != opener for writer in authors[start:]):
                     taken_back += written
-                    del token_ids[start:], authors[start:]
+                    del token_ids[start:], authors[start:], hit_runs[start:]
                     aligned = []
                     continue
                 aligned = aligned[-written:] if opener == "leader" else []
+                for i in range(written):
+                    hit_runs[start + i] = _hit_run(aligned[: i + 1], settings)
                 boundary = detector.feed(delta)
 
             if boundary is not Boundary.PENDING:
@@ -129,7 +145,8 @@ class Reference:
             if boundary is Boundary.END:
                 sentences.append((start, len(token_ids), led))
                 start = len(token_ids)
-                led = self._gate(settings, len(sentences))
+                led = _gate(settings, sentences)
+                given = self._cue(settings, led, [*prompt, *token_ids])
                 aligned = []
 
         if start < len(token_ids):
@@ -141,6 +158,7 @@ class Reference:
             sentences=tuple(sentences),
             text=text[: _first_stop(text, settings.stop)],
             finish_reason=finish_reason,
+            hit_runs=tuple(hit_runs),
             margin=margin,
             taken_back=taken_back,
         )
@@ -153,9 +171,12 @@ class Reference:
             self._known[key] = model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
         return self._known[key]
 
-    def _gate(self, settings: FoReaLConfig, sentence: int) -> bool:
-        assert settings.seed is not None
-        return gate_draw(settings.seed, sentence) < settings.lead_probability
+    def _cue(self, settings: FoReaLConfig, led: bool, context: Sequence[int]) -> list[int]:
+        if settings.policy != "wait" or not led:
+            return []
+        before = str(self._pair.tokenizer.decode(context[-1], skip_special_tokens=True))
+        cue = "Wait," if not before or before[-1].isspace() else " Wait,"
+        return list(self._pair.tokenizer(cue).input_ids)
 
 
 class _Detector:
@@ -172,13 +193,35 @@ class _Detector:
         return Boundary.END if ends else Boundary.NONE
 
 
+def _gate(settings: FoReaLConfig, sentences: Sequence[tuple[int, int, bool]]) -> bool:
+    """Whether the sentence after these is led."""
+    assert settings.seed is not None
+    if settings.policy != "pattern":
+        return gate_draw(settings.seed, len(sentences)) < settings.lead_probability
+    so_far = sum(led for _, _, led in sentences)
+    return so_far < Fraction(str(settings.lead_probability)) * (len(sentences) + 1)
+
+
+def _leads(led: bool, aligned: Sequence[bool], settings: FoReaLConfig) -> bool:
+    """Whether the leader writes the next token of a sentence."""
+    return led and settings.policy != "wait" and not _hands_over(aligned, settings)
+
+
+def _hit_run(aligned: Sequence[bool], settings: FoReaLConfig) -> int | None:
+    """The run that ends with the leader's last token; None where its position does not count."""
+    counted = aligned if settings.hit_window == "sentence" else aligned[settings.lead_count :]
+    if not counted:
+        return None
+    run = 0
+    for hit in counted:
+        run = run + 1 if hit else 0
+    return run
+
+
 def _hands_over(aligned: Sequence[bool], settings: FoReaLConfig) -> bool:
     """lambda >= n and h >= k; `aligned` has one entry per token of the leader."""
-    n, k = settings.lead_count, settings.hit_threshold
-    run = 0
-    for hit in aligned if settings.hit_window == "sentence" else aligned[n:]:
-        run = run + 1 if hit else 0
-    return len(aligned) >= n and run >= k
+    run = _hit_run(aligned, settings) or 0
+    return len(aligned) >= settings.lead_count and run >= settings.hit_threshold
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:
@@ -226,6 +269,9 @@ def assert_same(written: Generation, expected: Answer, settings: object = None) 
     assert sentences == expected.sentences, about
     assert written.text == expected.text, about
     assert written.finish_reason == expected.finish_reason, about
+    assert len(written.hit_runs) == len(expected.hit_runs)
+    compared = [i for i, run in enumerate(written.hit_runs) if run is not None]
+    assert [written.hit_runs[i] for i in compared] == [expected.hit_runs[i] for i in compared]
     assert_structure(written)
 
 
@@ -240,7 +286,8 @@ def assert_structure(written: Generation) -> None:
     for segment in written.segments:
         assert set(written.authors[segment.start : segment.end]) == {segment.author}
     reasons = {segment.reason for segment in written.segments}
-    assert reasons <= {"hand_off", "sentence_end", "end_of_sequence", "stop_string", "length"}
+    ends = {"sentence_end", "end_of_sequence", "stop_string", "length"}
+    assert reasons <= {"hand_off", "given", *ends}
     last = written.segments[-1].reason
     if written.finish_reason == "length":
         assert last == "length"
@@ -249,6 +296,9 @@ def assert_structure(written: Generation) -> None:
     for segment, following in pairwise(written.segments):
         if segment.reason == "hand_off":
             assert (segment.author, following.author) == ("leader", "draft")
+        elif segment.reason == "given":
+            assert (segment.author, following.author) == ("draft", "draft")
+            assert segment.start in {sentence.start for sentence in written.sentences}
         else:
             assert segment.reason == "sentence_end"
             assert segment.end in {sentence.end for sentence in written.sentences}

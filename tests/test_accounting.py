@@ -98,6 +98,7 @@ COUNTED: list[tuple[str, FoReaLConfig]] = [
     ("foreal plain", FoReaLConfig(lead_count=3, hit_threshold=1, speculate=False)),
     ("foreal led", FoReaLConfig(lead_count=4, hit_threshold=3, lead_probability=1.0)),
     ("foreal n=0", FoReaLConfig(lead_count=0, hit_threshold=2, lead_probability=1.0)),
+    ("wait", FoReaLConfig(policy="wait", lead_probability=0.7)),
 ]
 each_counted = pytest.mark.parametrize(
     "config", [config for _, config in COUNTED], ids=[name for name, _ in COUNTED]
@@ -209,6 +210,7 @@ def test_a_shared_pass_is_shared_out() -> None:
     # What a request wrote does not depend on its neighbours.
     for crowded, solo in zip(together, alone, strict=True):
         assert crowded["flops_written"] == solo["flops_written"]
+        assert crowded["forward_passes"] == solo["forward_passes"]
 
 
 # -- the record ---------------------------------------------------------------------------------
@@ -279,6 +281,22 @@ def test_the_baselines_records_add_up(policy: str, decoder_of: DecoderOf) -> Non
             fed = sum(cost["forward_tokens"][policy].values())
             assert fed == len(prompt) + len(written.token_ids) - 1
             assert cost["forward_passes"][policy] == len(written.token_ids)
+
+
+def test_given_text_costs_the_draft_a_read_and_no_pass(decoder_of: DecoderOf) -> None:
+    for seed, text in enumerate(PROMPTS):
+        settings = FoReaLConfig(policy="wait", max_new_tokens=40, seed=seed)
+        prompt = list(pair("llama").tokenizer(text).input_ids)
+        written = decoder_of("llama").generate(prompt, settings)
+        cost = written.cost.to_dict()
+        assert_sums(written, prompt, settings)
+        given = sum(s.end - s.start for s in written.segments if s.reason == "given")
+        read = cost["forward_tokens"]["draft"]
+        assert read["catch_up"] + read["discarded"] >= given > 0
+        assert read["decode"] <= len(written.token_ids) - given
+        assert cost["draft_tokens"] == len(written.token_ids)
+        assert cost["forward_passes"]["leader"] == cost["handoffs"] == 0
+        assert cost["led_sentences"] > 0
 
 
 def test_the_record_is_the_contract(decoder_of: DecoderOf) -> None:

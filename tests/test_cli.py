@@ -58,6 +58,7 @@ def _generation(finish_reason: str = "stop") -> Generation:
         stop_string=None,
         cost=cost,
         texts=tuple(text for text, _ in TOKENS),
+        hit_runs=(None, 1, None, None),
     )
 
 

@@ -19,8 +19,8 @@ from reference import Reference, assert_same, random_prompt, random_settings
 from toy import CUT_CHARACTERS, FAMILIES, PROMPTS, Family, Pair, fresh_pair, pair, scripted_pair
 from transformers import PreTrainedModel
 
-from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
-from foreal_core.policies import gate_draw
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core.policies import even_gates, gate_draw
 
 DecoderOf = Callable[[Family], FoReaLDecoder]
 ReferenceOf = Callable[[Family], Reference]
@@ -108,6 +108,23 @@ def test_random_settings(
         prompt, settings = random_prompt(rng, pair(family)), random_settings(rng)
         written = decoder_of(family).generate(prompt, settings)
         assert_same(written, reference_of(family).generate(prompt, settings), settings)
+
+
+@each_family
+@pytest.mark.parametrize("policy", ["pattern", "wait"])
+def test_controls(
+    family: Family, policy: str, decoder_of: DecoderOf, reference_of: ReferenceOf
+) -> None:
+    rng = Random(f"{family} {policy}")
+    cues = 0
+    for _ in range(3 * SETTINGS_PER_CHUNK):
+        prompt, settings = random_prompt(rng, pair(family)), random_settings(rng, policy=policy)
+        expected = reference_of(family).generate(prompt, settings)
+        assert expected.margin > 5e-5, "a near tie: choose another seed for this pair"
+        written = decoder_of(family).generate(prompt, settings)
+        assert_same(written, expected, settings)
+        cues += sum(segment.reason == "given" for segment in written.segments)
+    assert cues > 20 if policy == "wait" else cues == 0
 
 
 @each_family
@@ -359,6 +376,41 @@ def test_a_hand_over_at_a_pending_mark() -> None:
     written = play(scripted_pair(leader, ends), " =", [True, True, False], **settings)
     assert written.text == " sum.4"
     assert shape(written) == [("ll", True), ("ll", True)]  # the last token ends the text
+
+
+def test_a_cue_stands_where_a_sentence_would_be_led() -> None:
+    """What the draft wrote to settle the mark before it is taken back."""
+    draft = {" =": " sum", " sum": ".", ".": " Then", ",": " so", " so": "!", "!": "\n"}
+    two = scripted_pair({}, draft)
+    written = play(two, " =", [False, True, False, False], policy="wait")
+    assert written.text == " sum. Wait, so!\n"
+    assert shape(written) == [("dd", False), ("dddd", True), ("d", False), ("d", False)]
+    assert [s.reason for s in written.segments[1:3]] == ["given", "sentence_end"]
+    assert play(two, " =", [True], policy="wait", stop=" Wait").text == ""
+    cut = play(two, " =", [True], policy="wait", max_new_tokens=1)
+    assert (cut.text, cut.finish_reason) == (" Wait", "length")
+
+
+def test_a_cue_is_refused_where_the_answer_must_be_json() -> None:
+    with pytest.raises(ConfigError, match="policy='wait'.*json_schema"):
+        FoReaLConfig(policy="wait", json_schema={"type": "object"})
+
+
+def test_no_cue_after_the_thinking() -> None:
+    draft = {",": "</think>", "</think>": "\n", "\n": " so"}
+    written = play(scripted_pair({}, draft), " =", [True, True], policy="wait")
+    assert written.text == " Wait,</think>\n so"
+    assert shape(written) == [("dddd", True), ("dd", True)]  # the gate's draws stand
+    assert sum(segment.reason == "given" for segment in written.segments) == 1
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.57, 0.6, 1.0])
+def test_an_even_gate_leads_its_share_of_any_beginning(p: float) -> None:
+    gates = even_gates(p)
+    led = 0
+    for sentences in range(1, 201):
+        led += next(gates)
+        assert p * sentences - 1e-9 <= led < p * sentences + 1
 
 
 def test_a_stop_string_across_a_hand_over() -> None:

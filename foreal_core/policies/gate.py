@@ -1,8 +1,11 @@
-"""The stochastic gate: one Bernoulli draw per sentence, from the request's own seed."""
+"""Which sentences are led: a draw for each from the request's own seed, or a fixed pattern."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from fractions import Fraction
+from itertools import count
 
 from foreal_core.randomness import splitmix64
 
@@ -18,3 +21,13 @@ def gates(seed: int, lead_probability: float) -> Iterator[bool]:
     while True:
         yield gate_draw(seed, sentence) < lead_probability
         sentence += 1
+
+
+def even_gates(lead_probability: float) -> Iterator[bool]:
+    """The same share of led sentences without chance: ceil(m p) of the first m, for every m."""
+    p = Fraction(str(lead_probability))  # the decimal that was written, not its binary neighbour
+    led = 0
+    for sentence in count(1):
+        leads = math.ceil(sentence * p) > led
+        led += leads
+        yield leads

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from foreal_core.config import FoReaLConfig
-from foreal_core.events import Author
+from foreal_core.events import LEADER, Author
 
 
 class Outcome(Enum):
@@ -41,11 +41,21 @@ class Write:
         hand_over: when the span ends before the sentence does.
         propose: tokens that the draft proposes to the leader per pass; 0 writes token by token.
             It changes how fast the text comes, never the text.
+        opening: for the draft: text that is given to it instead of written, at the span's start
+            and only while the thinking is not over. It must not end a sentence. The draft is
+            charged for its tokens as if it had written them, for it has to read them.
     """
 
     author: Author
     hand_over: HandOver | None = None
     propose: int = 0
+    opening: str = ""
+
+    @property
+    def leads(self) -> bool:
+        """Whether a sentence that starts with this span is led, by an opening in the leader's
+        place too."""
+        return self.author == LEADER or bool(self.opening)
 
 
 Gate = Callable[[], bool]
