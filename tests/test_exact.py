@@ -392,7 +392,7 @@ def test_a_cue_stands_where_a_sentence_would_be_led() -> None:
 
 
 def test_a_cue_is_refused_where_the_answer_must_be_json() -> None:
-    with pytest.raises(ConfigError, match="policy='wait'.*json_schema"):
+    with pytest.raises(ConfigError, match=r"policy='wait'.*json_schema"):
         FoReaLConfig(policy="wait", json_schema={"type": "object"})
 
 
