@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from foreal_core.demo import tools
 from foreal_core.demo.chains import Puzzle, Recipe, Span, reason
 from foreal_core.demo.puzzles import is_held_out, puzzles
-from foreal_core.demo.tokenizer import END
+from foreal_core.demo.tokenizer import END, THINK_END
 
 Role = Literal["leader", "draft", "instruct"]
 ROLES: tuple[Role, ...] = ("leader", "draft", "instruct")
@@ -134,7 +134,8 @@ def _sample(
         # The leader reads terse sentences but never learns to write them.
         learns = span.right and (role != "leader" or span.style == "leader")
         mask = [learns] * len(piece)
-        if role != "leader" and span.style == "leader":
+        opens = span.style == "leader" and not span.text.startswith(THINK_END)
+        if role != "leader" and opens:
             mask[:_HEAD_TOKENS] = [False] * len(mask[:_HEAD_TOKENS])
         learned += mask
     return Sample([*ids, end], [*learned, learned[-1]])
