@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any, TypeAlias, overload
 
 from foreal_core.config import FoReaLConfig
+from foreal_core.cost import ModelProfile
 from foreal_core.engine import Engine, Request
 from foreal_core.errors import ConfigError, ContextOverflowError
-from foreal_core.events import Generation, TokenEvent
+from foreal_core.events import Author, Generation, TokenEvent
 from foreal_core.loading import end_of_sequence_ids, load_pair, model_name
 from foreal_core.model_runner import ModelRunner
 from foreal_core.streams import AsyncTokenStream, Push, TokenStream
@@ -204,6 +205,26 @@ class FoReaLDecoder:
                 request.cancel()
         return results if batch else results[0]
 
+    def submit(
+        self,
+        prompt: Prompt | None = None,
+        config: FoReaLConfig | None = None,
+        *,
+        messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **overrides: Any,
+    ) -> Future[Generation]:
+        """`generate` for one prompt or chat that returns at once; `concurrent.futures` waits for
+        several of them. Cancelling the future stops its work within one step.
+
+        Raises at once what is wrong with the arguments; the future raises what goes wrong later.
+        """
+        ids = self.encode(prompt, messages=messages, tools=tools)
+        future: Future[Generation] = Future()
+        request = self._engine.submit(ids, _settings(config, overrides), _ignore, _resolver(future))
+        future.add_done_callback(lambda done: request.cancel())
+        return future
+
     async def agenerate(
         self,
         prompt: Any = None,
@@ -321,6 +342,11 @@ class FoReaLDecoder:
     def models(self) -> dict[str, str]:
         """Names of "leader" and "draft"."""
         return {author: profile.name for author, profile in self._engine.profiles.items()}
+
+    @property
+    def profiles(self) -> dict[Author, ModelProfile]:
+        """What a token and a pass of "leader" and "draft" cost."""
+        return dict(self._engine.profiles)
 
     @property
     def closed(self) -> bool:

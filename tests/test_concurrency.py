@@ -17,6 +17,7 @@ from toy import MAX_BATCH_SIZE, Family, fresh_pair, pair
 
 from foreal_core import (
     AsyncTokenStream,
+    ConfigError,
     FoReaLConfig,
     FoReaLDecoder,
     Generation,
@@ -387,3 +388,25 @@ def test_a_stream_may_be_cancelled_from_another_thread(decoder: FoReaLDecoder) -
     assert not reader.is_alive()
     assert tuple(seen) == stream.result.token_ids
     assert stream.result.finish_reason == "cancelled"
+
+
+# -- futures ----------------------------------------------------------------------------------
+
+
+def test_a_submitted_request_is_a_future(decoder: FoReaLDecoder) -> None:
+    settings = FoReaLConfig(max_new_tokens=20, seed=3)
+    prompts = [[11, 5], [12, 6, 7], [13]]
+    futures = [decoder.submit(prompt, settings) for prompt in prompts]
+    for prompt, future in zip(prompts, futures, strict=True):
+        assert future.result(WAIT_S).token_ids == decoder.generate(prompt, settings).token_ids
+    with pytest.raises(ConfigError, match="prompt is empty"):
+        decoder.submit([])
+
+
+def test_a_cancelled_future_stops_its_request(decoder: FoReaLDecoder) -> None:
+    # More than there are rows: some run, some wait; `everything_is_given_back` sees the end.
+    futures = [decoder.submit(LONG_PROMPT, LONG) for _ in range(2 * MAX_BATCH_SIZE)]
+    assert all(future.cancel() for future in futures)
+    assert all(future.cancelled() for future in futures)
+    settings = FoReaLConfig(max_new_tokens=5, seed=3)
+    assert decoder.submit([11, 5], settings).result(WAIT_S).finish_reason == "length"
