@@ -48,6 +48,9 @@ class FoReaLConfig:
             over within max_new_tokens is closed by the schema in time, if it can be (finish
             reason "length"). Alignment then compares what each model would write under the
             schema. Needs the extra "json".
+        call_schema: the same for an answer that calls a tool, "<tool_call>\\n{...}\\n</tool_call>"
+            as Hermes and Qwen write it; the schema is the call's, name and arguments. With
+            json_schema as well the answer is one or the other.
 
     Raises:
         ConfigError: a value has the wrong type or range; it names field, value and range.
@@ -70,6 +73,7 @@ class FoReaLConfig:
     policy: PolicyName = "foreal"
     draft_length: int = 5
     json_schema: Mapping[str, Any] | str | None = None
+    call_schema: Mapping[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         self._check_int("lead_count", 0)
@@ -90,12 +94,18 @@ class FoReaLConfig:
         if self.seed is not None:
             self._check_int("seed", 0, 2**63 - 1)
         object.__setattr__(self, "stop", self._checked_stop())
-        object.__setattr__(self, "json_schema", self._checked_schema())
-        if self.policy == "wait" and self.json_schema is not None:
+        for name in ("json_schema", "call_schema"):
+            object.__setattr__(self, name, self._checked_schema(name))
+        if self.policy == "wait" and self.constrained:
             raise ConfigError(
-                "policy='wait' is not allowed with a json_schema: its fixed text is no JSON. Use "
-                "another policy."
+                "policy='wait' is not allowed with a json_schema or call_schema: its fixed text is "
+                "no JSON. Use another policy."
             )
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar says what the answer may be."""
+        return self.json_schema is not None or self.call_schema is not None
 
     def with_overrides(self, **overrides: Any) -> FoReaLConfig:
         """A copy with some settings replaced; an unknown name is refused, never ignored."""
@@ -119,17 +129,17 @@ class FoReaLConfig:
             self._refuse("stop", "a non-empty string or a sequence of them")
         return tuple(stop)
 
-    def _checked_schema(self) -> str | None:
-        schema = self.json_schema
+    def _checked_schema(self, name: str) -> str | None:
+        schema = getattr(self, name)
         if schema is None:
             return None
         try:
             parsed = json.loads(schema) if isinstance(schema, str) else schema
             text = json.dumps(parsed)
         except (TypeError, ValueError):
-            self._refuse("json_schema", "a JSON schema: a mapping of JSON values, or its text")
+            self._refuse(name, "a JSON schema: a mapping of JSON values, or its text")
         if not isinstance(parsed, Mapping):
-            self._refuse("json_schema", "a JSON object")
+            self._refuse(name, "a JSON object")
         return text
 
     def _check_int(self, name: str, low: int, high: int | None = None) -> None:

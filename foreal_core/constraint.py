@@ -1,4 +1,5 @@
-"""Answers that are JSON of a given schema, whoever writes them: a grammar over the pair's tokens.
+"""Answers that are JSON of a given schema, or tool calls, whoever writes them: a grammar over the
+pair's tokens.
 
 A wrapper of llguidance (extra "json"). The grammar holds after the thinking, never inside it, and
 masks the logits of leader and draft alike, proposals included, so it survives every hand-off. An
@@ -8,17 +9,23 @@ answer that the length limit would cut off is closed in time instead.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from foreal_core.closing import Way, WayFinder
+from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
 
 _THINK_START, _THINK_END = "<think>", "</think>"
 # The spacing of json.dumps, which models have seen most.
 _SPACING = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
+# What an answer of each setting looks like around its JSON, in llguidance's Lark.
+_ANSWERS = {
+    "json_schema": "{json}",
+    "call_schema": r'"<tool_call>\n" {json} "\n</tool_call>"',
+}
 
 
 class ConstraintFactory:
@@ -39,7 +46,7 @@ class ConstraintFactory:
             import llguidance.hf
         except ImportError as error:
             raise ConfigError(
-                "json_schema needs the extra 'json': pip install 'foreal-decoding[json]'."
+                "a JSON schema needs the extra 'json': pip install 'foreal-decoding[json]'."
             ) from error
         try:
             self._tokenizer = llguidance.hf.from_tokenizer(
@@ -47,7 +54,7 @@ class ConstraintFactory:
             )
         except ValueError as error:
             raise ConfigError(
-                f"json_schema needs a fast tokenizer; {type(tokenizer).__name__} gave: {error}"
+                f"a JSON schema needs a fast tokenizer; {type(tokenizer).__name__} gave: {error}"
             ) from error
         self._matcher = llguidance.LLMatcher
         self._ways = WayFinder(self._tokenizer)
@@ -57,21 +64,22 @@ class ConstraintFactory:
         self._think_start: int | None = known.get(_THINK_START)
         self._think_end: int | None = known.get(_THINK_END)
 
-    def compile(self, schema: str, prompt: Sequence[int], limit: int) -> Constraint:
+    def compile(self, config: FoReaLConfig, prompt: Sequence[int], limit: int) -> Constraint:
         """The constraint of one request.
 
         Args:
-            schema: a JSON schema, as JSON text.
+            config: its settings, with at least one schema.
             prompt: its token ids; they tell whether the thinking is already over.
             limit: tokens that the completion has at most.
 
         Raises:
-            ConfigError: llguidance cannot compile the schema; the message says why.
+            ConfigError: llguidance cannot compile a schema; the message says why.
         """
-        described = {**json.loads(schema), "x-guidance": _SPACING}
-        grammar = f"start: /[ \\n]{{0,2}}/ value\nvalue: %json {json.dumps(described)}\n"
+        schemas = {name: getattr(config, name) for name in _ANSWERS}
+        given = {name: schema for name, schema in schemas.items() if schema is not None}
+        grammar = _grammar(given)
         if problem := self._matcher.validate_grammar(grammar, self._tokenizer):
-            raise ConfigError(f"json_schema is not allowed: {problem.strip()}")
+            raise ConfigError(f"{' or '.join(given)} is not allowed: {problem.strip()}")
         return Constraint(
             self._matcher(self._tokenizer, grammar),
             self._ways,
@@ -97,6 +105,16 @@ class ConstraintFactory:
             if token in (self._think_start, self._think_end):
                 return token == self._think_start
         return False
+
+
+def _grammar(schemas: Mapping[str, str]) -> str:
+    """A grammar of answers of any of these settings, after a little white space."""
+    lines = [f"start: /[ \\n]{{0,2}}/ ({' | '.join(schemas)})"]
+    for name, schema in schemas.items():
+        described = {**json.loads(schema), "x-guidance": _SPACING}
+        lines.append(f"{name}: {_ANSWERS[name].format(json=name + '_json')}")
+        lines.append(f"{name}_json: %json {json.dumps(described)}")
+    return "\n".join(lines) + "\n"
 
 
 class Constraint:
@@ -189,8 +207,8 @@ class Constraint:
                 return False
             if not self._matcher.try_consume_tokens([token]):
                 raise FoReaLError(
-                    "the text left its json_schema: the model's tokenizer cannot spell what the "
-                    "schema asks for."
+                    "the text left its schema: the model's tokenizer cannot spell what the "
+                    "json_schema or call_schema asks for."
                 )
             self._consumed.append(token)
             room = self._limit - position - 1

@@ -240,11 +240,11 @@ class FoReaLDecoder:
             batch, prompts = await asyncio.to_thread(self._encode, prompt, messages, tools)
         else:
             batch, prompts = self._encode(prompt, messages, tools)
-        if settings.json_schema is None:
-            requests, futures = self._submit_all(prompts, settings)
-        else:
+        if settings.constrained:
             # The first schema walks the whole vocabulary, which can take seconds.
             requests, futures = await asyncio.to_thread(self._submit_all, prompts, settings)
+        else:
+            requests, futures = self._submit_all(prompts, settings)
         try:
             results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
         finally:
@@ -286,7 +286,7 @@ class FoReaLDecoder:
         def start(push: Push) -> Request:
             return self._submit(self.encode(prompt, messages=messages, tools=tools), settings, push)
 
-        blocks = _is_long(prompt, messages) or settings.json_schema is not None
+        blocks = _is_long(prompt, messages) or settings.constrained
         return AsyncTokenStream(start, start_blocks=blocks)
 
     # -- the rest -----------------------------------------------------------------------------

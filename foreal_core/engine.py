@@ -131,7 +131,7 @@ class Engine:
 
         Raises:
             EngineClosedError: `close` was called.
-            ConfigError: the settings' JSON schema cannot be compiled.
+            ConfigError: a JSON schema of the settings cannot be compiled.
         """
         self._refuse_in_a_fork()
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
@@ -405,10 +405,8 @@ class Engine:
         return clipped
 
     def _compile(self, config: FoReaLConfig, prompt: SequenceOf[int]) -> Constraint | None:
-        schema = config.json_schema
-        if schema is None:
+        if not config.constrained:
             return None
-        assert isinstance(schema, str)  # FoReaLConfig keeps the text
         with self._compiling:
             if self._constraints is None:
                 self._constraints = ConstraintFactory(
@@ -417,7 +415,7 @@ class Engine:
                     sorted(self.tokenizer.leader_eos),
                 )
             limit = min(config.max_new_tokens, self.max_context - len(prompt))
-            return self._constraints.compile(schema, prompt, limit)
+            return self._constraints.compile(config, prompt, limit)
 
     def _without_forbidden(self, logits: Tensor) -> Tensor:
         if self._forbidden is None:

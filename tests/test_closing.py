@@ -17,7 +17,7 @@ import numpy as np
 from hypothesis import example, given, settings, strategies as st
 from transformers import AutoTokenizer
 
-from foreal_core import FoReaLDecoder
+from foreal_core import FoReaLConfig, FoReaLDecoder
 from foreal_core.constraint import Constraint, ConstraintFactory
 from foreal_core.demo import pair_paths, problems
 
@@ -120,19 +120,20 @@ def write(constraint: Constraint, limit: int, seed: int, *, detours: bool = Fals
 @example(schema=DEEPER_FIRST, spare=0, seed=1)
 @example(schema=DEEPER_FIRST, spare=50, seed=1)
 def test_the_answer_ends_in_the_schema(schema: dict[str, Any], spare: int, seed: int) -> None:
-    text = json.dumps(schema)
-    shortest = FACTORY.compile(text, PROMPT, 0)._ways[0].tokens
+    config = FoReaLConfig(json_schema=schema)
+    shortest = FACTORY.compile(config, PROMPT, 0)._ways[0].tokens
     assert shortest is not None
     limit = len(shortest) + spare
-    completion = write(FACTORY.compile(text, PROMPT, limit), limit, seed)
+    completion = write(FACTORY.compile(config, PROMPT, limit), limit, seed)
     jsonschema.validate(json.loads(TOKENIZER.decode(completion)), schema)
     # What was proposed and rejected in between leaves no trace: speculation changes no text.
-    again = write(FACTORY.compile(text, PROMPT, limit), limit, seed, detours=True)
+    again = write(FACTORY.compile(config, PROMPT, limit), limit, seed, detours=True)
     assert again == completion
 
 
 def test_a_limit_too_short_for_any_answer_changes_nothing() -> None:
-    constraint = FACTORY.compile(json.dumps({"type": "string", "minLength": 9}), PROMPT, 5)
+    config = FoReaLConfig(json_schema={"type": "string", "minLength": 9})
+    constraint = FACTORY.compile(config, PROMPT, 5)
     assert len(write(constraint, 5, seed=1)) == 5
 
 

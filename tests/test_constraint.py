@@ -102,6 +102,57 @@ def test_a_thinking_that_the_prompt_closed_is_not_opened_again(decoder: FoReaLDe
             assert_valid(decoder.generate(ids, seed=seed, **settings).text)
 
 
+CALL = {
+    "type": "object",
+    "properties": {
+        "name": {"const": "add"},
+        "arguments": {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "maximum": 99}, "note": {"type": "string"}},
+            "required": ["a", "note"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["name", "arguments"],
+    "additionalProperties": False,
+}
+
+
+def call_in(text: str) -> dict[str, Any]:
+    start, end = "<tool_call>\n", "\n</tool_call>"
+    assert text.lstrip().startswith(start) and text.endswith(end)
+    call = json.loads(text.lstrip()[len(start) : -len(end)])
+    assert call["name"] == "add" and set(call["arguments"]) == {"a", "note"}
+    return dict(call)
+
+
+def test_an_answer_may_be_a_tool_call(decoder: FoReaLDecoder, prompts: list[list[int]]) -> None:
+    asked: dict[str, Any] = {"max_new_tokens": 80, "lead_count": 3, "hit_threshold": 1, "seed": 2}
+    for generation in decoder.generate(prompts, call_schema=CALL, **asked):
+        call_in(generation.text)
+
+
+def test_a_call_or_an_answer_whichever_the_model_prefers(
+    decoder: FoReaLDecoder, prompts: list[list[int]]
+) -> None:
+    calls = answers = 0
+    for seed in range(12):
+        text = decoder.generate(
+            prompts[0],
+            json_schema=SCHEMA,
+            call_schema=CALL,
+            max_new_tokens=80,
+            temperature=20.0,
+            seed=seed,
+        ).text
+        if "<tool_call>" in text:
+            calls += bool(call_in(text))
+        else:
+            assert_valid(text)
+            answers += 1
+    assert calls and answers
+
+
 def test_speculation_and_batches_leave_the_text_alone(
     decoder: FoReaLDecoder, prompts: list[list[int]]
 ) -> None:
@@ -144,7 +195,8 @@ def test_a_schema_may_come_as_text(decoder: FoReaLDecoder, prompts: list[list[in
 
 
 @pytest.mark.parametrize("schema", [{"type": "nope"}, "no json", ["a", "list"], 7, {"a": object()}])
-def test_an_impossible_schema_is_refused(decoder: FoReaLDecoder, schema: object) -> None:
-    with pytest.raises(ConfigError, match="json_schema"):
-        decoder.generate(messages=QUESTIONS[0], json_schema=schema)
+@pytest.mark.parametrize("name", ["json_schema", "call_schema"])
+def test_an_impossible_schema_is_refused(decoder: FoReaLDecoder, name: str, schema: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        decoder.generate(messages=QUESTIONS[0], **{name: schema})
     assert decoder.generate(messages=QUESTIONS[0], max_new_tokens=3).token_ids

@@ -40,7 +40,8 @@ def takes_settings(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def _setting_options() -> list[inspect.Parameter]:
-    types = {**get_type_hints(FoReaLConfig), "stop": list[str], "json_schema": str}
+    on_a_command_line = {"stop": list[str], "json_schema": str, "call_schema": str}
+    types = {**get_type_hints(FoReaLConfig), **on_a_command_line}
     helps = _attribute_helps(FoReaLConfig)
     parameters = []
     for field in fields(FoReaLConfig):
