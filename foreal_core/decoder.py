@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from types import TracebackType
 from typing import Any, TypeAlias, overload
@@ -21,6 +21,7 @@ from foreal_core.tokenizer import PairTokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
+OnDone: TypeAlias = Callable[[Generation | BaseException], None]
 
 _DEFAULT_CONTEXT = 4096
 # Encoding more text than this may hold an event loop up for longer than a few milliseconds.
@@ -261,15 +262,21 @@ class FoReaLDecoder:
         *,
         messages: Messages | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        on_done: OnDone | None = None,
         **overrides: Any,
     ) -> TokenStream:
         """Token events of one prompt or chat as they are written; arguments as in `generate`.
 
         Raises at once what is wrong with the arguments, while iterating what goes wrong later.
+
+        Args:
+            on_done: called once with the Generation or the error that ends the request, right
+                before the stream ends, also where nobody reads or closes it. Runs in the engine's
+                thread: it must return at once and raise nothing.
         """
         ids = self.encode(prompt, messages=messages, tools=tools)
         settings = _settings(config, overrides)
-        return TokenStream(lambda push: self._submit(ids, settings, push))
+        return TokenStream(lambda push: self._submit(ids, settings, push, on_done))
 
     def astream(
         self,
@@ -278,13 +285,15 @@ class FoReaLDecoder:
         *,
         messages: Messages | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        on_done: OnDone | None = None,
         **overrides: Any,
     ) -> AsyncTokenStream:
         """`stream` for an event loop; the request starts at the first `await`."""
         settings = _settings(config, overrides)
 
         def start(push: Push) -> Request:
-            return self._submit(self.encode(prompt, messages=messages, tools=tools), settings, push)
+            ids = self.encode(prompt, messages=messages, tools=tools)
+            return self._submit(ids, settings, push, on_done)
 
         blocks = _is_long(prompt, messages) or settings.constrained
         return AsyncTokenStream(start, start_blocks=blocks)
@@ -372,8 +381,15 @@ class FoReaLDecoder:
     ) -> None:
         self.close()
 
-    def _submit(self, ids: list[int], settings: FoReaLConfig, push: Push) -> Request:
-        return self._engine.submit(ids, settings, push, push)
+    def _submit(
+        self, ids: list[int], settings: FoReaLConfig, push: Push, on_done: OnDone | None
+    ) -> Request:
+        def end(result: Generation | BaseException) -> None:
+            if on_done is not None:
+                on_done(result)
+            push(result)
+
+        return self._engine.submit(ids, settings, push, end)
 
     def _submit_all(
         self, prompts: list[list[int]], settings: FoReaLConfig

@@ -69,16 +69,20 @@ class ScriptedDecoder:
     def generate(self, ids: list[int], config: FoReaLConfig) -> Generation:
         return self._write(ids)
 
-    def stream(self, ids: list[int], config: FoReaLConfig) -> TokenStream:
-        return TokenStream(lambda push: self._push(ids, push))
+    def stream(self, ids: list[int], config: FoReaLConfig, on_done: Any = None) -> TokenStream:
+        return TokenStream(lambda push: self._push(ids, push, on_done))
 
-    def astream(self, ids: list[int], config: FoReaLConfig) -> AsyncTokenStream:
-        return AsyncTokenStream(lambda push: self._push(ids, push))
+    def astream(
+        self, ids: list[int], config: FoReaLConfig, on_done: Any = None
+    ) -> AsyncTokenStream:
+        return AsyncTokenStream(lambda push: self._push(ids, push, on_done))
 
-    def _push(self, ids: list[int], push: Any) -> Any:
+    def _push(self, ids: list[int], push: Any, on_done: Any) -> Any:
         generation = self._write(ids)
         for index, text in enumerate(generation.texts):
             push([TokenEvent(index, generation.token_ids[index], text, "leader", 0)])
+        if on_done is not None:
+            on_done(generation)
         push(generation)
         return _Done()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -248,6 +249,31 @@ def test_a_stream_that_nobody_read_has_a_result(decoder_of: DecoderOf) -> None:
     for result in (stream.result, unread.result):
         assert result.finish_reason == "cancelled"
         assert result.cost.completion_tokens == len(result.token_ids) < 400
+
+
+def test_who_asked_hears_of_the_end_of_streams_that_nobody_reads_on(decoder_of: DecoderOf) -> None:
+    decoder = decoder_of("gemma3")
+    ends: queue.SimpleQueue[Generation | BaseException] = queue.SimpleQueue()
+    long = FoReaLConfig(policy="draft", max_new_tokens=400, stop="no such text")
+
+    stream = decoder.stream(PROMPTS[0], long, on_done=ends.put)
+    next(stream)
+    del stream
+
+    async def drop() -> None:
+        stream = decoder.astream(PROMPTS[0], long, on_done=ends.put)
+        await anext(stream)
+
+    asyncio.run(asyncio.wait_for(drop(), WAIT_S))
+    for _ in range(2):
+        end = ends.get(timeout=WAIT_S)
+        assert isinstance(end, Generation) and end.finish_reason == "cancelled"
+        assert 0 < end.cost.completion_tokens < 400
+
+    with decoder.stream(PROMPTS[0], max_new_tokens=3, on_done=ends.put) as stream:
+        list(stream)
+        assert ends.get_nowait() is stream.result
+    assert ends.empty()
 
 
 def test_a_stream_starts_at_once_and_refuses_at_once(decoder_of: DecoderOf) -> None:
