@@ -19,8 +19,8 @@ BOXES = (
     "Amber", "Birch", "Cedar", "Delta", "Ember", "Fjord", "Grove", "Haven", "Iris", "Jade",
     "Koala", "Lotus", "Maple", "Nova", "Opal", "Pearl", "Quartz", "River", "Sage", "Tulip",
 )  # fmt: skip
-_AMOUNTS = (*range(3, 21), *range(30, 46))
-_HELD_OUT_AMOUNTS = tuple(range(21, 30))
+_AMOUNTS = range(3, 41)
+_HELD_OUT_AMOUNTS = range(8, 46)
 
 # What LlamaIndex's default question-answering prompt sends to a chat model (llama-index-core
 # 0.14, MIT licence), compact and summarising; a plain prompt for every other way to put it.

@@ -15,9 +15,9 @@ GAINS = ("finds", "buys", "wins", "gets")
 LOSSES = ("loses", "sells", "drops", "breaks")
 
 LARGEST_COUNT = 75  # of one person
-# What people have at first; the held-out side has numbers of its own.
-_STARTS = (*range(5, 21), *range(30, 41))
-_HELD_OUT_STARTS = tuple(range(21, 30))
+# What people have at first; the held-out side goes further.
+_STARTS = range(5, 41)
+_HELD_OUT_STARTS = range(8, 46)
 _AMOUNTS = range(2, 16)
 
 FactKind = Literal["start", "gain", "lose", "give"]

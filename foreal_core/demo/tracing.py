@@ -11,8 +11,8 @@ from foreal_core.demo.chains import Form, Slip
 
 VARIABLES = ("a", "b", "c", "x", "y", "z")
 LARGEST_VALUE = 99
-_STARTS = (*range(3, 21), *range(30, 41))
-_HELD_OUT_STARTS = tuple(range(21, 30))
+_STARTS = range(3, 41)
+_HELD_OUT_STARTS = range(8, 46)
 _AMOUNTS = range(2, 10)
 
 State = tuple[tuple[str, int], ...]
