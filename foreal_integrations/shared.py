@@ -206,11 +206,8 @@ def _frozen(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def metered(
-    streams: Sequence[TokenStream], timeout: float | None, charge: Charge
-) -> Iterator[None]:
-    """Stops the streams when the block fails, is abandoned or takes more than `timeout` seconds,
-    and charges what they had cost by then.
+def in_time(streams: Sequence[TokenStream], timeout: float | None) -> Iterator[None]:
+    """Stops the streams when the block fails, is abandoned or takes more than `timeout` seconds.
 
     Raises:
         TimeoutError: the block ended because the time was over.
@@ -234,11 +231,24 @@ def metered(
     except BaseException:
         for stream in streams:
             stream.close()
-            charge_result(stream, charge)
         raise
     finally:
         if timer is not None:
             timer.cancel()
+
+
+@contextlib.contextmanager
+def metered(
+    streams: Sequence[TokenStream], timeout: float | None, charge: Charge
+) -> Iterator[None]:
+    """`in_time` that charges what stopped streams had cost by then."""
+    try:
+        with in_time(streams, timeout):
+            yield
+    except BaseException:
+        for stream in streams:
+            charge_result(stream, charge)
+        raise
 
 
 def charge_result(stream: Any, charge: Charge) -> None:

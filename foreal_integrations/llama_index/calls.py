@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreal_core import (
-    AsyncTokenStream,
     ConfigError,
     FoReaLConfig,
     FoReaLDecoder,
     FoReaLError,
     Generation,
     TokenEvent,
-    TokenStream,
 )
 from foreal_integrations.llama_index.costs import Account
 from foreal_integrations.llama_index.messages import Delta, Reply
-from foreal_integrations.shared import Record, charge_result, events_in_time, metered
+from foreal_integrations.shared import events_in_time, in_time
 
 _logger = logging.getLogger(__name__)
 
@@ -111,30 +109,24 @@ class Call:
 
     def _events(self) -> Generator[TokenEvent, None, None]:
         with self.account.counting_failures(), refusing():
-            stream = self.decoder.stream(self.ids, self.settings)
-            with metered([stream], self.timeout, lambda cost: self._stop(stream, cost)):
-                yield from stream
-        self._end(stream.result)
+            stream = self.decoder.stream(self.ids, self.settings, on_done=self.account.settle)
+            try:
+                with in_time([stream], self.timeout):
+                    yield from stream
+            finally:
+                self.account.leave()
+        self.generation = stream.result
 
     async def _aevents(self) -> AsyncGenerator[TokenEvent, None]:
-        stream = self.decoder.astream(self.ids, self.settings)
         with self.account.counting_failures(), refusing():
+            stream = self.decoder.astream(self.ids, self.settings, on_done=self.account.settle)
             try:
                 async with contextlib.aclosing(events_in_time(stream, self.timeout)) as events:
                     async for event in events:
                         yield event
             except BaseException:
                 await stream.aclose()
-                charge_result(stream, lambda cost: self._stop(stream, cost))
                 raise
-        self._end(stream.result)
-
-    def _end(self, generation: Generation) -> None:
-        self.generation = generation
-        self.account.charge(generation.cost.to_dict(), generation)
-
-    def _stop(self, stream: TokenStream | AsyncTokenStream, cost: Record) -> None:
-        written = None
-        with contextlib.suppress(FoReaLError):  # the error that ended it
-            written = stream.result
-        self.account.charge(cost, written, stopped_early=True)
+            finally:
+                self.account.leave()
+        self.generation = stream.result

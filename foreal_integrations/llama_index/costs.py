@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from llama_index.core.instrumentation.events import BaseEvent
@@ -16,7 +15,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags
 from pydantic import Field
 
 from foreal_core import Generation
-from foreal_integrations.shared import CostLedger, Record
+from foreal_integrations.shared import CostLedger
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -41,30 +40,24 @@ class FoReaLCostEvent(BaseEvent):
         return "FoReaLCostEvent"
 
 
-@dataclass(frozen=True)
 class Account:
-    """Who pays for one call, and the span that it belongs to. Opened where the call is made: its
-    stream may be read elsewhere."""
+    """The bill of one call. Opened where the call is made: its stream may be read elsewhere.
 
-    ledgers: tuple[CostLedger, ...]
-    span_id: str | None
-    tags: dict[str, Any]
+    The engine settles it, so the ledgers are charged however the call ends, also where a stream
+    is dropped and its event loop is gone. The event is sent by the call's own thread, which may
+    take its time; by the engine only where the caller left first.
 
-    def charge(
-        self, record: Record, generation: Generation | None, *, stopped_early: bool = False
-    ) -> None:
-        """Charges every ledger and sends the event."""
-        for ledger in self.ledgers:
-            ledger.charge(record, stopped_early=stopped_early)
-        _dispatcher.event(
-            FoReaLCostEvent(
-                cost=record,
-                stopped_early=stopped_early,
-                generation=generation,
-                span_id=self.span_id,
-                tags=dict(self.tags),
-            )
-        )
+    Args:
+        ledgers: what pays.
+    """
+
+    def __init__(self, ledgers: Sequence[CostLedger]) -> None:
+        self._ledgers = ledgers
+        self._span_id = active_span_id.get()
+        self._tags = dict(active_instrument_tags.get())
+        self._lock = threading.Lock()
+        self._event: FoReaLCostEvent | None = None
+        self._left = False
 
     @contextlib.contextmanager
     def counting_failures(self) -> Iterator[None]:
@@ -72,9 +65,38 @@ class Account:
         try:
             yield
         except Exception:
-            for ledger in self.ledgers:
+            for ledger in self._ledgers:
                 ledger.count_failure()
             raise
+
+    def settle(self, end: Generation | BaseException) -> None:
+        """Charges what the call had cost at its end; for the engine."""
+        generation = end if isinstance(end, Generation) else None
+        cost = getattr(end, "cost", None)  # an error's, too
+        if cost is None:
+            return
+        record = cost.to_dict()
+        early = generation is None or generation.finish_reason == "cancelled"
+        for ledger in self._ledgers:
+            ledger.charge(record, stopped_early=early)
+        event = FoReaLCostEvent(
+            cost=record,
+            stopped_early=early,
+            generation=generation,
+            span_id=self._span_id,
+            tags=self._tags,
+        )
+        with self._lock:
+            self._event, left = event, self._left
+        if left:
+            _dispatcher.event(event)
+
+    def leave(self) -> None:
+        """Sends the event; for the caller, once nothing more is read."""
+        with self._lock:
+            self._left, event = True, self._event
+        if event is not None:
+            _dispatcher.event(event)
 
 
 # The open blocks that a context knows of: those it runs in, of any model.
@@ -117,4 +139,4 @@ class Meter:
         if not ledgers:
             with self._lock:
                 ledgers = tuple(self._open)
-        return Account(ledgers, active_span_id.get(), active_instrument_tags.get())
+        return Account(ledgers)

@@ -280,7 +280,7 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             overrides = {name: arguments[name] for name in SETTINGS if name in arguments}
             settings = self._settings(overrides.pop("stop", None), overrides)
             if forced:
-                settings = settings.with_overrides(json_schema=call_schema(tools))
+                settings = settings.with_overrides(call_schema=call_schema(tools))
             yield _Ask(
                 settings=settings,
                 timeout=timeout,
@@ -354,9 +354,7 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
         bos = decoder.tokenizer.bos_token_id
         while bos is not None and ids[:2] == [bos, bos]:  # of the text and of the tokenizer
             ids = ids[1:]
-        splitter = ReplySplitter(
-            thinking=opens_thinking(decoder, ids), tools=bool(ask.tools), forced=ask.forced
-        )
+        splitter = ReplySplitter(thinking=opens_thinking(decoder, ids), tools=bool(ask.tools))
         reply = Reply(ReplyReader(splitter), forced=ask.forced, parallel=ask.parallel)
         return Call(decoder, ids, ask.settings, ask.timeout, ask.account, reply)
 

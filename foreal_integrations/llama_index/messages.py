@@ -118,7 +118,7 @@ class Reply:
 
     Args:
         reader: tells thinking, answer and tool calls apart.
-        forced: the answer is one tool call; its arguments show while they are written.
+        forced: the answer is a tool call; its arguments show while they are written.
         parallel: all tool calls count, not the first one alone.
     """
 

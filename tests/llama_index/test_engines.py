@@ -1,0 +1,280 @@
+"""Query engines and chat engines: one event per call, errors that are seen, prompts that hold no
+cost and no old thinking."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
+
+from li_helpers import QUESTION, WAIT_S, Events, Recorder, text_of, wait_until_idle
+from llama_index.core import Settings, SummaryIndex, VectorStoreIndex
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.chat_engine import (
+    CondensePlusContextChatEngine,
+    ContextChatEngine,
+    SimpleChatEngine,
+)
+from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.llms import ChatMessage
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.text_splitter import SentenceSplitter
+from scripted import WITHOUT_THINKING, ScriptedDecoder, pair_with_tools
+
+from foreal_core import ContextOverflowError, FoReaLDecoder, OutOfMemoryError
+from foreal_core.demo import grounded
+from foreal_integrations.llama_index import FoReaLLLM, RequestRefusedError
+
+Make = Callable[..., FoReaLLLM]
+LISTS = grounded.corpus(Random(0), 3, held_out=True)
+NODES = [TextNode(text=one.text) for one in LISTS]
+MODES = ["compact", "refine", "tree_summarize"]
+
+
+@pytest.fixture
+def speaker() -> FoReaLLLM:
+    """Answers at once, without thinking; what it says is nothing to look at."""
+    return FoReaLLLM(decoder=pair_with_tools(WITHOUT_THINKING), max_new_tokens=6, seed=1)
+
+
+@pytest.fixture
+def token_counter() -> Iterator[TokenCountingHandler]:
+    """Counts for everything that LlamaIndex makes."""
+    counter = TokenCountingHandler(tokenizer=str.split)
+    before = Settings._callback_manager
+    Settings.callback_manager = CallbackManager([counter])
+    yield counter
+    Settings._callback_manager = before
+
+
+@pytest.fixture
+def own_tokens(speaker: FoReaLLLM) -> Iterator[None]:
+    """LlamaIndex counts tokens as the pair does."""
+    before = Settings.tokenizer
+    Settings.tokenizer = speaker.get_token_ids
+    yield
+    Settings.tokenizer = before
+
+
+def index_of(kind: str) -> SummaryIndex | VectorStoreIndex:
+    if kind == "summary":
+        return SummaryIndex(NODES)
+    return VectorStoreIndex(NODES, embed_model=MockEmbedding(embed_dim=4))
+
+
+def ask(engine: Any, how: str) -> str:
+    if how == "query":
+        return str(engine.query("How many?"))
+    if how == "streaming":
+        return "".join(engine.query("How many?").response_gen)
+    return str(asyncio.run(asyncio.wait_for(engine.aquery("How many?"), WAIT_S)))
+
+
+# -- query engines ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["summary", "vector"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("how", ["query", "aquery", "streaming"])
+def test_one_event_per_call_of_a_query(
+    speaker: FoReaLLLM,
+    events: Events,
+    token_counter: TokenCountingHandler,
+    kind: str,
+    mode: str,
+    how: str,
+) -> None:
+    engine = index_of(kind).as_query_engine(
+        llm=speaker, response_mode=mode, streaming=how == "streaming", similarity_top_k=2
+    )
+    with speaker.track_costs() as bill:
+        answer = ask(engine, how)
+    assert answer and answer != "Empty Response"
+    calls = {"compact": 1, "refine": 3 if kind == "summary" else 2, "tree_summarize": 1}[mode]
+    assert len(events.costs) == events.calls == bill.totals()["calls"] == calls
+    assert not any(cost.stopped_early for cost in events.costs)
+    # Synthesizers put Settings' callbacks in place of the model's own.
+    assert token_counter.completion_llm_token_count == bill.totals()["completion_tokens"]
+    assert token_counter.prompt_llm_token_count == bill.totals()["prompt_tokens"]
+
+
+@pytest.mark.parametrize("use_async", [True, False])
+def test_a_tree_pays_for_all_its_branches(
+    speaker: FoReaLLLM, events: Events, own_tokens: None, use_async: bool
+) -> None:
+    # Lists so long that they fit no prompt together.
+    lists = [NodeWithScore(node=TextNode(text=f"{one.text}\n" * 40)) for one in LISTS]
+    summarize = get_response_synthesizer(
+        llm=speaker, response_mode="tree_summarize", use_async=use_async
+    )
+    with speaker.track_costs() as bill:
+        assert str(summarize.synthesize("How many?", lists))
+    assert bill.totals()["calls"] == events.calls > 2
+
+
+def test_streamed_deltas_come_one_by_one(speaker: FoReaLLLM) -> None:
+    index = index_of("summary")
+    response = index.as_query_engine(llm=speaker, streaming=True).query("How many?")
+    deltas = list(response.response_gen)
+    assert len([delta for delta in deltas if delta]) > 2
+    assert "".join(deltas) == str(index.as_query_engine(llm=speaker).query("How many?"))
+
+
+def test_a_response_that_is_left_early_stops_and_is_charged() -> None:
+    decoder = pair_with_tools(WITHOUT_THINKING)
+    llm = FoReaLLLM(decoder=decoder, max_new_tokens=1500, repetition_penalty=1.3)
+    engine = index_of("summary").as_query_engine(llm=llm, streaming=True)
+    with llm.track_costs() as bill:
+        response = engine.query("How many?")
+        next(iter(response.response_gen))
+        del response
+    wait_until_idle(decoder)
+    assert bill.totals()["stopped_early"] == 1
+    assert 0 < bill.totals()["completion_tokens"] < 1000
+
+
+@pytest.mark.parametrize("shape", ["compact", "tree_summarize"])
+def test_the_pair_was_trained_on_the_prompts_of_query_engines(
+    decoder: FoReaLDecoder, shape: str
+) -> None:
+    inquiry = grounded.ask(Random(1), LISTS, shape)
+    recorder = Recorder(decoder)
+    llm = FoReaLLLM(decoder=recorder, max_new_tokens=1)
+    index_of("summary").as_query_engine(llm=llm, response_mode=shape).query(inquiry.query)
+    assert recorder.ids == [decoder.encode(messages=inquiry.messages)]
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+class Failing:
+    """A decoder whose device runs out of memory."""
+
+    def __init__(self, decoder: FoReaLDecoder) -> None:
+        self._decoder = decoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def stream(self, *arguments: Any, **settings: Any) -> Any:
+        raise OutOfMemoryError("no room")
+
+    astream = stream
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("how", ["query", "aquery", "streaming"])
+def test_errors_are_no_empty_response(
+    make: Make, decoder: FoReaLDecoder, mode: str, how: str
+) -> None:
+    # Far more of the pair's tokens than LlamaIndex's own tokenizer counts.
+    long = SummaryIndex([TextNode(text="Constantinople xylophonist " * 150)])
+    broken = SummaryIndex([TextNode(text="a page of bytes: \udce9")])
+    plain = index_of("summary")
+    failing = make(decoder=Failing(decoder))
+    for index, llm, error in (
+        (long, make(), ContextOverflowError),
+        (plain, failing, OutOfMemoryError),
+        (broken, make(), RequestRefusedError),
+    ):
+        engine = index.as_query_engine(llm=llm, response_mode=mode, streaming=how == "streaming")
+        with llm.track_costs() as bill, pytest.raises(error):
+            ask(engine, how)
+        assert bill.totals()["failed"] >= 1
+
+
+def test_the_prompt_helper_may_count_the_pairs_own_tokens(
+    speaker: FoReaLLLM, own_tokens: None
+) -> None:
+    text = "Constantinople xylophonist " * 150
+    index = SummaryIndex([TextNode(text=text)])
+    with speaker.track_costs() as bill:
+        index.as_query_engine(llm=speaker, response_mode="tree_summarize").query("How many?")
+    assert bill.totals()["calls"] > 1 and bill.totals()["failed"] == 0
+    splitter = SentenceSplitter(chunk_size=100, chunk_overlap=0)
+    assert all(len(speaker.get_token_ids(part)) <= 100 for part in splitter.split_text(text))
+
+
+# -- chat engines ----------------------------------------------------------------------------------
+
+
+def writes(*replies: str) -> tuple[FoReaLLLM, ScriptedDecoder]:
+    scripted = ScriptedDecoder(pair_with_tools(), replies)
+    return FoReaLLLM(decoder=scripted), scripted
+
+
+def chat_three_turns(engine: Any, how: str) -> list[str]:
+    answers = []
+    for turn in ("First?", "Second?", "Third?"):
+        if how == "chat":
+            answers.append(str(engine.chat(turn)))
+        elif how == "stream_chat":
+            answers.append("".join(engine.stream_chat(turn).response_gen))
+        elif how == "achat":
+            answers.append(str(asyncio.run(asyncio.wait_for(engine.achat(turn), WAIT_S))))
+        else:
+
+            async def read(turn: str = turn) -> str:
+                response = await engine.astream_chat(turn)
+                return "".join([delta async for delta in response.async_response_gen()])
+
+            answers.append(asyncio.run(asyncio.wait_for(read(), WAIT_S)))
+    return answers
+
+
+@pytest.mark.parametrize("how", ["chat", "stream_chat", "achat", "astream_chat"])
+@pytest.mark.parametrize("kind", ["condense_plus_context", "context", "simple"])
+def test_prompts_of_later_turns(how: str, kind: str) -> None:
+    condensing = kind == "condense_plus_context"
+    replies = [f"secret</think>\n\n{answer}" for answer in ("Alpha.", "Beta.", "C.")]
+    if condensing:  # every turn but the first is condensed before it is answered
+        replies[1:1] = ["why</think>\n\nSecond?"]
+        replies[3:3] = ["why</think>\n\nThird?"]
+    llm, scripted = writes(*replies)
+    memory = ChatMemoryBuffer.from_defaults(token_limit=10_000, tokenizer_fn=str.split)
+    retriever = index_of("summary").as_retriever()
+    if condensing:
+        engine: Any = CondensePlusContextChatEngine.from_defaults(
+            retriever=retriever, llm=llm, memory=memory
+        )
+    elif kind == "context":
+        engine = ContextChatEngine.from_defaults(retriever=retriever, llm=llm, memory=memory)
+    else:
+        engine = SimpleChatEngine.from_defaults(llm=llm, memory=memory)
+    with llm.track_costs() as bill:
+        assert chat_three_turns(engine, how) == ["Alpha.", "Beta.", "C."]
+    assert bill.totals()["calls"] == len(replies) == len(scripted.prompts)
+    last = scripted.prompts[-1]
+    assert "Alpha." in last and "Beta." in last
+    for prompt in scripted.prompts:
+        for leaked in ("secret", "why", "weight_bytes", "usage", "foreal", "thinking"):
+            assert leaked not in prompt
+        assert prompt.count("<think>") == 1 and prompt.endswith("<think>\n")
+
+
+def test_thinking_of_other_models_is_left_out(decoder: FoReaLDecoder) -> None:
+    recorder = Recorder(decoder)
+    history = [
+        ChatMessage(role="user", content="First?"),
+        ChatMessage(role="assistant", content="<think>\nsecret</think>\n\nAlpha."),
+        ChatMessage(role="user", content="Second?"),
+    ]
+    FoReaLLLM(decoder=recorder, max_new_tokens=1).chat(history)
+    assert "secret" not in recorder.prompts[0] and "Alpha." in recorder.prompts[0]
+
+
+def test_a_chat_engine_of_the_real_pair_streams_from_its_own_thread(make: Make) -> None:
+    decoder = pair_with_tools(WITHOUT_THINKING)
+    llm = make(decoder=decoder, max_new_tokens=12)
+    with llm.track_costs() as bill:
+        engine = SimpleChatEngine.from_defaults(llm=llm)
+        streamed = "".join(engine.stream_chat(QUESTION).response_gen)
+    assert bill.totals()["calls"] == 1
+    assert streamed.strip() == text_of(llm.complete(QUESTION)).strip() != ""

@@ -1,0 +1,480 @@
+"""The eight methods: one event each, one text, true counts; streams that stop; who pays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from types import AsyncGeneratorType, GeneratorType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
+
+from li_helpers import (
+    LONG,
+    METHODS,
+    QUESTION,
+    QUESTIONS,
+    STREAMS,
+    WAIT_S,
+    Events,
+    Recorder,
+    chat_of,
+    same_work,
+    text_of,
+    thinking_delta_of,
+    thinking_of,
+    threads,
+    wait_until_idle,
+)
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.llms import ChatMessage
+from scripted import TOOLS_TEMPLATE, WITHOUT_THINKING, ScriptedDecoder, pair_with_tools
+from toy import scripted_pair
+
+from foreal_core import ConfigError, ContextOverflowError, FoReaLDecoder, Generation
+from foreal_integrations.llama_index import FoReaLLLM, RequestRefusedError
+
+Make = Callable[..., FoReaLLLM]
+REPLY = "First 3.\nThen 7. </think>\n\nThe answer is 7."
+
+
+def writes(*replies: str, **settings: Any) -> FoReaLLLM:
+    """A model that writes these replies, one per call."""
+    return FoReaLLLM(decoder=ScriptedDecoder(pair_with_tools(), replies), **settings)
+
+
+# -- events and counts -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_event_per_call_and_true_counts(make: Make, events: Events, name: str) -> None:
+    counter = TokenCountingHandler(tokenizer=str.split)
+    llm = make(callback_manager=CallbackManager([counter]))
+    last = METHODS[name](llm, QUESTION)[-1]
+    kind = "LLMChat" if "chat" in name else "LLMCompletion"
+    started = [f"{one}StartEvent" for one in ("LLMChat", "LLMCompletion")]
+    ended = [f"{one}EndEvent" for one in ("LLMChat", "LLMCompletion")]
+    assert events.names(among=started + ended) == [f"{kind}StartEvent", f"{kind}EndEvent"]
+    assert len(counter.llm_token_counts) == 1
+    assert last.raw is not None
+    usage, record = last.raw["usage"], last.raw["foreal"]
+    assert counter.prompt_llm_token_count == usage["prompt_tokens"] == record["prompt_tokens"] > 0
+    assert counter.completion_llm_token_count == usage["completion_tokens"] == 24
+    assert record["completion_tokens"] == record["leader_tokens"] + record["draft_tokens"] == 24
+    (cost,) = events.costs
+    assert cost.cost == record and not cost.stopped_early
+    assert isinstance(cost.generation, Generation) and len(cost.generation.authors) == 24
+    assert "generation" not in cost.model_dump()
+    assert json.loads(json.dumps(last.raw)) == last.raw
+
+
+def test_the_cost_event_belongs_to_the_call(llm: FoReaLLLM, events: Events) -> None:
+    stream = llm.stream_chat(chat_of(QUESTION))
+    # Read in a thread without the caller's context.
+    threads(lambda _: list(stream), 1)
+    (start,) = (e for e in events._heard if e.class_name() == "LLMChatStartEvent")
+    assert events.costs[0].span_id == start.span_id is not None
+
+
+# -- texts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [TOOLS_TEMPLATE, WITHOUT_THINKING], ids=["thinking", "answer"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_eight_equal_texts(template: str, temperature: float) -> None:
+    llm = FoReaLLLM(
+        decoder=pair_with_tools(template), max_new_tokens=30, seed=1, temperature=temperature
+    )
+    lasts = {name: method(llm, QUESTION)[-1] for name, method in METHODS.items()}
+    assert len({(text_of(last), thinking_of(last)) for last in lasts.values()}) == 1
+    for last in lasts.values():
+        assert last.raw is not None and lasts["chat"].raw is not None
+        assert last.raw["usage"] == lasts["chat"].raw["usage"]
+    part = thinking_of if template is TOOLS_TEMPLATE else text_of
+    assert len(part(lasts["chat"])) > 20
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_joined_deltas_are_the_text(name: str) -> None:
+    responses = METHODS[name](writes(REPLY), QUESTION)
+    assert len(responses) > 5
+    for before, after in pairwise(responses):
+        assert text_of(after) == text_of(before) + (after.delta or "")
+    assert "".join(response.delta or "" for response in responses) == "The answer is 7."
+    assert "".join(map(thinking_delta_of, responses)) == "First 3.\nThen 7."
+    assert all(response.delta == "" for response in responses if thinking_delta_of(response))
+    assert [response.raw is None for response in responses] == [True] * (len(responses) - 1) + [
+        False
+    ]
+    last = responses[-1]
+    assert (text_of(last), thinking_of(last)) == ("The answer is 7.", "First 3.\nThen 7.")
+
+
+def test_a_character_cut_into_four_tokens() -> None:
+    # The smile's bytes, one token each; the models change in the middle of it.
+    script = {
+        "<|assistant|>": " x", " x": b"\xf0", b"\xf0": b"\x9f", b"\x9f": b"\x99",
+        b"\x99": b"\x82", b"\x82": " is", " is": " 3",
+    }  # fmt: skip
+    two = scripted_pair(script, script)
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer) as decoder:
+        llm = FoReaLLLM(decoder=decoder, lead_count=2, hit_threshold=0, lead_probability=1.0)
+        for name, method in METHODS.items():
+            responses = method(llm, "Wait")
+            assert text_of(responses[-1]) == " x🙂 is 3".strip(), name
+            if name in STREAMS:
+                deltas = [response.delta or "" for response in responses]
+                assert "🙂" in deltas and "".join(deltas) == "x🙂 is 3"
+        record = responses[-1].raw["foreal"]  # type: ignore[index]
+        assert record["leader_tokens"] == 2 < record["completion_tokens"]
+
+
+def test_thinking_stands_before_the_answer() -> None:
+    message = writes(REPLY).chat(chat_of(QUESTION)).message
+    thinking, text = message.blocks
+    assert (thinking.block_type, text.block_type) == ("thinking", "text")
+    assert (message.content, message.additional_kwargs) == ("The answer is 7.", {})
+    assert thinking.num_tokens
+    raw = writes(REPLY).complete(QUESTION)
+    assert raw.additional_kwargs == {}
+
+
+def test_an_answer_that_never_began_is_empty(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "foreal_integrations"):
+        response = make(max_new_tokens=6).chat(chat_of(QUESTION))
+    assert response.message.content == "" and thinking_of(response)
+    assert "max_new_tokens" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "foreal_integrations"):
+        writes("7</think>\n\n").chat(chat_of(QUESTION))
+    assert not caplog.text, "only a text that was cut off needs more tokens"
+
+
+def test_streams_are_generators(llm: FoReaLLLM) -> None:
+    assert isinstance(llm.stream_chat(chat_of(QUESTION)), GeneratorType)
+    assert isinstance(llm.stream_complete(QUESTION), GeneratorType)
+
+    async def run() -> None:
+        for stream in (
+            await llm.astream_chat(chat_of(QUESTION)),
+            await llm.astream_complete(QUESTION),
+        ):
+            assert isinstance(stream, AsyncGeneratorType)
+            await stream.aclose()
+
+    asyncio.run(run())
+
+
+# -- prompts ---------------------------------------------------------------------------------------
+
+
+def test_prompts_and_templates(decoder: FoReaLDecoder) -> None:
+    recorder = Recorder(decoder)
+
+    def prompt_of(prompt: str, **arguments: Any) -> str:
+        llm = FoReaLLLM(decoder=recorder, max_new_tokens=1, **arguments.pop("init", {}))
+        llm.complete(prompt, **arguments)
+        return recorder.prompts[-1]
+
+    question = [{"role": "user", "content": "How many?"}]
+    templated = decoder.tokenizer.apply_chat_template(
+        question, tokenize=False, add_generation_prompt=True
+    )
+    assert prompt_of("How many?") == templated
+    assert prompt_of(templated, formatted=True) == templated
+    assert prompt_of("How many?", raw_prompt=True) == "How many?"
+    assert prompt_of("How many?", init={"raw_prompt": True}) == "How many?"
+    assert prompt_of("x", init={"completion_to_prompt": lambda one: f"[{one}]"}) == "[x]"
+    llm = FoReaLLLM(decoder=recorder, max_new_tokens=1)
+    llm.chat(chat_of("How many?"))
+    assert recorder.prompts[-1] == templated
+    own = FoReaLLLM(
+        decoder=recorder, max_new_tokens=1, messages_to_prompt=lambda given: f"<{given[0].content}>"
+    )
+    own.chat(chat_of("x"))
+    assert recorder.prompts[-1] == "<x>"
+
+
+def test_a_model_without_a_template_gets_plain_text() -> None:
+    two = scripted_pair({":": " x"}, {":": " x"})
+    two.tokenizer.chat_template = None
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer) as decoder:
+        llm = FoReaLLLM(decoder=decoder, max_new_tokens=2)
+        assert not llm.metadata.is_chat_model and not llm.metadata.is_function_calling_model
+        assert llm.chat([ChatMessage(role="user", content="Wait")]).raw["usage"]["prompt_tokens"]
+
+
+def test_exactly_one_bos() -> None:
+    two = scripted_pair({"<|assistant|>": " x"}, {"<|assistant|>": " x"})
+    two.tokenizer.bos_token = "<|pad|>"
+    two.tokenizer.chat_template = "{{ bos_token }}" + two.tokenizer.chat_template
+    bos = two.tokenizer.bos_token_id
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer) as decoder:
+        recorder = Recorder(decoder)
+        llm = FoReaLLLM(decoder=recorder, max_new_tokens=1)
+        llm.chat(chat_of("Wait"))
+        templated = decoder.tokenizer.decode(recorder.ids[-1])
+        llm.complete(templated, formatted=True)
+        assert recorder.ids[-1] == recorder.ids[-2]
+        llm.complete("<|pad|>" + templated, formatted=True)
+        for ids in recorder.ids:
+            assert ids.count(bos) == 1 and ids[0] == bos
+
+
+# -- asyncio and threads ---------------------------------------------------------------------------
+
+
+def test_concurrent_calls_equal_serial_ones_and_leave_the_loop_free(make: Make) -> None:
+    llm = make(max_new_tokens=60)
+    serial = [llm.chat(chat_of(question)) for question in QUESTIONS[:4]]
+
+    async def gather() -> tuple[list[Any], int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        ticker = asyncio.create_task(tick())
+        asked = (llm.achat(chat_of(question)) for question in QUESTIONS[:4])
+        answers = await asyncio.wait_for(asyncio.gather(*asked), WAIT_S)
+        ticker.cancel()
+        return answers, ticks
+
+    for _ in range(2):  # two loops, one after the other
+        answers, ticks = asyncio.run(gather())
+        assert ticks > 5
+        for answer, alone in zip(answers, serial, strict=True):
+            assert thinking_of(answer) == thinking_of(alone)
+            assert same_work(answer.raw["foreal"], alone.raw["foreal"])
+    for index, answer in enumerate(threads(lambda i: llm.chat(chat_of(QUESTIONS[i])), 4)):
+        assert thinking_of(answer) == thinking_of(serial[index])
+
+
+def test_a_stream_may_be_read_in_another_thread(llm: FoReaLLLM) -> None:
+    whole = llm.chat(chat_of(QUESTION))
+    stream = llm.stream_chat(chat_of(QUESTION))
+    (responses,) = threads(lambda _: list(stream), 1)
+    assert thinking_of(responses[-1]) == thinking_of(whole)
+
+
+# -- stopping --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_time_out_stops_the_work(
+    make: Make, decoder: FoReaLDecoder, events: Events, name: str
+) -> None:
+    llm = make(**LONG, timeout=0.2)
+    with (
+        llm.track_costs() as bill,
+        pytest.raises(TimeoutError, match=r"timeout=0\.2"),
+    ):
+        METHODS[name](llm, QUESTION)
+    wait_until_idle(decoder)
+    totals = bill.totals()
+    assert (totals["calls"], totals["stopped_early"], totals["failed"]) == (1, 1, 1)
+    assert 0 < totals["completion_tokens"] < 1500
+    (cost,) = events.costs
+    assert cost.stopped_early and cost.generation is not None
+    assert METHODS[name](llm, QUESTION, max_new_tokens=4, timeout=None)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("how", ["close", "break"])
+def test_a_stream_that_is_left_early_is_charged(
+    make: Make, decoder: FoReaLDecoder, name: str, how: str
+) -> None:
+    llm = make(**LONG)
+    given = chat_of(QUESTION) if "chat" in name else QUESTION
+
+    async def leave_async() -> None:
+        stream = await getattr(llm, name)(given)
+        async for _ in stream:
+            break
+        if how == "close":
+            await stream.aclose()
+        del stream, _
+
+    def leave() -> None:
+        stream = getattr(llm, name)(given)
+        for _ in stream:
+            break
+        if how == "close":
+            stream.close()
+
+    with llm.track_costs() as bill:
+        if name.startswith("a"):
+            asyncio.run(leave_async())
+        else:
+            leave()
+    gc.collect()
+    wait_until_idle(decoder)
+    (record,) = bill.records
+    assert record["stopped_early"] and 0 < record["completion_tokens"] < 1000
+    assert bill.totals()["failed"] == 0
+    assert llm.chat(chat_of(QUESTION), max_new_tokens=4).raw
+
+
+@pytest.mark.parametrize("name", ["acomplete", "achat", "astream_complete", "astream_chat"])
+def test_a_cancelled_task_stops_the_work_and_is_charged(
+    make: Make, decoder: FoReaLDecoder, name: str
+) -> None:
+    llm = make(**LONG)
+    given = chat_of(QUESTION) if "chat" in name else QUESTION
+
+    async def consume() -> None:
+        if "stream" in name:
+            async for _ in await getattr(llm, name)(given):
+                pass
+        else:
+            await getattr(llm, name)(given)
+
+    async def run() -> float:
+        task = asyncio.create_task(consume())
+        while not decoder.stats()["active"]:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.1)
+        task.cancel()
+        before = time.perf_counter()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        took = time.perf_counter() - before
+        wait_until_idle(decoder)
+        await llm.achat(chat_of(QUESTION), max_new_tokens=4)
+        return took
+
+    with llm.track_costs() as bill:
+        assert asyncio.run(asyncio.wait_for(run(), WAIT_S)) < 1.0
+    totals = bill.totals()
+    assert (totals["calls"], totals["stopped_early"], totals["failed"]) == (2, 1, 0)
+    assert decoder.stats()["free_rows"] == decoder.stats()["max_batch_size"]
+
+
+def test_a_stream_that_nobody_reads_costs_nothing(llm: FoReaLLLM) -> None:
+    with llm.track_costs() as bill:
+        llm.stream_chat(chat_of(QUESTION))
+    assert bill.totals()["calls"] == 0
+
+
+# -- who pays --------------------------------------------------------------------------------------
+
+
+def test_nested_blocks_charge_both(make: Make) -> None:
+    llm, other = make(), make()
+    with llm.track_costs() as outer:
+        llm.complete("1")
+        with llm.track_costs() as inner, other.track_costs() as of_other:
+            llm.complete("1")
+        llm.complete("1")
+    llm.complete("1")
+    assert [bill.totals()["calls"] for bill in (outer, inner, of_other)] == [3, 1, 0]
+
+
+def test_blocks_of_concurrent_tasks_keep_apart(llm: FoReaLLLM) -> None:
+    async def query(calls: int) -> int:
+        with llm.track_costs() as bill:
+            await asyncio.gather(*(llm.acomplete(str(i)) for i in range(calls)))
+        return int(bill.totals()["calls"])
+
+    async def run() -> list[int]:
+        return await asyncio.wait_for(asyncio.gather(*map(query, (1, 2, 3))), WAIT_S)
+
+    assert asyncio.run(run()) == [1, 2, 3]
+
+
+def test_calls_of_bare_threads_are_not_lost(llm: FoReaLLLM) -> None:
+    with llm.track_costs() as bill:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(llm.complete, QUESTIONS[:3]))
+        threads(lambda i: llm.complete(QUESTIONS[i]), 2)
+        contextvars.copy_context().run(llm.complete, QUESTION)
+        assert bill.totals()["calls"] == 6
+    threads(lambda i: llm.complete(QUESTIONS[i]), 1)
+    assert bill.totals()["calls"] == 6
+
+
+def test_a_stream_pays_to_the_block_that_it_was_made_in(llm: FoReaLLLM) -> None:
+    with llm.track_costs() as bill:
+        stream = llm.stream_complete(QUESTION)
+    with llm.track_costs() as later:
+        list(stream)
+    assert (bill.totals()["calls"], later.totals()["calls"]) == (1, 0)
+    assert "1 calls" in str(bill)
+
+
+def test_failed_calls_are_counted(make: Make) -> None:
+    llm = make()
+    with llm.track_costs() as bill:
+        for _ in range(2):
+            with pytest.raises(ContextOverflowError):
+                llm.complete("too long " * 3000)
+    assert (bill.totals()["calls"], bill.totals()["failed"]) == (0, 2)
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_of_constructor_and_call(make: Make, decoder: FoReaLDecoder, name: str) -> None:
+    wanted = {"lead_count": 2, "lead_probability": 1.0, "hit_threshold": 0, "seed": 9}
+    model = FoReaLLLM(decoder=decoder, max_tokens=7, **wanted)
+    by_constructor = METHODS[name](model, QUESTION)[-1]
+    by_call = METHODS[name](make(), QUESTION, **wanted, max_tokens=7)[-1]
+    assert by_constructor.raw and by_call.raw
+    for raw in (by_constructor.raw, by_call.raw):
+        assert {key: raw["foreal"]["settings"][key] for key in wanted} == wanted
+        assert raw["usage"]["completion_tokens"] == 7
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stop_strings(make: Make, name: str) -> None:
+    llm = make(max_new_tokens=60)
+    thinking = thinking_of(llm.chat(chat_of(QUESTION)))
+    stop = thinking[20:26]
+    before = thinking[: thinking.index(stop)].rstrip()
+    for last in (
+        METHODS[name](llm, QUESTION, stop=[stop])[-1],
+        METHODS[name](make(max_new_tokens=60, stop=stop), QUESTION)[-1],
+        METHODS[name](make(max_new_tokens=60, stop="no such text"), QUESTION, stop=stop)[-1],
+    ):
+        assert thinking_of(last) == before
+        assert last.raw["finish_reason"] == "stop"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_wrong_and_unknown_arguments_are_refused(make: Make, name: str) -> None:
+    with pytest.raises(ConfigError, match="lead_count"):
+        METHODS[name](make(), QUESTION, lead_cuont=3)
+    with pytest.raises(ConfigError, match="lead_probability"):
+        METHODS[name](make(), QUESTION, lead_probability=1.5)
+    with pytest.raises(ConfigError, match="timeout"):
+        METHODS[name](make(), QUESTION, timeout=-1)
+
+
+def test_the_constructor_refuses_what_it_does_not_know(make: Make) -> None:
+    with pytest.raises(ConfigError, match="lead_count"):
+        make(lead_cuont=3)
+    with pytest.raises(ConfigError, match="draft is missing"):
+        make(decoder=None, leader="some/model")
+
+
+def test_prompts_that_cannot_be_shown_are_no_value_errors(make: Make) -> None:
+    image = ChatMessage(role="user", blocks=[{"block_type": "image", "url": "http://x/y.png"}])
+    for given in ([image], chat_of("\udce9")):
+        with pytest.raises(RequestRefusedError) as caught:
+            make().chat(given)
+        assert not isinstance(caught.value, ValueError)
+    with pytest.raises(RequestRefusedError, match="json_schema"):
+        make().chat(chat_of(QUESTION), json_schema={"type": "no such type"})
