@@ -60,7 +60,7 @@ class ModelRunner:
         # This rope rescales with the longest position in the batch: one row at a time, or
         # neighbours would change each other's text.
         self.one_row_at_a_time = _rope_type(model) == "longrope"
-        self._device = model.get_input_embeddings().weight.device
+        self.device: torch.device = model.get_input_embeddings().weight.device
         self._last_position = max_slots - 1
         _borrow_attention(model)
         model.eval()
@@ -77,10 +77,10 @@ class ModelRunner:
         self.cache.begin([chunk.row for chunk in chunks], starts, lengths)
         ids = torch.tensor(
             [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks],
-            device=self._device,
+            device=self.device,
         )
-        positions = torch.arange(width, device=self._device)[None, :] + torch.tensor(
-            starts, device=self._device
+        positions = torch.arange(width, device=self.device)[None, :] + torch.tensor(
+            starts, device=self.device
         ).unsqueeze(1)
         # Padding may run past the last position that the model knows; it is never looked at.
         positions.clamp_(max=self._last_position)
@@ -92,7 +92,7 @@ class ModelRunner:
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=most if same else _columns(lengths, most, self._device),
+            logits_to_keep=most if same else _columns(lengths, most, self.device),
         ).logits
         if same:
             return logits.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""`foreal bench`: the record, its honesty about targets, and what the table says of it."""
+"""`foreal bench --ratios`: the record, its honesty about targets, what the table says of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from foreal_core import benchmark, cli, terminal
+from foreal_core.benchmark import ratios
 
 
 @pytest.mark.parametrize(
-    ("ratios", "comparison", "limit", "met"),
+    ("values", "comparison", "limit", "met"),
     [
         ([1.0, 9.0, 1.1], "<=", 1.1, True),
         ([1.0, 1.2, 1.2], "<=", 1.1, False),
@@ -24,9 +25,9 @@ from foreal_core import benchmark, cli, terminal
     ],
 )
 def test_a_target_is_met_by_the_median(
-    ratios: list[float], comparison: str, limit: float, met: bool
+    values: list[float], comparison: str, limit: float, met: bool
 ) -> None:
-    target = benchmark._target("a ratio", ratios, comparison, limit)
+    target = ratios._target("a ratio", values, comparison, limit)
     assert target["met"] is met
 
 
@@ -42,7 +43,7 @@ def test_what_is_compared_runs_in_turn_and_results_keep_their_place() -> None:
         return "b"
 
     for swapped in (False, True):
-        (_, one), (_, other) = benchmark._timed(first, second, swapped=swapped)
+        (_, one), (_, other) = ratios._timed(first, second, swapped=swapped)
         assert (one, other) == ("a", "b")
     assert order == ["first", "second", "second", "first"]
 
@@ -51,10 +52,10 @@ def test_what_is_compared_runs_in_turn_and_results_keep_their_place() -> None:
 def record() -> dict[str, Any]:
     """A run for real, as small as it gets: what it says of speed means nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "SOLO_PROMPTS", 1)
-        patch.setattr(benchmark, "BATCH_REQUESTS", 2)
-        patch.setattr(benchmark, "PASS_PROBLEMS", 2)
-        return benchmark.run(repeats=2, max_new_tokens=12)
+        patch.setattr(ratios, "SOLO_PROMPTS", 1)
+        patch.setattr(ratios, "BATCH_REQUESTS", 2)
+        patch.setattr(ratios, "PASS_PROBLEMS", 2)
+        return ratios.measure_ratios(repeats=2, max_new_tokens=12)
 
 
 def test_a_run_gives_a_whole_record(record: dict[str, Any]) -> None:
@@ -76,9 +77,9 @@ def test_the_command_writes_the_record_and_shows_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(benchmark, "run", lambda **settings: record)
+    monkeypatch.setattr(benchmark, "measure_ratios", lambda **settings: record)
     out = tmp_path / "bench.json"
-    assert cli.main(["bench", "--repeats", "1", "--out", str(out)]) == 0
+    assert cli.main(["bench", "--ratios", "--repeats", "1", "--out", str(out)]) == 0
     assert json.loads(out.read_text()) == record
     assert "leader: tokens/s, 2 together" in capsys.readouterr().out
 

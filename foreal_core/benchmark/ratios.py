@@ -1,8 +1,4 @@
-"""How fast the decoder is, as ratios within one process on the bundled pair: `foreal bench`.
-
-What is compared runs in turn within each repeat, so that a change in the machine's load meets
-both sides, and the median of the repeats counts. The record holds every repeat.
-"""
+"""Four ratios of the bundled pair that hold on any machine: `foreal bench --ratios`."""
 
 from __future__ import annotations
 
@@ -35,7 +31,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def run(
+def measure_ratios(
     *, repeats: int = 5, max_new_tokens: int = 128, progress: Progress = lambda what: None
 ) -> dict[str, Any]:
     """Takes every measurement and returns the record, JSON-safe.

@@ -1,0 +1,254 @@
+"""Takes the measurements that were selected, one by one, into a record that can be resumed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foreal_core import environment
+from foreal_core.benchmark.divergence import divergences
+from foreal_core.benchmark.machine import copy_bandwidth, memory_in_use, pass_costs
+from foreal_core.benchmark.methods import Method, Run, build_methods
+from foreal_core.benchmark.selection import Case, Selection, estimated_seconds
+from foreal_core.benchmark.subject import Subject
+from foreal_core.decoder import FoReaLDecoder
+from foreal_core.errors import ConfigError, FoReaLError
+from foreal_core.events import DRAFT, LEADER, Author
+from foreal_core.model_runner import ModelRunner
+
+FORMAT = 1
+_WARM_UP_TOKENS = 8
+_PASS_REPEATS = 5
+
+Record = dict[str, Any]
+Progress = Callable[[str], None]
+
+
+def measure(
+    subject: Subject,
+    selection: Selection,
+    *,
+    out: Path | None = None,
+    progress: Progress = lambda what: None,
+    **decoder_options: Any,
+) -> Record:
+    """Measures the subject and returns the record, JSON-safe.
+
+    Args:
+        out: the record's file, written after every measurement. One that is there is gone on with.
+        progress: is told what is being done, and before the first measurement for how long.
+        **decoder_options: further arguments of FoReaLDecoder.
+
+    Raises:
+        ConfigError: `out` holds a record of something else, or a context is longer than the pair
+            takes.
+    """
+    started = time.monotonic()
+    record = _opened(subject, selection, out)
+    _refuse_long_contexts(subject, selection)
+    if "passes" not in record:
+        progress("what a pass costs")
+        record |= _machine_limits(subject, selection)
+        _save(record, out)
+    with FoReaLDecoder(
+        subject.leader,
+        subject.draft,
+        subject.tokenizer,
+        draft_tokenizer=subject.draft_tokenizer,
+        max_batch_size=max(selection.batches),
+        **decoder_options,
+    ) as decoder:
+        methods = build_methods(selection.methods(), subject, decoder)
+        done = {
+            Case(*(entry[field.name] for field in fields(Case))) for entry in record["measurements"]
+        }
+        waiting = [case for case in selection.cases() if case not in done]
+        expected = estimated_seconds(selection, waiting, record["passes"], record["answer_tokens"])
+        warm: set[tuple[str, int, int]] = set()
+        for number, case in enumerate(waiting, start=1):
+            if selection.minutes and time.monotonic() - started > 60 * selection.minutes:
+                progress(f"out of time with {len(waiting) - number + 1} measurements left")
+                break
+            progress(
+                f"{number} of {len(waiting)} (about {expected / 60:.0f} minutes in all): "
+                f"{case.method}, batch {case.batch}, context {case.context}, "
+                f"repeat {case.repeat + 1}"
+            )
+            shape = (case.method, case.batch, case.context)
+            if shape not in warm:
+                warm.add(shape)
+                _taken(subject, methods[case.method], selection, case, record, warm_up=True)
+            entry = _taken(subject, methods[case.method], selection, case, record)
+            record["measurements"].append({**asdict(case), **entry})
+            _save(record, out)
+    record["divergences"] = divergences(subject, record)
+    _save(record, out)
+    return record
+
+
+def _taken(
+    subject: Subject,
+    method: Method,
+    selection: Selection,
+    case: Case,
+    record: Record,
+    *,
+    warm_up: bool = False,
+) -> Record:
+    """One measurement: every call of the case, timed and graded."""
+    limit = selection.limit(case)
+    if warm_up and torch.device(subject.leader.device).type == "cpu":
+        limit = min(limit, _WARM_UP_TOKENS)  # elsewhere every shape has to be met beforehand
+    runs: list[Run] = []
+    answers: list[Record] = []
+    read = 0.0
+    try:
+        for numbers in selection.calls(case)[: 1 if warm_up else None]:
+            prompts = [subject.prompt(number, case.context) for number in numbers]
+            run = method.run(prompts, limit)
+            runs.append(run)
+            read += _bytes_read(subject, run, prompts)
+            if not warm_up:
+                answers += _graded(subject, case, run, numbers, limit, record["texts"])
+    except (FoReaLError, torch.OutOfMemoryError) as error:
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return {
+        "seconds": [run.seconds for run in runs],
+        "leader_tokens": sum(run.leader_tokens for run in runs),
+        "passes": _added([run.passes for run in runs]),
+        "bytes_read": read,
+        "memory": memory_in_use(torch.device(subject.leader.device)),
+        "answers": answers,
+    }
+
+
+def _graded(
+    subject: Subject, case: Case, run: Run, numbers: range, limit: int, texts: Record
+) -> list[Record]:
+    """The answers of one call; what was written is kept once, whoever wrote it."""
+    answers = []
+    for number, ids, first in zip(numbers, run.token_ids, run.first_token, strict=True):
+        kept = texts.setdefault(f"task {number}, context {case.context}", [])
+        written = " ".join(map(str, ids))
+        if written not in kept:
+            kept.append(written)
+        text = subject.tokenizer.decode(ids, skip_special_tokens=True)
+        answers.append(
+            {
+                "task": number,
+                "tokens": len(ids),
+                "text": kept.index(written),
+                "first_token": first,
+                "finished": len(ids) < limit,
+                "correct": subject.task(number).is_correct(text),
+            }
+        )
+    return answers
+
+
+def _bytes_read(subject: Subject, run: Run, prompts: Sequence[Sequence[int]]) -> float:
+    """What a run's passes had to read: weights once per pass, and each row's keys and values."""
+    contexts = [
+        len(prompt) + len(ids) / 2 for prompt, ids in zip(prompts, run.token_ids, strict=True)
+    ]
+    context = statistics.mean(contexts)
+    return sum(
+        run.passes[author] * subject.profile(author).weight_bytes
+        + run.row_passes[author] * context * subject.cache_bytes(author)
+        for author in (LEADER, DRAFT)
+    )
+
+
+def _added(counts: Sequence[dict[Author, float]]) -> dict[str, float]:
+    return {author: sum(count[author] for count in counts) for author in (LEADER, DRAFT)}
+
+
+def _machine_limits(subject: Subject, selection: Selection) -> Record:
+    """What the memory allows, what single passes cost, and how long answers get."""
+    context = max(selection.contexts)
+    rows = max(selection.batches)
+    runners = {
+        author: ModelRunner(
+            subject.model(author), author, max_rows=rows, max_slots=context + selection.cut + 64
+        )
+        for author in (LEADER, DRAFT)
+    }
+    try:
+        return {
+            "copy_bandwidth": copy_bandwidth(runners[LEADER].device),
+            "models": {
+                author: {
+                    "name": subject.profile(author).name,
+                    "weight_bytes": subject.profile(author).weight_bytes,
+                    "cache_bytes_per_token": subject.cache_bytes(author),
+                }
+                for author in (LEADER, DRAFT)
+            },
+            "passes": pass_costs(
+                runners,
+                contexts=selection.contexts,
+                batches=selection.batches,
+                repeats=_PASS_REPEATS,
+            ),
+            "answer_tokens": subject.answer_tokens(selection.answers, selection.max_new_tokens),
+        }
+    finally:
+        for runner in runners.values():
+            runner.restore()
+
+
+def _opened(subject: Subject, selection: Selection, out: Path | None) -> Record:
+    """The record that `out` holds, or a new one."""
+    setup = {
+        "pair": subject.name,
+        "device": str(subject.leader.device),
+        "draft_device": str(subject.draft.device),
+        "dtype": str(subject.leader.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "answers": selection.answers,
+        "max_new_tokens": selection.max_new_tokens,
+        "cut": selection.cut,
+    }
+    if out is not None and out.exists():
+        record: Record = json.loads(out.read_text(encoding="utf-8"))
+        if record.get("format") != FORMAT or record["setup"] != setup:
+            raise ConfigError(
+                f"{out} holds another record ({record.get('setup')}), which cannot be gone on with "
+                f"({setup}): give another file, or remove it."
+            )
+        return record
+    return {
+        "format": FORMAT,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "setup": setup,
+        "machine": environment.machine(),
+        "versions": environment.versions(),
+        "measurements": [],
+        "texts": {},
+    }
+
+
+def _save(record: Record, out: Path | None) -> None:
+    if out is None:
+        return
+    unfinished = out.with_suffix(".part")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(out)
+
+
+def _refuse_long_contexts(subject: Subject, selection: Selection) -> None:
+    takes = min(
+        subject.model(author).config.get_text_config().max_position_embeddings
+        for author in (LEADER, DRAFT)
+    )
+    longest = max(selection.contexts)
+    if longest >= takes:
+        raise ConfigError(f"a context of {longest} is not allowed: the pair takes {takes} tokens.")
