@@ -124,6 +124,11 @@ class DecoderSource:
             raise ConfigError(
                 f"{missing} is missing: give leader= and draft=, or neither for the bundled pair."
             )
+        if isinstance(decoder, str):
+            raise ConfigError(
+                f"decoder={decoder!r} is not allowed: it must be a FoReaLDecoder. A model that was "
+                "made with one does not carry it: give decoder= again, or leader= and draft=."
+            )
         if decoder is not None and (leader is not None or arguments):
             raise ConfigError(
                 "decoder= is a loaded pair: leader=, draft= and arguments for loading have no "
