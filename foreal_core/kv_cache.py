@@ -12,12 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-ATTENTION_NAME = "foreal_rows"
 _SMALLEST_CAPACITY = 256
 
 
@@ -137,44 +133,3 @@ class RowCache(Cache):
 
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
-
-
-def _row_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: Any = 0,
-    kv_offset: int = 0,
-    mask_function: Any = None,
-    attention_mask: Tensor | None = None,
-    device: torch.device | str = "cpu",
-    **kwargs: Any,
-) -> Tensor | None:
-    """The model's own mask (causal, sliding, chunked) at each row's own positions.
-
-    Returns a boolean [B, 1, q_length, kv_length], or None where attention needs no mask. Any other
-    cache than ours (a plain `generate` on the same model) gets the stock mask.
-    """
-    if not isinstance(q_offset, Tensor) or q_offset.ndim == 0:
-        stock: Tensor | None = sdpa_mask(
-            batch_size=batch_size,
-            q_length=q_length,
-            kv_length=kv_length,
-            q_offset=q_offset,
-            kv_offset=kv_offset,
-            mask_function=mask_function,
-            attention_mask=attention_mask,
-            device=device,
-            **kwargs,
-        )
-        return stock
-    query = q_offset.to(device)[:, None] + torch.arange(q_length, device=device)
-    batch = torch.arange(batch_size, device=device)[:, None, None, None]
-    head = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
-    key = torch.arange(kv_length, device=device)[None, None, None, :]
-    mask: Tensor = mask_function(batch, head, query[:, None, :, None], key)
-    return mask.expand(batch_size, 1, q_length, kv_length)
-
-
-AttentionInterface.register(ATTENTION_NAME, sdpa_attention_forward)
-AttentionMaskInterface.register(ATTENTION_NAME, _row_mask)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from foreal_core.attention import ATTENTION_NAME
 from foreal_core.cost import ModelProfile
 from foreal_core.errors import UnsupportedModelError
-from foreal_core.kv_cache import ATTENTION_NAME, RowCache
+from foreal_core.kv_cache import RowCache
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -84,24 +85,30 @@ class ModelRunner:
         ).unsqueeze(1)
         # Padding may run past the last position that the model knows; it is never looked at.
         positions.clamp_(max=self._last_position)
-        keeps = [chunk.keep for chunk in chunks]
-        most = max(max(keeps), 1)
-        same = min(lengths) == width and min(keeps) == most
+        wanted = [
+            range(length - chunk.keep, length)
+            for chunk, length in zip(chunks, lengths, strict=True)
+        ]
+        # One list of columns for all lines: not every version of transformers takes one for each.
+        columns = sorted(set().union(*wanted)) or [width - 1]
+        are_last = columns[0] == width - len(columns)
         logits: Tensor = self.model(
             input_ids=ids,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=most if same else _columns(lengths, most, self.device),
+            logits_to_keep=len(columns) if are_last else torch.tensor(columns, device=self.device),
         ).logits
-        if same:
-            return logits.flatten(0, 1)
-        wanted = [
-            line * most + column
-            for line, keep in enumerate(keeps)
-            for column in range(most - keep, most)
+        place = {column: index for index, column in enumerate(columns)}
+        picked = [
+            line * len(columns) + place[column]
+            for line, its_columns in enumerate(wanted)
+            for column in its_columns
         ]
-        return logits.flatten(0, 1)[torch.tensor(wanted, device=logits.device, dtype=torch.long)]
+        flat = logits.flatten(0, 1)
+        if len(picked) == len(flat):
+            return flat
+        return flat[torch.tensor(picked, device=flat.device, dtype=torch.long)]
 
     def restore(self) -> None:
         """Gives the cache's memory back, and the model its own attention if no other runner uses
@@ -129,12 +136,6 @@ def _return_attention(model: Any) -> None:
             _borrowed[model] = (former, users - 1)
         else:
             model.set_attn_implementation(former)
-
-
-def _columns(lengths: Sequence[int], keep: int, device: torch.device) -> Tensor:
-    """[B, keep] column indices of each line's last `keep` tokens, its first where it has fewer."""
-    ends = torch.tensor(lengths, device=device)[:, None]
-    return (ends - keep + torch.arange(keep, device=device)[None, :]).clamp(min=0)
 
 
 def profile_model(model: Any, name: str) -> ModelProfile:

@@ -20,6 +20,7 @@ ROOT = Path(foreal_core.__file__).parent
 RANKS = {
     **dict.fromkeys(("errors", "closing", "config", "cost", "events", "randomness"), 0),
     **dict.fromkeys(("tokenizer", "sentence", "sampling", "constraint", "policies"), 1),
+    "attention": 1,
     "opening": 2,
     "kv_cache": 2,
     "model_runner": 3,
