@@ -34,16 +34,13 @@ class ReplySplitter:
     Args:
         thinking: the prompt has already opened the thinking.
         tools: tool calls are looked for; a call comes as one piece when its end is read.
-        forced: the whole answer is one call, without tags.
     """
 
-    def __init__(self, *, thinking: bool, tools: bool, forced: bool = False) -> None:
+    def __init__(self, *, thinking: bool, tools: bool) -> None:
         self._state: Literal["start", "thinking", "answer", "call"] = (
             "thinking" if thinking else "start"
         )
         self._tools = tools
-        self._forced = forced
-        self._answer: Literal["answer", "call"] = "call" if forced else "answer"
         self._held = ""
         self._leading = True  # white space that opens a part is layout, not text
 
@@ -55,7 +52,7 @@ class ReplySplitter:
     @property
     def open_call(self) -> str:
         """What is written of a tool call that has not ended; "" outside of one."""
-        return self._held if self._state == "call" else ""
+        return _without_tag_start(self._held, CALL_END).strip() if self._state == "call" else ""
 
     def feed(self, delta: str) -> list[Piece]:
         """The pieces that became certain with this delta."""
@@ -69,7 +66,7 @@ class ReplySplitter:
         """What is still held, at the end of the text."""
         held, self._held = self._held, ""
         if self._state == "call":
-            return [Piece("tool_call" if self._forced else "broken_tool_call", held.strip())]
+            return [Piece("broken_tool_call", held.strip())]
         kind: PieceKind = "reasoning" if self._state == "thinking" else "text"
         text = held.lstrip() if self._leading else held
         if kind == "reasoning":
@@ -85,13 +82,11 @@ class ReplySplitter:
                 return True
             if THINK_START.startswith(start):
                 return False
-            self._state = self._answer
+            self._state = "answer"
             return True
         if self._state == "thinking":
-            return self._until(THINK_END, "reasoning", self._answer, pieces)
+            return self._until(THINK_END, "reasoning", "answer", pieces)
         if self._state == "call":
-            if self._forced:
-                return False
             body, end, rest = self._held.partition(CALL_END)
             if not end:
                 return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -17,24 +18,33 @@ from langchain_core.outputs import (
     Generation as TextGeneration,
     LLMResult,
 )
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
 from langchain_core.runnables.config import ensure_config, get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import PrivateAttr
 
-from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
 from foreal_integrations.chats import call_schema, chosen_tools
 from foreal_integrations.langchain.base import FoReaLFields
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.langchain.messages import MessageReader, to_chat
+from foreal_integrations.langchain.structured import (
+    StructureMethod,
+    answer_parser,
+    call_parser,
+    can_constrain,
+    response_format,
+    response_schema,
+)
 from foreal_integrations.replies import THINK_END, ReplySplitter, opens_thinking
 from foreal_integrations.shared import events_in_time, free_of_charge, metered
 
 _MOST_THREADS = 32
-_TOOLS = ("tools", "tool_choice")
+_ASKED_FOR = ("tools", "tool_choice", "response_format")
 # Beside these, what LangChain passes to every chat model.
 _PASSED_ON = frozenset(
-    {*_TOOLS, "stream", "ls_structured_output_format", "structured_output_format"}
+    {*_ASKED_FOR, "stream", "ls_structured_output_format", "structured_output_format"}
 )
 
 
@@ -44,7 +54,6 @@ class _Ask:
 
     settings: FoReaLConfig
     tools: list[dict[str, Any]] | None
-    forced: bool
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,9 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
 
     Chats go through the chat template of the leader's tokenizer. `bind_tools` shows tools to the
     model and parses the calls that it writes (`<tool_call>{...}</tool_call>`, Hermes and Qwen).
-    Concurrent calls, `batch` and `abatch` share the models' passes.
+    Forced calls and answers under a schema (`with_structured_output`, `response_format`,
+    `json_schema`) are held to it while they are written, after the thinking. Concurrent calls,
+    `batch` and `abatch` share the models' passes.
 
     Raises:
         ConfigError: a wrong or unknown argument; messages that the template does not take; tools
@@ -77,11 +88,21 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
     """
 
     _per_call: ClassVar[frozenset[str]] = frozenset({"timeout"})
+    _describes_itself: bool = PrivateAttr(default=True)
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        if self.profile is None:
-            self.profile = self._known_profile()
+        self._describes_itself = self.profile is None
+        if self._describes_itself:
+            self.profile = ModelProfile(
+                text_inputs=True,
+                text_outputs=True,
+                image_inputs=False,
+                max_output_tokens=self._settings(None, {}).max_new_tokens,
+                structured_output=can_constrain(),
+            )
+            if self._source.loaded is not None:
+                self._complete_profile(self._source.loaded)
 
     # -- entry points: each call runs on a copy that holds its settings ---------------------------
 
@@ -238,7 +259,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
             tool_choice: None or "auto" leaves it to the model, "none" hides the tools; "any",
                 "required", True or a tool's name force a call: after its thinking the model can
                 only write one that fits the tool's schema (needs the extra "json").
-            **kwargs: further arguments to bind (settings of the call, ...).
+            **kwargs: further arguments to bind: settings of the call, or `response_format` as in
+                OpenAI's interface; beside tools the model then writes a call or such an answer.
 
         Raises:
             ConfigError: `tool_choice` names no tool; when called: the chat template shows no
@@ -251,6 +273,58 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         if forced:
             kwargs["tool_choice"] = "any"
         return self.bind(**kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        include_raw: bool = False,
+        method: StructureMethod = "function_calling",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The model with answers of one structure (needs the extra "json").
+
+        Args:
+            schema: a pydantic class (answers are instances of it), a TypedDict, a JSON schema or
+                a function in OpenAI's JSON (answers are dicts). "json_mode" needs none.
+            include_raw: return {"raw": the message, "parsed": the answer or None,
+                "parsing_error": what was wrong or None} instead of raising the error.
+            method: "function_calling" forces a call of one tool, which the chat template shows to
+                the model; "json_schema" needs no tools in the template, and shows the schema to
+                nobody: say in the prompt what is wanted; "json_mode" is any JSON object.
+            strict: for compatibility; answers are always held to the schema.
+            **kwargs: settings of the call.
+
+        Raises:
+            ConfigError: a wrong argument.
+            OutputParserException: when called: the text ended before its answer was whole.
+        """
+        if method == "function_calling":
+            if schema is None:
+                raise ConfigError("schema=None is not allowed with method='function_calling'.")
+            asked: dict[str, Any] = {"tools": [convert_to_openai_tool(schema)]}
+            asked["tool_choice"] = "any"
+            parser = call_parser(schema)
+        elif method in ("json_schema", "json_mode"):
+            asked = {"response_format": response_format(schema, method)}
+            parser = answer_parser(schema)
+        else:
+            raise ConfigError(
+                f"method={method!r} is not allowed: it must be one of 'function_calling', "
+                "'json_schema', 'json_mode'."
+            )
+        traced = {"kwargs": {"method": method}, "schema": schema}
+        model = self.bind(**asked, ls_structured_output_format=traced, **kwargs)
+        if not include_raw:
+            return model | parser
+        parsed = RunnablePassthrough.assign(
+            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+        )
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=model) | parsed.with_fallbacks(
+            [failed], exception_key="parsing_error"
+        )
 
     def _convert_cached_generations(self, cache_val: list[TextGeneration]) -> list[ChatGeneration]:
         # LangChain changes the objects, which a cache in memory would see.
@@ -279,17 +353,18 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         formatted = [convert_to_openai_tool(tool) for tool in tools] if tools else None
         return len(self._decoder().encode(messages=to_chat(messages), tools=formatted))
 
-    def _known_profile(self) -> ModelProfile:
-        """What is known without loading the pair, or all if it is in memory."""
-        profile = ModelProfile(text_inputs=True, text_outputs=True, image_inputs=False)
-        decoder = self._source.loaded
-        if decoder is not None:
-            template = str(decoder.tokenizer.chat_template or "")
-            profile["max_input_tokens"] = decoder.max_context - 1
-            profile["max_output_tokens"] = self._settings(None, {}).max_new_tokens
-            profile["reasoning_output"] = THINK_END in decoder.tokenizer.get_vocab()
-            profile["tool_calling"] = "tools" in template
-        return profile
+    def _complete_profile(self, decoder: FoReaLDecoder) -> None:
+        """Adds what only the loaded pair can tell, for all copies of this model."""
+        if not self._describes_itself or self.profile is None or "tool_calling" in self.profile:
+            return
+        tokenizer = decoder.tokenizer
+        shows_tools = "tools" in str(tokenizer.chat_template or "")
+        constrained = can_constrain() and bool(tokenizer.is_fast)
+        self.profile["max_input_tokens"] = decoder.max_context - 1
+        self.profile["reasoning_output"] = THINK_END in tokenizer.get_vocab()
+        self.profile["structured_output"] = constrained
+        self.profile["tool_choice"] = shows_tools and constrained
+        self.profile["tool_calling"] = shows_tools
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -301,9 +376,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         arguments: Mapping[str, Any],
     ) -> _Request:
         ask = self._ask(stop, arguments)
-        return self._request(
-            decoder, decoder.encode(messages=to_chat(messages), tools=ask.tools), ask
-        )
+        ids = decoder.encode(messages=to_chat(messages), tools=ask.tools)
+        return self._request(decoder, ids, ask)
 
     async def _aprepare(
         self,
@@ -321,18 +395,22 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
     def _ask(self, stop: Sequence[str] | None, arguments: Mapping[str, Any]) -> _Ask:
         overrides = {name: value for name, value in arguments.items() if name not in _PASSED_ON}
         settings = self._settings(stop, overrides)
+        schema = response_schema(arguments.get("response_format"))
+        if schema is not None:
+            settings = settings.with_overrides(json_schema=schema)
         tools, forced = chosen_tools(
             [convert_to_openai_tool(tool) for tool in arguments.get("tools") or ()],
             arguments.get("tool_choice"),
         )
         if forced:
-            settings = settings.with_overrides(json_schema=call_schema(tools))
-        return _Ask(settings, tools or None, forced)
+            settings = settings.with_overrides(call_schema=call_schema(tools), json_schema=None)
+        elif tools and settings.constrained:
+            settings = settings.with_overrides(call_schema=call_schema(tools))
+        return _Ask(settings, tools or None)
 
     def _request(self, decoder: FoReaLDecoder, ids: list[int], ask: _Ask) -> _Request:
-        splitter = ReplySplitter(
-            thinking=opens_thinking(decoder, ids), tools=ask.tools is not None, forced=ask.forced
-        )
+        self._complete_profile(decoder)
+        splitter = ReplySplitter(thinking=opens_thinking(decoder, ids), tools=ask.tools is not None)
         return _Request(decoder, ids, ask.settings, MessageReader(splitter))
 
     def _result(self, request: _Request, generation: Generation) -> ChatResult:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,8 @@ from langchain_core.messages import (
 )
 from langchain_core.tools import tool
 from lc_helpers import QUESTIONS
-from pydantic import BaseModel
-from scripted import WITHOUT_THINKING, ScriptedDecoder, call_text, pair_with_tools
+from scripted import ScriptedDecoder, call_text, pair_with_tools
+from toy import Family
 
 from foreal_core import ConfigError, FoReaLDecoder
 from foreal_integrations.langchain import ChatFoReaL, get_foreal_cost_callback
@@ -128,7 +129,35 @@ def test_profile_tells_what_is_known(tools_decoder: FoReaLDecoder) -> None:
     profile = ChatFoReaL(decoder=tools_decoder).profile or {}
     assert profile["tool_calling"] and profile["reasoning_output"]
     assert profile["max_input_tokens"] == tools_decoder.max_context - 1
-    assert "structured_output" not in profile
+    given = ChatFoReaL(decoder=tools_decoder, profile={"max_input_tokens": 7})
+    given.invoke("1", max_new_tokens=1)
+    assert given.profile == {"max_input_tokens": 7}
+
+
+def test_profile_is_completed_once_the_pair_is_loaded() -> None:
+    model = ChatFoReaL(max_batch_size=2, max_new_tokens=1)
+    assert "max_input_tokens" not in (model.profile or {})
+    model.bind(seed=1).invoke("1")
+    assert (model.profile or {})["max_input_tokens"] > 1000
+    other = ChatFoReaL(max_batch_size=2, max_new_tokens=1)  # of a pair that is in memory
+    assert other.profile == model.profile
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_profile_promises_structured_output_only_where_decoding_is_constrained(
+    tools_decoder: FoReaLDecoder, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: (
+            (find("json") if installed else None) if name == "llguidance" else find(name, *rest)
+        ),
+    )
+    for model in (ChatFoReaL(), ChatFoReaL(decoder=tools_decoder)):
+        assert (model.profile or {})["structured_output"] is installed
+    assert (ChatFoReaL(decoder=tools_decoder).profile or {})["tool_choice"] is installed
 
 
 # -- chats ----------------------------------------------------------------------------------------
@@ -222,7 +251,11 @@ def test_without_tools_nothing_is_parsed(writes: Write) -> None:
     assert "<tool_call>" in str(message.content) and not message.tool_calls
 
 
-def test_a_template_without_tools_says_so(chat: ChatFoReaL) -> None:
+def test_a_template_without_tools_says_so(
+    decoder_of: Callable[[Family], FoReaLDecoder],
+) -> None:
+    chat = ChatFoReaL(decoder=decoder_of("llama"))
+    assert not (chat.profile or {})["tool_calling"]
     with pytest.raises(ConfigError, match="knows no tools"):
         chat.bind_tools([weather]).invoke(QUESTION)
 
@@ -235,42 +268,6 @@ def test_tool_choice(writes: Write) -> None:
     assert "weather" in model.decoder.prompts[1] and "add_up" in model.decoder.prompts[1]
     with pytest.raises(ConfigError, match="weather, add_up"):
         model.bind_tools([weather, add_up], tool_choice="moon")
-
-
-# No room to ramble: the bundled pair never ends a number or a string in JSON by itself.
-class Verdict(BaseModel):
-    """What is true of two numbers."""
-
-    larger: Literal["first", "second"]
-    equal: bool
-
-
-@tool(args_schema=Verdict)
-def judge(larger: str, equal: bool) -> str:
-    """Says what is true of two numbers."""
-    return larger
-
-
-def test_a_forced_call_is_valid_whatever_the_model() -> None:
-    pytest.importorskip("llguidance", reason="needs the extra json")
-    chat = ChatFoReaL(decoder=pair_with_tools(WITHOUT_THINKING), max_new_tokens=150, seed=1)
-    for choice in ("any", "judge"):
-        model = chat.bind_tools([judge], tool_choice=choice)
-        for message in (model.invoke(QUESTION), streamed(model)):
-            (call,) = message.tool_calls
-            assert call["name"] == "judge" and message.content == ""
-            Verdict.model_validate(call["args"])
-    structured = chat.with_structured_output(Verdict)
-    assert isinstance(structured.invoke(QUESTION), Verdict)
-
-
-def test_a_forced_call_that_is_cut_off_is_reported() -> None:
-    pytest.importorskip("llguidance", reason="needs the extra json")
-    chat = ChatFoReaL(decoder=pair_with_tools(WITHOUT_THINKING), max_new_tokens=4, seed=1)
-    message = chat.bind_tools([add_up], tool_choice="any").invoke(QUESTION)
-    assert message.tool_calls == [] and len(message.invalid_tool_calls) == 1
-    raw = chat.with_structured_output(Verdict, include_raw=True).invoke(QUESTION)
-    assert isinstance(raw, dict) and raw["parsed"] is None
 
 
 # -- agents ---------------------------------------------------------------------------------------

@@ -1,0 +1,154 @@
+"""Answers of a given structure: what is asked of the model, and what becomes of its text."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage
+from langchain_core.output_parsers import (
+    BaseOutputParser,
+    JsonOutputParser,
+    PydanticOutputParser,
+    PydanticToolsParser,
+)
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
+from langchain_core.outputs import ChatGeneration, Generation
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
+
+from foreal_core import ConfigError
+from foreal_integrations.chats import closed
+
+StructureMethod = Literal["function_calling", "json_schema", "json_mode"]
+
+
+def can_constrain() -> bool:
+    """Whether answers can be held to a schema while they are written (the extra "json")."""
+    return importlib.util.find_spec("llguidance") is not None
+
+
+def response_schema(response_format: Any) -> dict[str, Any] | None:
+    """The JSON schema of an answer in OpenAI's `response_format`; None where it may be any text.
+
+    Raises:
+        ConfigError: it is of another form.
+    """
+    if response_format is None:
+        return None
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    described = response_format.get("json_schema") if kind == "json_schema" else None
+    if isinstance(described, Mapping) and isinstance(described.get("schema"), Mapping):
+        schema: dict[str, Any] = closed(described["schema"])
+        return schema
+    raise ConfigError(
+        f"response_format={response_format!r} is not allowed: a mapping of type 'json_schema' "
+        "(with the schema under json_schema.schema), 'json_object' or 'text'."
+    )
+
+
+def response_format(
+    schema: dict[str, Any] | type | None, method: StructureMethod
+) -> dict[str, Any]:
+    """OpenAI's `response_format` of answers that are JSON.
+
+    Args:
+        schema: a pydantic class, a TypedDict, a JSON schema or a function in OpenAI's JSON.
+        method: "json_schema" or "json_mode".
+    """
+    if method == "json_mode":
+        return {"type": "json_object"}
+    if schema is None:
+        raise ConfigError("schema=None is not allowed with method='json_schema'.")
+    if isinstance(schema, dict) and not {"function", "parameters", "input_schema"} & schema.keys():
+        described = schema
+    elif isinstance(schema, type) and issubclass(schema, BaseModel):
+        described = schema.model_json_schema()
+    else:
+        described = convert_to_json_schema(schema)
+    name = str(described.get("title", "answer"))
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": described}}
+
+
+def answer_parser(schema: dict[str, Any] | type | None) -> BaseOutputParser[Any]:
+    """Reads an answer that is JSON: into the pydantic class, if `schema` is one, else as it is."""
+    if isinstance(schema, type) and is_basemodel_subclass(schema):
+        return _PydanticAnswerParser(pydantic_object=schema)
+    return _JsonAnswerParser()
+
+
+def call_parser(schema: dict[str, Any] | type) -> BaseOutputParser[Any]:
+    """Reads a tool call's arguments: into the pydantic class, if `schema` is one, else as they
+    are."""
+    if isinstance(schema, type) and is_basemodel_subclass(schema):
+        return _PydanticCallParser(tools=[schema], first_tool_only=True)
+    name = convert_to_openai_tool(schema)["function"]["name"]
+    return _JsonCallParser(key_name=name, first_tool_only=True)
+
+
+# LangChain's parsers complete half a JSON text and return None where there is no call. Here an
+# answer that is not whole is an error.
+
+
+class _JsonAnswerParser(JsonOutputParser):
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if not partial:
+            _refuse_half_json(result[0])
+        return super().parse_result(result, partial=partial)
+
+
+class _PydanticAnswerParser(PydanticOutputParser[Any]):
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if not partial:
+            _refuse_half_json(result[0])
+        return super().parse_result(result, partial=partial)
+
+
+class _JsonCallParser(JsonOutputKeyToolsParser):
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if not partial:
+            _refuse_no_call(result[0])
+        return super().parse_result(result, partial=partial)
+
+
+class _PydanticCallParser(PydanticToolsParser):
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if not partial:
+            _refuse_no_call(result[0])
+        return super().parse_result(result, partial=partial)
+
+
+def _refuse_half_json(generation: Generation) -> None:
+    try:
+        json.loads(generation.text)
+    except ValueError as error:
+        raise OutputParserException(
+            f"the model wrote no whole JSON as its answer: {error}{_ending(generation)}",
+            llm_output=generation.text,
+        ) from error
+
+
+def _refuse_no_call(generation: Generation) -> None:
+    message = generation.message if isinstance(generation, ChatGeneration) else None
+    if not isinstance(message, AIMessage) or message.tool_calls:
+        return
+    broken = [call["error"] or "" for call in message.invalid_tool_calls]
+    raise OutputParserException(
+        f"the model wrote no whole call: {'; '.join(broken) or 'there is none'}"
+        f"{_ending(generation)}",
+        llm_output=str(message.content),
+    )
+
+
+def _ending(generation: Generation) -> str:
+    message = generation.message if isinstance(generation, ChatGeneration) else None
+    cut_off = message is not None and message.response_metadata.get("finish_reason") == "length"
+    return "; max_new_tokens ended its text" if cut_off else ""
