@@ -18,7 +18,9 @@ import typer
 from foreal_core.commands.bench import bench
 from foreal_core.commands.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED
 from foreal_core.commands.demo import demo
+from foreal_core.commands.evaluate import evaluate
 from foreal_core.commands.generate import generate
+from foreal_core.commands.sweep import sweep
 from foreal_core.errors import FoReaLError
 
 app = typer.Typer(
@@ -26,8 +28,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="FoReaL-Decoding: a strong leader opens the sentences, a small draft finishes them.",
 )
-for command in (demo, generate, bench):
-    app.command()(command)
+for name, command in {
+    "demo": demo,
+    "generate": generate,
+    "eval": evaluate,
+    "sweep": sweep,
+    "bench": bench,
+}.items():
+    app.command(name)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

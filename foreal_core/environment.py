@@ -1,14 +1,20 @@
-"""Where a record was made: machine and versions, JSON-safe."""
+"""Where a record was made: machine, versions and models, JSON-safe."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_PACKAGE = Path(__file__).parent
+# Bytes of weights whose digest is worth the time.
+_LARGEST_DIGESTED = 2**30
 
 
 def machine() -> dict[str, Any]:
@@ -29,6 +35,26 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("foreal-decoding", "torch", "transformers")},
     }
+
+
+def models(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What identifies each model: its name, and for a local folder a digest of its weights.
+
+    Names of the bundled models start at the package, wherever that is installed.
+    """
+    return {role: _identity(Path(name), name) for role, name in names.items()}
+
+
+def _identity(folder: Path, name: str) -> dict[str, str]:
+    if folder.is_relative_to(_PACKAGE):
+        name = folder.relative_to(_PACKAGE.parent).as_posix()
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files or sum(file.stat().st_size for file in files) > _LARGEST_DIGESTED:
+        return {"name": name}
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return {"name": name, "sha256": digest.hexdigest()[:16]}
 
 
 def _cpu_name() -> str:

@@ -99,6 +99,24 @@ def cost_view(record: Mapping[str, Any]) -> list[RenderableType]:
     return [table, Text(_times(record)), Text(_structure(record)), Text(_COUNTS_NOTE, "dim")]
 
 
+def eval_view(record: Mapping[str, Any]) -> list[RenderableType]:
+    """One run over a suite, from `EvaluationRecord.to_dict()`."""
+    low, high = record["interval"]
+    short, long = record["completion_tokens_interval"]
+    result = Table(box=None, show_header=False, pad_edge=False)
+    result.add_row("accuracy", f"{record['accuracy']:.1%} [{low:.1%}, {high:.1%}]")
+    result.add_row("tokens", f"{record['completion_tokens']:.0f} [{short:.0f}, {long:.0f}]")
+    result.add_row("by the leader", f"{record['leader_share']:.0%}")
+    result.add_row("cut off by the limit", f"{record['unfinished']} of {record['problems']}")
+    result.add_row("seconds", f"{record['seconds']:.1f}, up to {record['batch_size']} at a time")
+    table = _table("all answers", LEADER, DRAFT, "total", "leader alone", "ratio")
+    for label, key, unit in _COUNTS:
+        _add_count(table, label, record[key], unit)
+    alone = [_scaled(record["weight_bytes_alone"][key], "B") for key in (LEADER, DRAFT, "total")]
+    table.add_row("the same, one at a time", *alone, "", "")
+    return [result, table, Text(_COUNTS_NOTE, "dim")]
+
+
 def bench_view(record: Mapping[str, Any]) -> list[RenderableType]:
     """The measurements of one benchmark run, from `benchmark.run`."""
     table = _table("measured", "median", "min", "max", "target", "met")

@@ -92,8 +92,8 @@ class PlayedDecoder:
         self.asked: dict[str, Any] = {}
         self.streams: list[PlayedStream] = []
 
-    def demo(self) -> PlayedDecoder:
-        self.loaded = ("demo",)
+    def demo(self, *, draft: str, **options: Any) -> PlayedDecoder:
+        self.loaded = ("demo", draft)
         return self
 
     def from_pretrained(self, leader: str, draft: str, **options: Any) -> PlayedDecoder:
@@ -139,11 +139,11 @@ def _running(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:
 def test_without_a_command_the_help_lists_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     shown = capsys.readouterr().out
-    for command in ("demo", "generate", "bench"):
+    for command in ("demo", "generate", "eval", "sweep", "bench"):
         assert re.search(rf"^  {command} ", shown, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["demo", "generate"])
+@pytest.mark.parametrize("command", ["demo", "generate", "eval", "sweep"])
 def test_every_setting_is_an_option_with_its_default(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,7 +192,7 @@ def test_an_error_is_one_line_that_names_the_culprit(
 
 def test_generate_wraps_a_string_as_one_user_message(played: PlayedDecoder) -> None:
     assert cli.main(["generate", "how many?", "--seed", "3", "--stop", "a", "--stop", "b"]) == 0
-    assert played.loaded == ("demo",)
+    assert played.loaded == ("demo", "reasoning")
     assert played.asked["messages"] == [{"role": "user", "content": "how many?"}]
     assert played.asked["config"] == FoReaLConfig(seed=3, stop=("a", "b"))
 
@@ -210,7 +210,7 @@ def test_generate_gives_raw_text_where_asked_or_without_a_template(
 def test_generate_passes_models_and_switches_on(played: PlayedDecoder) -> None:
     arguments = ["--leader", "L", "--draft", "D", "--dtype", "float32", "--no-speculate"]
     assert cli.main(["generate", "x", *arguments]) == 0
-    assert played.loaded == ("L", "D", {"dtype": "float32"})
+    assert played.loaded == ("L", "D", {"dtype": "float32", "max_batch_size": 32})
     assert played.asked["config"] == FoReaLConfig(speculate=False)
 
 

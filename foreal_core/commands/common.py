@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console, Group, RenderableType
 
 from foreal_core.config import FoReaLConfig
+from foreal_core.demo import DRAFTS, pair_paths
 from foreal_core.errors import ConfigError
 from foreal_core.terminal import LiveText
 
@@ -27,33 +31,104 @@ class CommandConsole(Console):
         raise BrokenPipeError
 
 
-@contextlib.contextmanager
-def loaded_pair(
-    leader: str | None = None, draft: str | None = None, options: Mapping[str, Any] | None = None
-) -> Iterator[FoReaLDecoder]:
-    given = {name: value for name, value in (options or {}).items() if value is not None}
-    if (leader is None) != (draft is None):
-        raise ConfigError("--leader and --draft go together; give both, or none for the demo pair.")
-    if leader is None and given:
-        names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ConfigError(f"{names}: only for --leader and --draft, the bundled pair is fixed.")
-    if leader is None or draft is None:
-        with spinner("loading the bundled pair"):
-            hide_loading_bars()
-            import torch
+LeaderOption = Annotated[
+    str | None, typer.Option(help="Folder or hub id of the leading model; else the bundled pair.")
+]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Folder or hub id of the draft; without --leader a bundled one: {', '.join(DRAFTS)}."
+    ),
+]
+DeviceMapOption = Annotated[
+    str | None, typer.Option(help="Where --leader and --draft go, as in transformers.")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="Their number type: auto, bfloat16, float32, ...")
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Requests side by side. [default: 128 bundled, 32 otherwise]"),
+]
 
-            from foreal_core.decoder import FoReaLDecoder
 
-            # Its matrices gain nothing from several threads and suffer on a busy machine.
-            torch.set_num_threads(1)
-            decoder = FoReaLDecoder.demo()
-    else:
+@dataclass(frozen=True)
+class PairOptions:
+    """Which pair a command runs with, as its options say.
+
+    Attributes:
+        leader, draft: folders or hub ids; without a leader the bundled pair, whose draft may be
+            named.
+        device_map, dtype: how a pair of one's own is loaded; None as `from_pretrained` does.
+        batch_size: requests that run side by side; None for 128 of the bundled pair, whose passes
+            cost little, and 32 of others.
+
+    Raises:
+        ConfigError: the options do not go together.
+    """
+
+    leader: str | None = None
+    draft: str | None = None
+    device_map: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.leader is not None and self.draft is None:
+            raise ConfigError("--leader needs --draft: a pair has two models.")
+        if self.leader is None:
+            if self.draft is not None and self.draft not in DRAFTS:
+                raise ConfigError(
+                    f"--draft {self.draft} needs --leader; alone it names a bundled draft: "
+                    f"{', '.join(DRAFTS)}."
+                )
+            given = [n for n in ("device_map", "dtype") if getattr(self, n) is not None]
+            if given:
+                names = ", ".join("--" + name.replace("_", "-") for name in given)
+                raise ConfigError(f"{names}: only with --leader, the bundled pair is fixed.")
+
+    @property
+    def rows(self) -> int:
+        """The batch size, the default included."""
+        return self.batch_size or (128 if self.leader is None else 32)
+
+    def names(self) -> dict[str, str]:
+        """Names of "leader" and "draft", as the decoder will call them."""
+        if self.leader is not None and self.draft is not None:
+            return {"leader": self.leader, "draft": self.draft}
+        leader, draft = pair_paths(self.draft or next(iter(DRAFTS)))
+        return {"leader": str(leader), "draft": str(draft)}
+
+    @contextlib.contextmanager
+    def load(self) -> Iterator[FoReaLDecoder]:
+        """The decoder, closed in the end."""
         from foreal_core.decoder import FoReaLDecoder
 
-        # No spinner: transformers shows its own progress, download by download.
-        decoder = FoReaLDecoder.from_pretrained(leader, draft, **given)
-    with decoder:
-        yield decoder
+        if self.leader is None or self.draft is None:
+            with spinner("loading the bundled pair"):
+                hide_loading_bars()
+                use_one_thread()
+                decoder = FoReaLDecoder.demo(
+                    draft=self.draft or next(iter(DRAFTS)), max_batch_size=self.rows
+                )
+        else:
+            given: dict[str, Any] = {"device_map": self.device_map, "dtype": self.dtype}
+            # No spinner: transformers shows its own progress, download by download.
+            decoder = FoReaLDecoder.from_pretrained(
+                self.leader,
+                self.draft,
+                max_batch_size=self.rows,
+                **{name: value for name, value in given.items() if value is not None},
+            )
+        with decoder:
+            yield decoder
+
+
+def use_one_thread() -> None:
+    """The bundled pair's matrices gain nothing from threads, and suffer on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def hide_loading_bars() -> None:
@@ -67,6 +142,15 @@ def spinner(doing: str) -> Iterator[Callable[[str], None]]:
     """A spinner on stderr while something takes its time; nothing where that is no terminal."""
     with CommandConsole(stderr=True).status(f"{doing} ...") as status:
         yield lambda what: status.update(f"{doing}: {what} ...")
+
+
+def refuse_unless_writable(out: Path | None, plots: Path | None = None) -> None:
+    """Raises ConfigError for a file in a folder, or a folder, that does not exist: before the work
+    is done, not after it."""
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    if plots is not None and not plots.is_dir():
+        raise ConfigError(f"--plots {plots}: there is no such folder; make it first.")
 
 
 def write_stream(

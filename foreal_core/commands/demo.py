@@ -7,7 +7,7 @@ from typing import Any
 from rich.panel import Panel
 from rich.text import Text
 
-from foreal_core.commands.common import CommandConsole, loaded_pair, print_parts, write_stream
+from foreal_core.commands.common import CommandConsole, PairOptions, print_parts, write_stream
 from foreal_core.commands.settings import takes_settings
 from foreal_core.config import FoReaLConfig
 from foreal_core.terminal import LiveText, cost_view
@@ -26,7 +26,7 @@ def demo(settings: dict[str, Any]) -> int:
     config = FoReaLConfig(**settings)
     [problem] = problems("ledger", seed, 1)
     console.print(Panel(Text(problem.question), title=f"Problem {seed}", title_align="left"))
-    with loaded_pair() as decoder:
+    with PairOptions().load() as decoder:
         code, generation = write_stream(
             decoder, {"messages": problem.messages}, config, LiveText(console)
         )

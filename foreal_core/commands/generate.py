@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from foreal_core.commands.common import CommandConsole, loaded_pair, print_parts, write_stream
+from foreal_core.commands.common import (
+    CommandConsole,
+    DeviceMapOption,
+    DraftOption,
+    DtypeOption,
+    LeaderOption,
+    PairOptions,
+    print_parts,
+    write_stream,
+)
 from foreal_core.commands.settings import takes_settings
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError
@@ -20,16 +29,10 @@ from foreal_core.terminal import LiveText, cost_view
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     settings: dict[str, Any],
-    leader: Annotated[
-        str | None, typer.Option(help="Folder or hub id of the leading model.")
-    ] = None,
-    draft: Annotated[str | None, typer.Option(help="Folder or hub id of the draft model.")] = None,
-    device_map: Annotated[
-        str | None, typer.Option(help="Where --leader and --draft go, as in transformers.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Their number type: auto, bfloat16, float32, ...")
-    ] = None,
+    leader: LeaderOption = None,
+    draft: DraftOption = None,
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = None,
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Do not apply the chat template.")
     ] = False,
@@ -37,17 +40,18 @@ def generate(
         bool, typer.Option("--json", help="Print only the generation's record.")
     ] = False,
 ) -> int:
-    """Continue a prompt with a pair of models; the bundled pair without --leader and --draft.
+    """Continue a prompt with a pair of models; the bundled pair without --leader.
 
     The text goes to standard output: in its authors' colours on a terminal, plain into a file or
     a pipe, where the cost goes to standard error.
     """
     config = FoReaLConfig(**settings)
+    pair = PairOptions(leader, draft, device_map, dtype)
     prompt = _read_prompt(prompt)
     # With --json nobody watches the text.
     console = CommandConsole(highlight=False, file=io.StringIO() if as_json else None)
     live = LiveText(console, plain=not console.is_terminal)
-    with loaded_pair(leader, draft, {"device_map": device_map, "dtype": dtype}) as decoder:
+    with pair.load() as decoder:
         chat = decoder.has_chat_template and not raw_prompt
         request: dict[str, Any] = (
             {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}

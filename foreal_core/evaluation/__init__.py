@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from foreal_core.evaluation.run import Answered, EvaluationRecord, Task, evaluate
+from foreal_core.evaluation.record import KIND, Answered, EvaluationRecord
+from foreal_core.evaluation.run import evaluate, identity, problem_seed
 from foreal_core.evaluation.statistics import wilson_interval
+from foreal_core.evaluation.suites import SUITES, Suite, load_suite
+from foreal_core.evaluation.tasks import Question, Task
 
-__all__ = ["Answered", "EvaluationRecord", "Task", "evaluate", "wilson_interval"]
+__all__ = [
+    "KIND",
+    "SUITES",
+    "Answered",
+    "EvaluationRecord",
+    "Question",
+    "Suite",
+    "Task",
+    "evaluate",
+    "identity",
+    "load_suite",
+    "problem_seed",
+    "wilson_interval",
+]

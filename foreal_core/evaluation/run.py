@@ -1,130 +1,144 @@
-"""Runs problems through a decoder, all in one batch, and keeps every answer."""
+"""Asks all questions of a suite at once and grades the answers as they finish."""
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from foreal_core import environment
 from foreal_core.config import FoReaLConfig
 from foreal_core.decoder import FoReaLDecoder
-from foreal_core.evaluation.statistics import wilson_interval
+from foreal_core.errors import ConfigError
+from foreal_core.evaluation.journal import Journal
+from foreal_core.evaluation.record import Answered, EvaluationRecord, sums
+from foreal_core.evaluation.tasks import Task, digest
 from foreal_core.events import Generation
+from foreal_core.randomness import splitmix64
 
-
-class Task(Protocol):
-    """What can be evaluated: a chat with a known answer."""
-
-    @property
-    def question(self) -> str: ...
-    @property
-    def messages(self) -> list[dict[str, str]]: ...
-    @property
-    def answer(self) -> str: ...
-    def is_correct(self, text: str) -> bool:
-        """Whether a response is right."""
-        ...
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One problem with the response to it."""
-
-    question: str
-    answer: str
-    text: str
-    correct: bool
-    finish_reason: str
-    cost: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class EvaluationRecord:
-    """One run over a set of problems.
-
-    Attributes:
-        started: UTC, ISO 8601.
-        settings: of the run; seeds are per answer, in its cost record.
-        accuracy: share right, with `interval`, its 95 % Wilson interval.
-        completion_tokens: mean length of a response.
-        leader_share: share of all written tokens that the leader wrote.
-        flops_written, flops, weight_bytes: sums over all answers (leader, draft, total,
-            leader_only: the leader alone on these same texts).
-        seconds: wall clock of the whole batch.
-        machine, versions: where it ran.
-        answers: every response with its cost record.
-    """
-
-    started: str
-    settings: dict[str, Any]
-    problems: int
-    accuracy: float
-    interval: tuple[float, float]
-    completion_tokens: float
-    leader_share: float
-    flops_written: dict[str, float]
-    flops: dict[str, float]
-    weight_bytes: dict[str, float]
-    seconds: float
-    machine: dict[str, Any]
-    versions: dict[str, str]
-    answers: tuple[Answered, ...]
-
-    def to_dict(self, *, answers: bool = True) -> dict[str, Any]:
-        """The record as JSON-safe values, `answers=False` without the responses."""
-        record = asdict(self)
-        if not answers:
-            del record["answers"]
-        return record
+OnAnswer = Callable[[Answered], None]
 
 
 def evaluate(
-    decoder: FoReaLDecoder, problems: Sequence[Task], config: FoReaLConfig
+    decoder: FoReaLDecoder,
+    problems: Sequence[Task],
+    config: FoReaLConfig,
+    *,
+    suite: str = "",
+    journal: Path | None = None,
+    on_answer: OnAnswer = lambda answered: None,
 ) -> EvaluationRecord:
-    """Asks all problems at once, each as a chat, and grades the responses.
+    """Asks every problem as a chat (as raw text where the pair has no chat template).
 
-    Raises whatever `decoder.generate` raises; nothing is graded then.
+    Args:
+        decoder: any pair.
+        problems: at least one.
+        config: each problem has a seed of its own that follows from `config.seed`, the same in
+            every run with that seed: runs are paired, and gates differ between problems.
+        suite: what the record calls the problems.
+        journal: a file that takes each answer as it finishes. Where it holds answers of this very
+            run, of an interrupted one, those are not asked for again.
+        on_answer: told each answer, those of the journal first.
+
+    Raises:
+        ConfigError: no problems, a journal of another run or with a broken line, a grader's
+            missing extra.
+        FoReaLError: what ended a response (out of memory, a prompt beyond the context, ...). The
+            journal keeps the answers that were finished.
     """
+    if not problems:
+        raise ConfigError("there are no problems to evaluate: give at least one.")
+    if config.seed is None:
+        config = config.with_overrides(seed=secrets.randbelow(2**63))
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    before = time.perf_counter()
-    generations: list[Generation] = decoder.generate(
-        messages=[problem.messages for problem in problems], config=config
-    )
-    seconds = time.perf_counter() - before
-    answers = tuple(
-        Answered(
-            question=problem.question,
-            answer=problem.answer,
-            text=generation.text,
-            correct=problem.is_correct(generation.text),
-            finish_reason=generation.finish_reason,
-            cost=generation.cost.to_dict(),
-        )
-        for problem, generation in zip(problems, generations, strict=True)
-    )
-    right = sum(answered.correct for answered in answers)
-    tokens = sum(answered.cost["completion_tokens"] for answered in answers)
+    machine = environment.machine()
+    batch_size = decoder.stats()["max_batch_size"]
+    about = identity(suite, problems, config, decoder.models, batch_size)
+    with Journal(journal, about) as kept:
+        for answered in kept.answers.values():
+            on_answer(answered)
+        start = time.perf_counter() - kept.elapsed
+        for answered in _ask(decoder, problems, config, done=kept.answers):
+            kept.append(answered, time.perf_counter() - start)
+            on_answer(answered)
+    answers = tuple(kept.answers[index] for index in range(len(problems)))
     return EvaluationRecord(
+        **about,
         started=started,
-        settings=config.to_dict(),
-        problems=len(answers),
-        accuracy=right / len(answers),
-        interval=wilson_interval(right, len(answers)),
-        completion_tokens=tokens / len(answers),
-        leader_share=sum(answered.cost["leader_tokens"] for answered in answers) / tokens,
-        flops_written=_sum(answers, "flops_written"),
-        flops=_sum(answers, "flops"),
-        weight_bytes=_sum(answers, "weight_bytes"),
-        seconds=seconds,
-        machine=environment.machine(),
+        **sums(answers, {a: profile.weight_bytes for a, profile in decoder.profiles.items()}),
+        seconds=kept.elapsed,
+        machine=machine,
         versions=environment.versions(),
         answers=answers,
     )
 
 
-def _sum(answers: Sequence[Answered], count: str) -> dict[str, float]:
-    keys = ("leader", "draft", "total", "leader_only")
-    return {key: sum(answered.cost[count][key] for answered in answers) for key in keys}
+def identity(
+    suite: str,
+    problems: Sequence[Task],
+    config: FoReaLConfig,
+    models: Mapping[str, str],
+    batch_size: int,
+) -> dict[str, Any]:
+    """What tells one run from another, as the fields of its record."""
+    return {
+        "suite": {"name": suite, "digest": digest(problems)},
+        "settings": config.to_dict(),
+        "models": environment.models(models),
+        "batch_size": batch_size,
+    }
+
+
+def problem_seed(seed: int, index: int) -> int:
+    """The seed of one problem's response."""
+    return splitmix64(splitmix64(seed) ^ index) >> 1
+
+
+def _ask(
+    decoder: FoReaLDecoder,
+    problems: Sequence[Task],
+    config: FoReaLConfig,
+    *,
+    done: Container[int],
+) -> Iterator[Answered]:
+    """Graded answers in the order in which they finish."""
+    assert config.seed is not None
+    indices: dict[Future[Generation], int] = {}
+    try:
+        for index, problem in enumerate(problems):
+            if index not in done:
+                own = config.with_overrides(seed=problem_seed(config.seed, index))
+                indices[_submitted(decoder, problem, own)] = index
+        for future in as_completed(indices):
+            index = indices[future]
+            yield _graded(index, problems[index], future.result())
+    finally:
+        for future in indices:
+            future.cancel()
+
+
+def _submitted(decoder: FoReaLDecoder, problem: Task, config: FoReaLConfig) -> Future[Generation]:
+    if decoder.has_chat_template:
+        return decoder.submit(messages=problem.messages, config=config)
+    prompt = "\n\n".join(message["content"] for message in problem.messages)
+    return decoder.submit(f"{prompt}\n\n", config)
+
+
+def _graded(index: int, problem: Task, generation: Generation) -> Answered:
+    cost = generation.cost.to_dict()
+    seed = cost.pop("settings")["seed"]
+    del cost["models"]
+    return Answered(
+        index=index,
+        question=problem.question,
+        answer=problem.answer,
+        text=generation.text,
+        correct=problem.is_correct(generation.text),
+        finish_reason=generation.finish_reason,
+        seed=seed,
+        cost=cost,
+    )

@@ -1,0 +1,112 @@
+"""The points of a sweep: which settings, with which draft, and what to call them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from foreal_core.config import FoReaLConfig, PolicyName
+
+# The settings that make a difference under each policy, of those that sweeps are about.
+_STEERING = ("lead_count", "lead_probability", "hit_threshold", "hit_window")
+SWEPT = (*_STEERING, "draft_length", "speculate")
+_MATTERS: dict[PolicyName, tuple[str, ...]] = {
+    "foreal": SWEPT,
+    "pattern": SWEPT,
+    "wait": ("lead_probability",),
+    "speculative": ("draft_length",),
+    "leader": (),
+    "draft": (),
+}
+_NAMES: dict[PolicyName, str] = {
+    "foreal": "FoReaL",
+    "pattern": "even gate",
+    "wait": '"Wait," control',
+    "speculative": "speculative, {} proposed",
+    "leader": "leader alone",
+    "draft": "draft alone",
+}
+_SYMBOLS = {"lead_count": "n", "lead_probability": "p", "hit_threshold": "k"}
+
+PAPER_N = (5, 15, 25)
+PAPER_P = (0.2, 0.4, 0.6, 0.8, 1.0)
+PAPER_K = (1, 3, 5, 7, 9)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        draft: which of the sweep's drafts; "" for the leader alone, who has none.
+        config: all settings, those at their defaults that make no difference under its policy.
+    """
+
+    draft: str
+    config: FoReaLConfig
+
+    @classmethod
+    def of(cls, draft: str, base: FoReaLConfig, **overrides: Any) -> Point:
+        """The point of these settings; equal points write the same texts at the same cost."""
+        config = base.with_overrides(**overrides)
+        idle = set(SWEPT) - set(_MATTERS[config.policy])
+        defaults = FoReaLConfig()
+        config = config.with_overrides(**{name: getattr(defaults, name) for name in idle})
+        return cls("" if config.policy == "leader" else draft, config)
+
+    def label(self, drafts: Sequence[str], base: FoReaLConfig) -> str:
+        """A short name that tells this point from the others of a sweep.
+
+        Args:
+            drafts: all of them, the main one first.
+            base: what the points vary.
+        """
+        config, defaults = self.config, FoReaLConfig()
+        matters = _MATTERS[config.policy]
+        name = _NAMES[config.policy].format(config.draft_length)
+        for setting, symbol in _SYMBOLS.items():
+            usual = setting == "hit_threshold" and config.hit_threshold == defaults.hit_threshold
+            if setting in matters and not usual:
+                name += f" {symbol}={getattr(config, setting)}"
+        told = {"policy", *_SYMBOLS, *(SWEPT if config.policy == "speculative" else ())}
+        for field in fields(config):
+            value = getattr(config, field.name)
+            usual = getattr(defaults if field.name in SWEPT else base, field.name)
+            if field.name not in told and value != usual:
+                name += f" {field.name}={value}"
+        if len(drafts) > 1 and self.draft and (config.policy == "draft" or self.draft != drafts[0]):
+            name += f" ({self.draft})"
+        return name
+
+
+def grid(draft: str, base: FoReaLConfig, values: Mapping[str, Sequence[Any]]) -> list[Point]:
+    """Every combination of the given values of settings."""
+    return [
+        Point.of(draft, base, **dict(zip(values, chosen, strict=True)))
+        for chosen in itertools.product(*values.values())
+    ]
+
+
+def paper(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
+    """The experiments of arXiv 2506.06998 and the controls that its readers asked for.
+
+    The first draft gets the whole grid over n and p, the row over k, speculative decoding and the
+    controls; each further one is tried alone and at the paper's two settings.
+    """
+    first = drafts[0]
+    points = [Point.of(first, base, policy="leader")]
+    points += [Point.of(draft, base, policy="draft") for draft in drafts]
+    points += grid(first, base, {"lead_probability": PAPER_P, "lead_count": PAPER_N})
+    points += grid(first, base, {"lead_count": [15], "hit_threshold": PAPER_K})
+    points += grid(first, base, {"policy": ["speculative"], "draft_length": [3, 5]})
+    points += [Point.of(first, base, policy=policy) for policy in ("pattern", "wait")]
+    for other in drafts[1:]:
+        points += grid(other, base, {"lead_count": [15], "lead_probability": [0.6, 1.0]})
+    return unique(points)
+
+
+def unique(points: Iterable[Point]) -> list[Point]:
+    """The points without repetitions, in order."""
+    return list(dict.fromkeys(points))
