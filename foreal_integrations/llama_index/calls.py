@@ -45,6 +45,7 @@ class Call:
     """A request and what comes of it; runs once.
 
     Attributes:
+        model: the pair's name.
         decoder: writes.
         ids: the prompt.
         settings: of this call.
@@ -54,6 +55,7 @@ class Call:
         generation: the same with its authors and its cost, at the end.
     """
 
+    model: str
     decoder: FoReaLDecoder
     ids: list[int]
     settings: FoReaLConfig
@@ -96,7 +98,7 @@ class Call:
             )
         cost = generation.cost
         return {
-            "model": "+".join(self.decoder.models.values()),
+            "model": self.model,
             "finish_reason": generation.finish_reason,
             "usage": {
                 "prompt_tokens": cost.prompt_tokens,

@@ -15,7 +15,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags
 from pydantic import Field
 
 from foreal_core import Generation
-from foreal_integrations.shared import CostLedger
+from foreal_integrations.shared import CostLedger, Record
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -40,19 +40,38 @@ class FoReaLCostEvent(BaseEvent):
         return "FoReaLCostEvent"
 
 
+class Bill(CostLedger):
+    """What the calls of one block cost and what they wrote; safe from any thread.
+
+    Attributes:
+        generations: the text of each call with its authors, as far as it was written, in the
+            order in which they ended; a notebook shows one in colours. Failed calls have none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generations: list[Generation] = []
+
+    def add(self, record: Record, generation: Generation | None, *, stopped_early: bool) -> None:
+        """Charges a call and keeps what it wrote."""
+        self.charge(record, stopped_early=stopped_early)
+        if generation is not None:
+            self.generations.append(generation)
+
+
 class Account:
     """The bill of one call. Opened where the call is made: its stream may be read elsewhere.
 
-    The engine settles it, so the ledgers are charged however the call ends, also where a stream
-    is dropped and its event loop is gone. The event is sent by the call's own thread, which may
-    take its time; by the engine only where the caller left first.
+    The engine settles it, so it is charged however the call ends, also where a stream is dropped
+    and its event loop is gone. The event is sent by the call's own thread, which may take its
+    time; by the engine only where the caller left first.
 
     Args:
-        ledgers: what pays.
+        bills: of the blocks that the call belongs to.
     """
 
-    def __init__(self, ledgers: Sequence[CostLedger]) -> None:
-        self._ledgers = ledgers
+    def __init__(self, bills: Sequence[Bill]) -> None:
+        self._bills = bills
         self._span_id = active_span_id.get()
         self._tags = dict(active_instrument_tags.get())
         self._lock = threading.Lock()
@@ -65,8 +84,8 @@ class Account:
         try:
             yield
         except Exception:
-            for ledger in self._ledgers:
-                ledger.count_failure()
+            for bill in self._bills:
+                bill.count_failure()
             raise
 
     def settle(self, end: Generation | BaseException) -> None:
@@ -77,8 +96,8 @@ class Account:
             return
         record = cost.to_dict()
         early = generation is None or generation.finish_reason == "cancelled"
-        for ledger in self._ledgers:
-            ledger.charge(record, stopped_early=early)
+        for bill in self._bills:
+            bill.add(record, generation, stopped_early=early)
         event = FoReaLCostEvent(
             cost=record,
             stopped_early=early,
@@ -100,7 +119,7 @@ class Account:
 
 
 # The open blocks that a context knows of: those it runs in, of any model.
-_blocks: ContextVar[tuple[tuple[Meter, CostLedger], ...]] = ContextVar("foreal_blocks", default=())
+_blocks: ContextVar[tuple[tuple[Meter, Bill], ...]] = ContextVar("foreal_blocks", default=())
 
 
 class Meter:
@@ -113,15 +132,15 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: list[CostLedger] = []
+        self._open: list[Bill] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Meter, ()  # a copy of the model has blocks of its own
 
     @contextlib.contextmanager
-    def block(self) -> Iterator[CostLedger]:
+    def block(self) -> Iterator[Bill]:
         """Opens a block for as long as the `with` runs."""
-        mine = (self, CostLedger())
+        mine = (self, Bill())
         with self._lock:
             self._open.append(mine[1])
         _blocks.set((*_blocks.get(), mine))
@@ -135,8 +154,8 @@ class Meter:
 
     def account(self) -> Account:
         """For a call that is made here and now."""
-        ledgers = tuple(ledger for meter, ledger in _blocks.get() if meter is self)
-        if not ledgers:
+        bills = tuple(bill for meter, bill in _blocks.get() if meter is self)
+        if not bills:
             with self._lock:
-                ledgers = tuple(self._open)
-        return Account(ledgers)
+                bills = tuple(self._open)
+        return Account(bills)

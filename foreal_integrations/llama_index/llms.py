@@ -30,11 +30,11 @@ from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
 from foreal_integrations.chats import call_schema, chosen_tools
 from foreal_integrations.fields import PairFields, check_timeout
 from foreal_integrations.llama_index.calls import Call, RequestRefusedError, refusing
-from foreal_integrations.llama_index.costs import Account, Meter
+from foreal_integrations.llama_index.costs import Account, Bill, Meter
 from foreal_integrations.llama_index.messages import Delta, Reply, to_chat
 from foreal_integrations.llama_index.structured import ConstrainedPredictions
 from foreal_integrations.replies import CALL_START, ReplyReader, ReplySplitter, opens_thinking
-from foreal_integrations.shared import SETTINGS, CostLedger, canonical, refuse_unknown
+from foreal_integrations.shared import SETTINGS, canonical, refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -199,7 +199,7 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
 
     # -- costs ----------------------------------------------------------------------------------
 
-    def track_costs(self) -> contextlib.AbstractContextManager[CostLedger]:
+    def track_costs(self) -> contextlib.AbstractContextManager[Bill]:
         """Charges every call that this model gets inside the block, whoever makes it: engines,
         agents, tasks and threads started there. Streams pay when they end, closed, cancelled and
         failed ones too, also after the block.
@@ -211,6 +211,7 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             with llm.track_costs() as bill:
                 query_engine.query("...")
             print(bill, bill.totals()["flops_written"])
+            bill.generations[-1]                 # who wrote what, in colours in a notebook
         """
         return self._meter.block()
 
@@ -356,7 +357,7 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             ids = ids[1:]
         splitter = ReplySplitter(thinking=opens_thinking(decoder, ids), tools=bool(ask.tools))
         reply = Reply(ReplyReader(splitter), forced=ask.forced, parallel=ask.parallel)
-        return Call(decoder, ids, ask.settings, ask.timeout, ask.account, reply)
+        return Call(self.model_name, decoder, ids, ask.settings, ask.timeout, ask.account, reply)
 
 
 # -- a call in the ways in which LlamaIndex wants it --------------------------------------------

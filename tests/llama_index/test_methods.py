@@ -412,6 +412,9 @@ def test_a_stream_pays_to_the_block_that_it_was_made_in(llm: FoReaLLLM) -> None:
         list(stream)
     assert (bill.totals()["calls"], later.totals()["calls"]) == (1, 0)
     assert "1 calls" in str(bill)
+    (written,) = bill.generations
+    assert len(written.token_ids) == bill.totals()["completion_tokens"]
+    assert "<span" in written._repr_html_()
 
 
 def test_failed_calls_are_counted(make: Make) -> None:
