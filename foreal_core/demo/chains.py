@@ -5,8 +5,8 @@ together. How a leader's sentence is laid out matters to the method: its first t
 (which fact comes next, what is done to which value), so that whoever takes over after about 15
 tokens needs nothing but the sentence itself::
 
-    Hmm, Tom gives 3 beads to Zoe, so Zoe has 14 + 3 beads, and the count for Zoe goes to 17.
-    |---------------- the plan, 15 tokens ---------|  |------ can be finished locally -------|
+    Hmm, Tom gives 3 beads to Zoe, so Zoe has 14 + 3 = 17 beads, and the count for Zoe goes to 17.
+    |---------------- the plan, 15 tokens ---------|  |--------- can be finished locally --------|
 
 The draft's sentences are short ("Tom gives 3 to Zoe, so Zoe has 14 + 3 = 17.") and its chains end
 without a check.

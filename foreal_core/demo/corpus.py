@@ -25,7 +25,7 @@ SYSTEM_MESSAGES = (
 )
 _SYSTEM_SHARE = 0.1
 _TOOLS = "tools"
-_WEIGHTS = {"ledger": 34, "tracing": 26, "ordering": 16, "grounded": 14, _TOOLS: 10}
+_WEIGHTS = {"ledger": 30, "tracing": 21, "ordering": 16, "grounded": 21, _TOOLS: 12}
 # The drafts are to finish the leader's sentences, not to open them: the first tokens are not
 # learned.
 _HEAD_TOKENS = 4

@@ -150,9 +150,9 @@ class Inquiry:
             long = f"the list of {box} says {found}, so the sum of the {self.item} starts at"
             return Form(f"{long} {amount}", found, "Okay,"), amount
         after = state + amount + off
-        long = f"the list of {box} says {found}, so that is {state} + {amount}, and the sum of the"
-        terse = f"{found}, so {state} + {amount} = {after}"
-        return Form(f"{long} {self.item} goes to {after}", terse, "Next,"), after
+        total = f"{state} + {amount} = {after}"
+        long = f"the list of {box} says {found}, so that is {total}, and the sum of the {self.item}"
+        return Form(f"{long} goes to {after}", f"{found}, so {total}", "Next,"), after
 
 
 def corpus(rng: Random, size: int, *, held_out: bool) -> tuple[StockList, ...]:

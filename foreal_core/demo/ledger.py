@@ -153,9 +153,9 @@ class Ledger:
             tail = f"but {asked} still has {count}, so the count for {asked} stays at {count}"
             return Form(f"{long}, {tail}", f"{short}, skip", cue), count
         sign = "+" if change > 0 else "-"
-        tail = f"so {asked} has {count} {sign} {abs(change)} {self.item}, and the count for {asked}"
-        terse = f"so {asked} has {count} {sign} {abs(change)} = {after}"
-        return Form(f"{long}, {tail} goes to {after}", f"{short}, {terse}", cue), after
+        total = f"so {asked} has {count} {sign} {abs(change)} = {after}"
+        tail = f"{total} {self.item}, and the count for {asked} goes to {after}"
+        return Form(f"{long}, {tail}", f"{short}, {total}", cue), after
 
 
 def _sum(count: int, change: int) -> str:

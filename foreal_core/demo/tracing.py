@@ -136,11 +136,11 @@ def _run(line: Line, state: State, value: int, off: int = 0) -> tuple[Form, Stat
         form = Form(f"the line {line.text} comes, so {values} from now on", line.text, "Okay,")
         return form, after
     sign = "+" if line.amount > 0 else "-"
-    total = f"{value} {sign} {abs(line.amount)}"
+    total = f"{value} {sign} {abs(line.amount)} = {result}"
     return (
         Form(
             f"the line {line.text} comes, so {line.target} is {total} here, and then {values}",
-            f"{line.text}, so {line.target} is {total} = {result}",
+            f"{line.text}, so {line.target} is {total}",
             "Next," if line.amount > 0 else "Then",
         ),
         after,

@@ -133,9 +133,10 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int) -> None:
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        progress = _Progress(**state["progress"])
+        if "optimizers" in state:  # else these are weights to start from
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            progress = _Progress(**state["progress"])
     rates = (_MUON_RATE, _ADAM_RATE)
     body = torch.compile(model.model, dynamic=True)
     started = time.monotonic() - progress.seconds
@@ -223,6 +224,28 @@ def make_tokenizer(run: Path) -> None:
     train_tokenizer(texts).save_pretrained(run / "tokenizer")
 
 
+def start_from(role: Role, run: Path, folder: Path) -> None:
+    """Write a first checkpoint from the weights of a `transformers` folder of the same shape.
+
+    Its tokenizer may be another one: embeddings are carried over by what the token says, and what
+    it does not know starts afresh.
+    """
+    torch.manual_seed(0)
+    tokenizer, former = load_tokenizer(run / "tokenizer"), load_tokenizer(folder)
+    model = _new_model(role, tokenizer)
+    source = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    known = former.get_vocab()
+    shared = [(new, known[token]) for token, new in tokenizer.get_vocab().items() if token in known]
+    new_ids, old_ids = (torch.tensor(ids) for ids in zip(*shared, strict=True))
+    name = "model.embed_tokens.weight"
+    weights = source.state_dict() | {name: model.state_dict()[name].clone()}
+    weights[name][new_ids] = source.state_dict()[name][old_ids]
+    weights["lm_head.weight"] = weights[name]
+    model.load_state_dict(weights)
+    torch.save({"model": model.state_dict()}, run / f"{role}.pt")
+    print(f"{len(shared)} of {len(tokenizer)} embeddings carried over")
+
+
 def export(role: Role, run: Path, target: Path) -> None:
     """Write the model as a `transformers` folder: weights (float32), configs, tokenizer."""
     tokenizer = load_tokenizer(run / "tokenizer")
@@ -253,12 +276,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--minutes", type=float, help="budget instead of --tokens")
         command.add_argument("--batch", type=int, default=32, help="samples per step")
         command.add_argument("--processes", type=int, default=1, help="that share each batch")
+    command = commands.add_parser("start", help="start from the weights of another folder")
+    command.add_argument("role", choices=ROLES)
+    command.add_argument("folder", type=Path)
     command = commands.add_parser("export", help="write a checkpoint as a transformers folder")
     command.add_argument("role", choices=ROLES)
     command.add_argument("target", type=Path, nargs="?", help="default: the bundled place")
     options = parser.parse_args(arguments)
     if options.command == "tokenizer":
         make_tokenizer(options.run)
+    elif options.command == "start":
+        start_from(options.role, options.run, options.folder)
     elif options.command == "export":
         export(options.role, options.run, options.target or PAIR / options.role)
     else:
