@@ -1,0 +1,121 @@
+"""Chats in, replies out, without a model."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
+
+from hypothesis import given, settings, strategies as st
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+
+from foreal_core import ConfigError
+from foreal_integrations.llama_index.messages import Reply, to_chat
+from foreal_integrations.replies import ReplyReader, ReplySplitter
+
+PARTS = [
+    *("<think>", "</think>", "<tool_call>", "</tool_call>", "<", "a", " ", "\n", "{}", '"'),
+    '{"name": "f", "arguments": {"x": 1}}',
+]
+
+
+def read(deltas: list[str], *, thinking: bool, tools: bool, forced: bool) -> Reply:
+    """A whole reply; checks on the way that what is streamed is what is there."""
+    splitter = ReplySplitter(thinking=thinking, tools=tools)
+    reply = Reply(ReplyReader(splitter), forced=forced, parallel=True)
+    text = thought = ""
+    for delta in [*deltas, None]:
+        for change in reply.flush() if delta is None else reply.feed(delta):
+            response = reply.chat(change)
+            text += response.delta or ""
+            thought += response.additional_kwargs.get("thinking_delta", "")
+            assert not (response.delta and response.additional_kwargs)
+    assert (text, thought) == (reply.text, reply.thinking)
+    return reply
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    text=st.lists(st.sampled_from(PARTS), max_size=12).map("".join),
+    cuts=st.sets(st.integers(0, 90)),
+    thinking=st.booleans(),
+    tools=st.booleans(),
+    forced=st.booleans(),
+)
+def test_cuts_change_nothing(
+    text: str, cuts: set[int], thinking: bool, tools: bool, forced: bool
+) -> None:
+    edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    deltas = [text[start:end] for start, end in pairwise(edges)]
+    kind = {"thinking": thinking, "tools": tools, "forced": forced and tools}
+    whole, cut = read([text], **kind), read(deltas, **kind)
+    assert (cut.text, cut.thinking) == (whole.text, whole.thinking)
+    assert [(call.name, call.arguments) for call in cut.calls] == [
+        (call.name, call.arguments) for call in whole.calls
+    ]
+    assert cut.chat().message.content == whole.completion().text
+
+
+def test_messages_become_a_chat() -> None:
+    chat = to_chat(
+        [
+            ChatMessage(role="system", content="Be brief."),
+            ChatMessage(role="developer", content="And kind."),
+            ChatMessage(role="user", content="Rain?"),
+            ChatMessage(
+                role="assistant",
+                blocks=[
+                    ThinkingBlock(content="old thinking"),
+                    TextBlock(text="I look."),
+                    ToolCallBlock(
+                        tool_call_id="1", tool_name="weather", tool_kwargs={"at": "Rome"}
+                    ),
+                ],
+            ),
+            ChatMessage(role="tool", content="rain", additional_kwargs={"tool_call_id": "1"}),
+            ChatMessage(role="model", content="Yes."),
+            ChatMessage(role="user", blocks=[TextBlock(text="Thanks"), TextBlock(text="a lot.")]),
+            ChatMessage(role="user", content="Bye."),
+        ]
+    )
+    function = {"name": "weather", "arguments": {"at": "Rome"}}
+    assert chat == [
+        {"role": "system", "content": "Be brief.\nAnd kind."},
+        {"role": "user", "content": "Rain?"},
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "tool_calls": [{"type": "function", "id": "1", "function": function}],
+        },
+        {"role": "tool", "content": "rain", "name": "weather", "tool_call_id": "1"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Thanks\na lot.\nBye."},
+    ]
+
+
+def test_calls_that_only_the_additional_arguments_know() -> None:
+    # As chat engines leave a streamed message: one text block, OpenAI's JSON beside it.
+    reply = read(
+        ['<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'],
+        thinking=False,
+        tools=True,
+        forced=False,
+    )
+    message = reply.chat().message
+    kept = ChatMessage(role="assistant", content="", additional_kwargs=message.additional_kwargs)
+    assert to_chat([kept]) == to_chat([message])
+    assert to_chat([kept])[0]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+
+
+def test_only_text_is_read() -> None:
+    picture = ChatMessage(role="user", blocks=[ImageBlock(url="https://x.example/y.png")])
+    with pytest.raises(ConfigError, match="image"):
+        to_chat([picture])
