@@ -213,16 +213,21 @@ class FoReaLDecoder:
         *,
         messages: Messages | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        on_done: OnDone | None = None,
         **overrides: Any,
     ) -> Future[Generation]:
         """`generate` for one prompt or chat that returns at once; `concurrent.futures` waits for
         several of them. Cancelling the future stops its work within one step.
 
         Raises at once what is wrong with the arguments; the future raises what goes wrong later.
+
+        Args:
+            on_done: as in `stream`; a cancelled future's work ends there too.
         """
         ids = self.encode(prompt, messages=messages, tools=tools)
         future: Future[Generation] = Future()
-        request = self._engine.submit(ids, _settings(config, overrides), _ignore, _resolver(future))
+        end = _and_then(on_done, _resolver(future))
+        request = self._engine.submit(ids, _settings(config, overrides), _ignore, end)
         future.add_done_callback(lambda done: request.cancel())
         return future
 
@@ -384,12 +389,7 @@ class FoReaLDecoder:
     def _submit(
         self, ids: list[int], settings: FoReaLConfig, push: Push, on_done: OnDone | None
     ) -> Request:
-        def end(result: Generation | BaseException) -> None:
-            if on_done is not None:
-                on_done(result)
-            push(result)
-
-        return self._engine.submit(ids, settings, push, end)
+        return self._engine.submit(ids, settings, push, _and_then(on_done, push))
 
     def _submit_all(
         self, prompts: list[list[int]], settings: FoReaLConfig
@@ -484,6 +484,18 @@ def _is_long(prompt: Any, messages: Any) -> bool:
 
 def _ignore(events: list[TokenEvent]) -> None:
     """A whole generation needs no events."""
+
+
+def _and_then(first: OnDone | None, then: OnDone) -> OnDone:
+    """Tells both of a request's end, one after the other."""
+    if first is None:
+        return then
+
+    def both(end: Generation | BaseException) -> None:
+        first(end)
+        then(end)
+
+    return both
 
 
 def _resolver(future: Future[Generation]) -> Any:

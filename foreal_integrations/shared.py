@@ -1,5 +1,5 @@
 """What every framework's integration needs, free of any framework: loaded pairs that are shared,
-settings that are merged, requests that are timed and metered, costs that are added up."""
+settings that are merged, requests that are timed, costs that are added up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import uuid
 import weakref
 from collections.abc import (
     AsyncGenerator,
-    Callable,
     Collection,
     Iterable,
     Iterator,
@@ -26,7 +25,6 @@ from foreal_core import (
     AsyncTokenStream,
     ConfigError,
     FoReaLConfig,
-    FoReaLError,
     TokenEvent,
     TokenStream,
 )
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
 
 Record = dict[str, Any]
-Charge = Callable[[Record], None]
 
 DEMO_NAME = "foreal-demo"
 
@@ -240,30 +237,6 @@ def in_time(streams: Sequence[TokenStream], timeout: float | None) -> Iterator[N
     finally:
         if timer is not None:
             timer.cancel()
-
-
-@contextlib.contextmanager
-def metered(
-    streams: Sequence[TokenStream], timeout: float | None, charge: Charge
-) -> Iterator[None]:
-    """`in_time` that charges what stopped streams had cost by then."""
-    try:
-        with in_time(streams, timeout):
-            yield
-    except BaseException:
-        for stream in streams:
-            charge_result(stream, charge)
-        raise
-
-
-def charge_result(stream: Any, charge: Charge) -> None:
-    """Charges what a stream that ended or was closed had cost, failed ones too."""
-    try:
-        cost = stream.result.cost
-    except FoReaLError as error:
-        cost = error.cost
-    if cost is not None:
-        charge(cost.to_dict())
 
 
 async def events_in_time(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -66,8 +67,14 @@ class ScriptedDecoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
 
-    def generate(self, ids: list[int], config: FoReaLConfig) -> Generation:
-        return self._write(ids)
+    def submit(
+        self, ids: list[int], config: FoReaLConfig, on_done: Any = None
+    ) -> Future[Generation]:
+        future: Future[Generation] = Future()
+        self._push(
+            ids, lambda end: end if isinstance(end, list) else future.set_result(end), on_done
+        )
+        return future
 
     def stream(self, ids: list[int], config: FoReaLConfig, on_done: Any = None) -> TokenStream:
         return TokenStream(lambda push: self._push(ids, push, on_done))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -405,8 +406,13 @@ def test_a_submitted_request_is_a_future(decoder: FoReaLDecoder) -> None:
 
 def test_a_cancelled_future_stops_its_request(decoder: FoReaLDecoder) -> None:
     # More than there are rows: some run, some wait; `everything_is_given_back` sees the end.
-    futures = [decoder.submit(LONG_PROMPT, LONG) for _ in range(2 * MAX_BATCH_SIZE)]
+    ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    count = 2 * MAX_BATCH_SIZE
+    futures = [decoder.submit(LONG_PROMPT, LONG, on_done=ends.put) for _ in range(count)]
     assert all(future.cancel() for future in futures)
+    for _ in futures:  # the engine tells of each end, though nobody waits for a result
+        assert ends.get(timeout=WAIT_S).finish_reason == "cancelled"
+    assert ends.empty()
     assert all(future.cancelled() for future in futures)
     settings = FoReaLConfig(max_new_tokens=5, seed=3)
     assert decoder.submit([11, 5], settings).result(WAIT_S).finish_reason == "length"

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from langchain_core.language_models.base import LangSmithParams
 from pydantic import PrivateAttr, SecretStr
 
-from foreal_core import AsyncTokenStream, FoReaLConfig, FoReaLError, Generation
+from foreal_core import AsyncTokenStream, FoReaLConfig, Generation, TokenStream
 from foreal_integrations.fields import PairFields
-from foreal_integrations.langchain.callbacks import ledgers
+from foreal_integrations.langchain.callbacks import Account, ledgers
 from foreal_integrations.shared import (
     SETTINGS,
     CostLedger,
-    Record,
     canonical,
-    charge_result,
+    in_time,
     refuse_unknown,
     timed_out,
 )
@@ -91,52 +91,72 @@ class FoReaLFields(PairFields):
         call._payers = ledgers(run_manager.handlers, None)
         return call
 
-    def _charge(self, record: Record) -> None:
-        """Charges work that was stopped early; LangChain's callbacks never hear of its cost."""
-        for ledger in self._payers:
-            ledger.charge(record, stopped_early=True)
-
-    @contextlib.contextmanager
-    def _charging_failures(self) -> Iterator[None]:
-        """Charges what a request that failed had cost by then."""
-        try:
-            yield
-        except FoReaLError as error:
-            if error.cost is not None:
-                self._charge(error.cost.to_dict())
-            raise
-
     # -- requests -----------------------------------------------------------------------------
+
+    def _generations(
+        self, decoder: FoReaLDecoder, prompts: Sequence[list[int]], settings: FoReaLConfig
+    ) -> list[Generation]:
+        """All prompts at once; what is left of them when one fails or the time is over is stopped
+        within a step, and all are charged."""
+        account = Account(self._payers)
+        try:
+            futures = account.submit(decoder, prompts, settings)
+            done, late = wait(futures, self.timeout, FIRST_EXCEPTION)
+            failed = [future for future in futures if future in done and future.exception()]
+            if late and not failed:
+                raise timed_out(self.timeout)
+            return [future.result() for future in failed or futures]
+        except BaseException:
+            account.stop()
+            account.wait()
+            raise
 
     async def _agenerations(
         self, decoder: FoReaLDecoder, prompts: Sequence[list[int]], settings: FoReaLConfig
     ) -> list[Generation]:
-        """All prompts at once; a cancelled task stops them within a step and is charged."""
-        streams = [decoder.astream(ids, settings) for ids in prompts]
-
-        async def read(stream: AsyncTokenStream) -> None:
-            async for _ in stream:
-                pass
-
+        """`_generations` for an event loop; a cancelled task stops its work, too."""
+        account = Account(self._payers)
         try:
-            async with asyncio.timeout(self.timeout), asyncio.TaskGroup() as group:
-                for stream in streams:
-                    group.create_task(read(stream))
+            async with asyncio.timeout(self.timeout):
+                if settings.constrained:  # a schema may take long to compile
+                    futures = await asyncio.to_thread(account.submit, decoder, prompts, settings)
+                else:
+                    futures = account.submit(decoder, prompts, settings)
+                return await asyncio.gather(*map(asyncio.wrap_future, futures))
         except BaseException as error:
-            for stream in streams:
-                await stream.aclose()
-                charge_result(stream, self._charge)
+            account.stop()
+            await asyncio.to_thread(account.wait)
             if isinstance(error, TimeoutError):
                 raise timed_out(self.timeout) from None
-            if isinstance(error, BaseExceptionGroup):
-                raise error.exceptions[0] from None
             raise
-        return [stream.result for stream in streams]
 
-    async def _aabandon(self, stream: AsyncTokenStream) -> None:
-        """Stops a stream that nobody reads on, and charges it."""
-        await stream.aclose()
-        charge_result(stream, self._charge)
+    @contextlib.contextmanager
+    def _streaming(
+        self, decoder: FoReaLDecoder, ids: list[int], settings: FoReaLConfig
+    ) -> Iterator[TokenStream]:
+        """A stream that is stopped and charged when the block is left before its end."""
+        account = Account(self._payers)
+        try:
+            stream = decoder.stream(ids, settings, on_done=account.settle)
+            with in_time([stream], self.timeout):
+                yield stream
+        except BaseException:
+            account.stop()
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _astreaming(
+        self, decoder: FoReaLDecoder, ids: list[int], settings: FoReaLConfig
+    ) -> AsyncIterator[AsyncTokenStream]:
+        """`_streaming` for an event loop, without the clock."""
+        account = Account(self._payers)
+        stream = decoder.astream(ids, settings, on_done=account.settle)
+        try:
+            yield stream
+        except BaseException:
+            account.stop()
+            await stream.aclose()
+            raise
 
     # -- what LangChain asks about the model ----------------------------------------------------
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import BaseCallbackHandler, Callbacks
 from langchain_core.callbacks.manager import CallbackManager
-from langchain_core.outputs import ChatGeneration, Generation, LLMResult
+from langchain_core.outputs import ChatGeneration, Generation as TextGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
+from foreal_core import FoReaLConfig, Generation
 from foreal_integrations.shared import CostLedger
+
+if TYPE_CHECKING:
+    from foreal_core import FoReaLDecoder
 
 
 class FoReaLCostCallbackHandler(BaseCallbackHandler):
@@ -86,7 +92,7 @@ def get_foreal_cost_callback() -> Iterator[FoReaLCostCallbackHandler]:
         _current.reset(token)
 
 
-def record_of(generation: Generation) -> Mapping[str, Any] | None:
+def record_of(generation: TextGeneration) -> Mapping[str, Any] | None:
     """The cost record that a generation carries, if it is one of ours."""
     record = None
     if isinstance(generation, ChatGeneration):
@@ -115,3 +121,66 @@ def ledgers(callbacks: Any, local: Callbacks) -> tuple[CostLedger, ...]:
             if isinstance(handler, FoReaLCostCallbackHandler):
                 found[id(handler)] = handler.ledger
     return tuple(found.values())
+
+
+class Account:
+    """The requests of one call, for what LangChain's callbacks never hear of: the cost of a call
+    that fails or is stopped. They charge the others.
+
+    The engine settles each request, so its cost is known however the call ends.
+
+    Args:
+        ledgers: what pays.
+    """
+
+    def __init__(self, ledgers: Sequence[CostLedger]) -> None:
+        self._ledgers = ledgers
+        self._changed = threading.Condition()
+        self._futures: list[Future[Generation]] = []
+        self._ends: list[Generation | BaseException] = []
+        self._stopped = False
+
+    def submit(
+        self, decoder: FoReaLDecoder, prompts: Sequence[list[int]], settings: FoReaLConfig
+    ) -> list[Future[Generation]]:
+        """Submits a request for each prompt; those of a stopped call stop at once."""
+        for ids in prompts:
+            future = decoder.submit(ids, settings, on_done=self.settle)
+            with self._changed:
+                self._futures.append(future)
+                stopped = self._stopped
+            if stopped:
+                future.cancel()
+        return self._futures
+
+    def settle(self, end: Generation | BaseException) -> None:
+        """Notes how a request ended; for the engine."""
+        with self._changed:
+            self._ends.append(end)
+            stopped = self._stopped
+            self._changed.notify_all()
+        if stopped:
+            self._charge(end)
+
+    def stop(self) -> None:
+        """Ends the call without a result: stops what was submitted and charges everything."""
+        with self._changed:
+            self._stopped = True
+            futures, ends = list(self._futures), list(self._ends)
+        for future in futures:
+            future.cancel()
+        for end in ends:
+            self._charge(end)
+
+    def wait(self) -> None:
+        """Waits until every submitted request has ended: one step of the engine after `stop`."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._ends) >= len(self._futures))
+
+    def _charge(self, end: Generation | BaseException) -> None:
+        cost = getattr(end, "cost", None)  # an error's, too
+        if cost is None:
+            return
+        early = not isinstance(end, Generation) or end.finish_reason == "cancelled"
+        for ledger in self._ledgers:
+            ledger.charge(cost.to_dict(), stopped_early=early)

@@ -38,7 +38,7 @@ from foreal_integrations.langchain.structured import (
     response_schema,
 )
 from foreal_integrations.replies import THINK_END, ReplySplitter, opens_thinking
-from foreal_integrations.shared import events_in_time, free_of_charge, metered
+from foreal_integrations.shared import events_in_time, free_of_charge
 
 _MOST_THREADS = 32
 _ASKED_FOR = ("tools", "tool_choice", "response_format")
@@ -178,15 +178,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
     ) -> ChatResult:
         call = self._paid_by(run_manager)
         request = call._prepare(call._decoder(), messages, stop, kwargs)
-        if call.timeout is None:
-            with call._charging_failures():
-                generation = request.decoder.generate(request.ids, request.settings)
-        else:
-            stream = request.decoder.stream(request.ids, request.settings)
-            with metered([stream], call.timeout, call._charge):
-                for _ in stream:
-                    pass
-            generation = stream.result
+        (generation,) = call._generations(request.decoder, [request.ids], request.settings)
         return call._result(request, generation)
 
     async def _agenerate(
@@ -210,10 +202,9 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         call = self._paid_by(run_manager)
         request = call._prepare(call._decoder(), messages, stop, kwargs)
-        stream = request.decoder.stream(request.ids, request.settings)
         reader = request.reader
         # BaseChatModel fires the token callbacks itself.
-        with metered([stream], call.timeout, call._charge):
+        with call._streaming(request.decoder, request.ids, request.settings) as stream:
             for event in stream:
                 for part in reader.feed(event.text):
                     yield ChatGenerationChunk(message=reader.chunk(part))
@@ -231,9 +222,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = self._paid_by(run_manager)
         request = await call._aprepare(messages, stop, kwargs)
-        stream = request.decoder.astream(request.ids, request.settings)
         reader = request.reader
-        try:
+        async with call._astreaming(request.decoder, request.ids, request.settings) as stream:
             async for event in events_in_time(stream, call.timeout):
                 for part in reader.feed(event.text):
                     yield ChatGenerationChunk(message=reader.chunk(part))
@@ -241,9 +231,6 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
                 yield ChatGenerationChunk(message=reader.chunk(part))
             last = reader.last_chunk(stream.result, call.model_name)
             yield ChatGenerationChunk(message=last)
-        except BaseException:
-            await call._aabandon(stream)
-            raise
 
     def bind_tools(
         self,

@@ -18,7 +18,7 @@ from pydantic import PrivateAttr
 from foreal_core import FoReaLDecoder, FoReaLError, Generation
 from foreal_integrations.langchain.base import FoReaLFields
 from foreal_integrations.langchain.callbacks import record_of
-from foreal_integrations.shared import events_in_time, free_of_charge, metered
+from foreal_integrations.shared import events_in_time, free_of_charge
 
 
 class FoReaLLLM(FoReaLFields, BaseLLM):
@@ -162,15 +162,8 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         settings = self._settings(stop, kwargs)
         decoder = self._decoder()
         ids = [decoder.encode(**self._request(decoder, prompt)) for prompt in prompts]
-        if self.timeout is None:
-            with self._charging_failures():
-                return self._result([_text(g) for g in decoder.generate(ids, settings)])
-        streams = [decoder.stream(one, settings) for one in ids]
-        with metered(streams, self.timeout, self._charge):
-            for stream in streams:
-                for _ in stream:
-                    pass
-        return self._result([_text(stream.result) for stream in streams])
+        generations = self._generations(decoder, ids, settings)
+        return self._result([_text(generation) for generation in generations])
 
     async def _agenerate(
         self,
@@ -201,8 +194,7 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         settings = self._settings(stop, kwargs)
         decoder = self._decoder()
         ids = decoder.encode(**self._request(decoder, prompt))
-        stream = decoder.stream(ids, settings)
-        with metered([stream], self.timeout, self._charge):
+        with self._streaming(decoder, ids, settings) as stream:
             for event in stream:
                 if event.text:
                     chunk = GenerationChunk(text=event.text)
@@ -224,8 +216,7 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         settings = self._settings(stop, kwargs)
         decoder = await self._adecoder()
         ids = await self._aencode(decoder, len(prompt), **self._request(decoder, prompt))
-        stream = decoder.astream(ids, settings)
-        try:
+        async with self._astreaming(decoder, ids, settings) as stream:
             async for event in events_in_time(stream, self.timeout):
                 if event.text:
                     chunk = GenerationChunk(text=event.text)
@@ -236,9 +227,6 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
             if run_manager is not None:
                 await run_manager.on_llm_new_token("", chunk=last)
             yield last
-        except BaseException:
-            await self._aabandon(stream)
-            raise
 
     # -- what LangChain asks about the model ----------------------------------------------------
 

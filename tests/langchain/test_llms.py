@@ -14,7 +14,7 @@ pytest.importorskip("langchain_core", reason="needs the extra langchain")
 from lc_helpers import QUESTIONS
 
 from foreal_core import FoReaLDecoder
-from foreal_integrations.langchain import FoReaLLLM
+from foreal_integrations.langchain import ChatFoReaL, FoReaLLLM
 
 QUESTION = QUESTIONS[0]
 
@@ -57,6 +57,7 @@ def test_instances_share_one_lazily_loaded_pair() -> None:
     assert one._source.loaded is None
     one.invoke(QUESTION)
     decoder = other._decoder()
+    assert decoder is ChatFoReaL(seed=3)._decoder()
     assert decoder is one._decoder() is one.bind(seed=3).bound._decoder()  # type: ignore[attr-defined]
     decoder.close()
     assert not FoReaLLLM()._decoder().closed
