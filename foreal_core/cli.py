@@ -9,12 +9,13 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed_version
 from typing import Annotated
 
 import typer
 
+from foreal_core.commands.analyze import analyze
 from foreal_core.commands.bench import bench
 from foreal_core.commands.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTED
 from foreal_core.commands.demo import demo
@@ -28,13 +29,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="FoReaL-Decoding: a strong leader opens the sentences, a small draft finishes them.",
 )
-for name, command in {
+COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "generate": generate,
     "eval": evaluate,
     "sweep": sweep,
+    "analyze": analyze,
     "bench": bench,
-}.items():
+}
+for name, command in COMMANDS.items():
     app.command(name)(command)
 
 

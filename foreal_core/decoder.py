@@ -13,7 +13,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
 from foreal_core.engine import Engine, Request
 from foreal_core.errors import ConfigError, ContextOverflowError
-from foreal_core.events import Author, Generation, TokenEvent
+from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
 from foreal_core.loading import end_of_sequence_ids, load_pair, model_name
 from foreal_core.model_runner import ModelRunner
 from foreal_core.streams import AsyncTokenStream, Push, TokenStream
@@ -85,6 +85,7 @@ class FoReaLDecoder:
             draft_runner.restore()
             raise
         self._vocab_size = leader_runner.vocab_size
+        self._models: dict[Author, Any] = {LEADER: leader, DRAFT: draft}
         self._engine = Engine(
             leader_runner,
             draft_runner,
@@ -309,6 +310,16 @@ class FoReaLDecoder:
     def tokenizer(self) -> Any:
         """The leader's tokenizer."""
         return self._pair_tokenizer.tokenizer
+
+    @property
+    def pair_tokenizer(self) -> PairTokenizer:
+        """What the two vocabularies share."""
+        return self._pair_tokenizer
+
+    @property
+    def transformers_models(self) -> dict[Author, Any]:
+        """The two models as transformers loaded them; they may be run beside the decoder."""
+        return dict(self._models)
 
     @property
     def has_chat_template(self) -> bool:

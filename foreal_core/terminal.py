@@ -35,6 +35,11 @@ _COUNTS_NOTE = (
     "FLOPs hold everything that was computed, catch-up and rejected proposals too; weight bytes "
     "are what the clock follows at small batch. The ratio is total / leader alone."
 )
+_TESTS_NOTE = (
+    "Slopes are of the share misaligned, within each response: per token of the sentence (local "
+    "diminish), per length of the response (global). One-sided sign-flip tests over responses."
+)
+_FEW_TOKENS = 8
 _KIND_LABELS = {"catch_up": "catch-up"}
 
 
@@ -115,6 +120,36 @@ def eval_view(record: Mapping[str, Any]) -> list[RenderableType]:
     alone = [_scaled(record["weight_bytes_alone"][key], "B") for key in (LEADER, DRAFT, "total")]
     table.add_row("the same, one at a time", *alone, "", "")
     return [result, table, Text(_COUNTS_NOTE, "dim")]
+
+
+def analysis_view(record: Mapping[str, Any]) -> list[RenderableType]:
+    """Where leader and draft disagree, from `analysis.analyze`."""
+    table = _table("misaligned", "share", "95 %", "responses", "tokens")
+    tests = _table("test", "claim", "slope", "95 %", "p")
+    for name, scope in record["scopes"].items():
+        low, high = scope["interval"]
+        table.add_row(
+            name,
+            f"{scope['misaligned']:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            str(scope["responses"]),
+            str(scope["response_tokens"]),
+        )
+        for test, result in scope["tests"].items():
+            if result["slope"] is not None:
+                low, high = result["interval"]
+                tests.add_row(
+                    f"{name}: {test.replace('_', ' ')}",
+                    result["claim"],
+                    f"{result['slope']:+.3g}",
+                    f"{low:+.3g} to {high:+.3g}",
+                    f"{result['p_value']:.2g}",
+                )
+    words = ", ".join(
+        f"{token['text']!r} {token['misaligned']}/{token['occurrences']}"
+        for token in record["scopes"]["all"]["tokens"][:_FEW_TOKENS]
+    )
+    return [table, tests, Text(f"Most misaligned: {words}"), Text(_TESTS_NOTE, "dim")]
 
 
 def bench_view(record: Mapping[str, Any]) -> list[RenderableType]:

@@ -139,7 +139,7 @@ def _running(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:
 def test_without_a_command_the_help_lists_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     shown = capsys.readouterr().out
-    for command in ("demo", "generate", "eval", "sweep", "bench"):
+    for command in ("demo", "generate", "eval", "sweep", "analyze", "bench"):
         assert re.search(rf"^  {command} ", shown, re.MULTILINE)
 
 

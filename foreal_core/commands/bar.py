@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from foreal_core.commands.common import CommandConsole
 
@@ -60,16 +67,29 @@ class AnswerBar:
 @contextlib.contextmanager
 def answer_bar(total: int, name: str) -> Iterator[AnswerBar]:
     """A bar for `total` answers."""
+    with _progress(TextColumn("{task.fields[right]}", markup=False)) as progress:
+        yield AnswerBar(progress, name, total)
+
+
+@contextlib.contextmanager
+def counting_bar(total: int, name: str) -> Iterator[Callable[[], None]]:
+    """A bar for `total` things; what it yields counts one more."""
+    with _progress() as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda: progress.advance(task)
+
+
+def _progress(*further: ProgressColumn) -> Progress:
     console = CommandConsole(stderr=True, highlight=False)
-    columns = (
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[right]}", markup=False),
+        *further,
         TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield AnswerBar(progress, name, total)
 
 
 def _duration(seconds: float) -> str:

@@ -54,7 +54,7 @@ class Bootstrap:
             axis=1,
         ).astype(np.float64)
 
-    def mean(self, values: Sequence[float]) -> Interval:
+    def mean(self, values: Sequence[float] | np.ndarray) -> Interval:
         """Of the mean of one value per question."""
         return _percentiles(self._sums(values) / len(values))
 
@@ -64,6 +64,16 @@ class Bootstrap:
         if not below.all():
             return math.nan, math.nan
         return _percentiles(self._sums(values) / below)
+
+    def ratios(self, values: np.ndarray, baseline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of sum(values) / sum(baseline) column by column, both [questions, columns]; a resample
+        without anything in a column's baseline says nothing about it."""
+        above, below = self._sums(values), self._sums(baseline)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares = np.where(below > 0, above / below, np.nan)
+        known = np.where(np.isnan(shares).all(axis=0), 0.0, shares)
+        low, high = np.nanpercentile(known, [2.5, 97.5], axis=0)
+        return low, high
 
     def difference(self, values: Sequence[float], baseline: Sequence[float]) -> Interval:
         """Of mean(values) - mean(baseline), both measured on the same questions."""

@@ -62,6 +62,7 @@ class _Run:
     kind: str
     settings: Mapping[str, Any]
     row: Row
+    main: bool  # without a draft, or with the main one
 
 
 def sweep_plots(record: Mapping[str, Any], folder: Path, scope: str = "all") -> list[Path]:
@@ -96,11 +97,12 @@ def _runs(record: Mapping[str, Any], scope: str) -> list[_Run]:
     main = record["setup"]["drafts"][0]
     runs = []
     for run in record["runs"]:
-        policy = run["settings"]["policy"]
-        foreal = "FoReaL" if run["draft"] == main else "FoReaL, another draft"
-        kind = _POLICIES.get(policy, foreal)
+        is_main = run["draft"] in ("", main)
+        foreal = "FoReaL" if is_main else "FoReaL, another draft"
+        kind = _POLICIES.get(run["settings"]["policy"], foreal)
         if run["label"] in rows:
-            runs.append(_Run(run["label"], kind, run["settings"], rows[run["label"]]))
+            row = rows[run["label"]]
+            runs.append(_Run(run["label"], kind, run["settings"], row, is_main))
     return runs
 
 
@@ -188,7 +190,7 @@ def _by_parameter(
                 label=f"{other}={setting}" if other else "FoReaL",
             )
         for run in runs:
-            if run.kind in ("leader alone", "draft alone"):
+            if run.kind in ("leader alone", "draft alone") and run.main:
                 colour = _KINDS[run.kind][0]
                 axis.axhline(value(run.row), color=colour, linewidth=0.8, linestyle=":")
                 axis.annotate(
