@@ -41,6 +41,10 @@ class FoReaLDecoder:
         draft_tokenizer: the draft's, if it is another one; both must agree on ordinary ids.
         max_batch_size: requests that run side by side; the rest queue.
         max_context: tokens of prompt and completion together; by default what both models take.
+        static_shapes: run short passes at few fixed shapes, on CUDA as recorded graphs; None does
+            so for each model that is on a CUDA device as a whole.
+        compile: run those passes through torch.compile, which takes minutes when a shape is first
+            met; needs static shapes.
 
     Raises:
         IncompatibleModelsError: the vocabularies give different meanings to the same ids.
@@ -57,6 +61,8 @@ class FoReaLDecoder:
         draft_tokenizer: Any = None,
         max_batch_size: int = 32,
         max_context: int | None = None,
+        static_shapes: bool | None = None,
+        compile: bool = False,
     ) -> None:
         context = _checked_context(max_context, leader, draft)
         if (
@@ -65,11 +71,16 @@ class FoReaLDecoder:
             or max_batch_size < 1
         ):
             raise ConfigError(f"max_batch_size={max_batch_size!r} is not allowed: an integer >= 1.")
-        leader_runner = ModelRunner(
-            leader, model_name(leader, "leader"), max_rows=max_batch_size, max_slots=context
-        )
-        draft_runner = ModelRunner(
-            draft, model_name(draft, "draft"), max_rows=max_batch_size, max_slots=context
+        leader_runner, draft_runner = (
+            ModelRunner(
+                model,
+                model_name(model, author),
+                max_rows=max_batch_size,
+                max_slots=context,
+                static=static_shapes,
+                compiled=compile,
+            )
+            for author, model in ((LEADER, leader), (DRAFT, draft))
         )
         try:
             self._pair_tokenizer = PairTokenizer(
@@ -106,6 +117,8 @@ class FoReaLDecoder:
         dtype: Any = "auto",
         max_batch_size: int = 32,
         max_context: int | None = None,
+        static_shapes: bool | None = None,
+        compile: bool = False,
         leader_kwargs: Mapping[str, Any] | None = None,
         draft_kwargs: Mapping[str, Any] | None = None,
         **hf_kwargs: Any,
@@ -115,7 +128,7 @@ class FoReaLDecoder:
         Args:
             leader, draft: hub ids or local folders.
             device_map, dtype: as in transformers' `from_pretrained`, for both models.
-            max_batch_size, max_context: see the class.
+            max_batch_size, max_context, static_shapes, compile: see the class.
             leader_kwargs, draft_kwargs: further `from_pretrained` arguments for one model
                 (quantization_config, revision, device_map, ...).
             **hf_kwargs: further arguments for both.
@@ -137,6 +150,8 @@ class FoReaLDecoder:
             draft_tokenizer=pair.draft_tokenizer,
             max_batch_size=max_batch_size,
             max_context=max_context,
+            static_shapes=static_shapes,
+            compile=compile,
         )
 
     @classmethod

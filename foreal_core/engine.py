@@ -16,15 +16,10 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence as SequenceOf
-from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from foreal_core.config import FoReaLConfig
-from foreal_core.constraint import Constraint, ConstraintFactory
 from foreal_core.cost import ModelProfile
 from foreal_core.errors import (
     EngineClosedError,
@@ -33,9 +28,10 @@ from foreal_core.errors import (
     OutOfMemoryError,
 )
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
-from foreal_core.model_runner import Chunk, ModelRunner
-from foreal_core.sampling import Draws, draw
-from foreal_core.sequence import Plan, Sequence
+from foreal_core.model_runner import ModelRunner
+from foreal_core.passes import Passes, Work
+from foreal_core.sampling import Draws
+from foreal_core.sequence import Sequence
 from foreal_core.tokenizer import PairTokenizer
 
 # Rows that wait for one model wait for at most this many passes of the other.
@@ -68,16 +64,6 @@ class Request:
         self.cancelled = True
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """A request, what its model is to ingest in this pass, and what may come after it: a mask
-    for each wanted position, or none at all."""
-
-    request: Request
-    plan: Plan
-    masks: list[np.ndarray | None]
-
-
 class Engine:
     """Runs requests on a leader and a draft.
 
@@ -102,11 +88,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.profiles: dict[Author, ModelProfile] = {LEADER: leader.profile, DRAFT: draft.profile}
         self._runners: dict[Author, ModelRunner] = {LEADER: leader, DRAFT: draft}
-        self._forbidden: Tensor | None = None
-        if tokenizer.draft_forbidden:
-            self._forbidden = torch.tensor(tokenizer.draft_forbidden)
-        self._constraints: ConstraintFactory | None = None
-        self._compiling = threading.Lock()
+        self._passes = Passes(self._runners, tokenizer)
         self._inbox: deque[Request] = deque()
         self._wake = threading.Condition()
         self._process = os.getpid()
@@ -135,7 +117,8 @@ class Engine:
         """
         self._refuse_in_a_fork()
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
-        constraint = self._compile(config, prompt)
+        limit = min(config.max_new_tokens, self.max_context - len(prompt))
+        constraint = self._passes.compile(config, prompt, limit)
         sequence = Sequence(prompt, config, seed, self.tokenizer, self.max_context, constraint)
         request = Request(sequence, on_events, on_done)
         with self._wake:
@@ -216,7 +199,7 @@ class Engine:
         with self._wake:
             if not self._inbox and not self._active and not self._closed:
                 for runner in self._runners.values():
-                    runner.cache.release()
+                    runner.rest()
                 self._most_rows.clear()
                 self._wake.wait_for(lambda: self._inbox or self._closed)
             return not self._closed
@@ -231,14 +214,13 @@ class Engine:
         for request in self._active:
             waiting[request.sequence.next_author()].append(request)
         author = self._choose_author(waiting)
-        work = []
+        works = []
         for request in waiting[author]:
             try:
-                plan = request.sequence.plan(author)
-                work.append(_Work(request, plan, self._masks(author, request.sequence, plan)))
+                works.append(self._passes.plan(author, request.sequence, request.row))
             except Exception as error:
                 self._fail([request], _wrapped(error))
-        for group in self._groups(author, work):
+        for group in self._groups(author, works):
             self._pass(author, group)
 
     def _drop_cancelled(self) -> None:
@@ -279,168 +261,86 @@ class Engine:
         self._passes_in_a_row[other] = 0
         return chosen
 
-    def _groups(self, author: Author, work: list[_Work]) -> list[list[_Work]]:
+    def _groups(self, author: Author, works: list[Work]) -> list[list[Work]]:
         """Splits a pass so that a long prompt does not pad everyone else to its length, and so
         that it fits the device."""
         most = self._most_rows.get(author, self.max_batch_size)
         if self._runners[author].one_row_at_a_time:
             most = 1
-        groups: list[list[_Work]] = []
+        groups: list[list[Work]] = []
         shortest = 0
-        for one in sorted(work, key=lambda one: len(one.plan.tokens)):
+        for one in sorted(works, key=lambda one: len(one.plan.tokens)):
             length = len(one.plan.tokens)
             too_long = length > 2 * shortest + _PADDING_SLACK
             if not groups or too_long or len(groups[-1]) == most:
                 groups.append([])
                 shortest = length
             groups[-1].append(one)
-        return [sorted(group, key=lambda one: one.request.row) for group in groups]
+        return [sorted(group, key=lambda one: one.row) for group in groups]
 
-    def _pass(self, author: Author, work: list[_Work]) -> None:
+    def _pass(self, author: Author, works: list[Work]) -> None:
         """Runs one pass; on a full device it is halved, and only what does not fit alone fails."""
         try:
-            logits = self._runners[author].forward(
-                [
-                    Chunk(
-                        one.request.row,
-                        one.plan.start,
-                        one.plan.tokens
-                        if author == LEADER
-                        else self.tokenizer.to_draft(one.plan.tokens),
-                        one.plan.keep,
-                    )
-                    for one in work
-                ]
-            )
-            draws = self._draw(author, work, logits)
+            rounds = self._passes.run(author, works)
         except torch.OutOfMemoryError as error:
-            self._retry_smaller(author, work, error)
+            self._retry_smaller(author, works, error)
             return
         except Exception as error:
-            self._fail([one.request for one in work], _wrapped(error))
+            self._fail(self._requests(works), _wrapped(error))
             return
-        for one, own in zip(work, draws, strict=True):
-            request = one.request
-            try:
-                self._take(author, one, own, rows=len(work))
-            except Exception as error:
-                self._fail([request], _wrapped(error))
+        requests = self._requests(works)
+        by_row = {request.row: request for request in requests}
+        for ahead, one_round in enumerate(rounds):
+            for one, draws in zip(one_round.works, one_round.draws, strict=True):
+                request = by_row[one.row]
+                if request.row < 0:  # an earlier round failed it
+                    continue
+                try:
+                    self._take(author, one, draws, len(one_round.works), ran_ahead=ahead > 0)
+                except Exception as error:
+                    self._fail([request], _wrapped(error))
+        for request in requests:
+            if request.row >= 0:
+                self._deliver(request)
 
-    def _take(self, author: Author, one: _Work, draws: Draws, rows: int) -> None:
-        request, plan = one.request, one.plan
-        request.sequence.ingested(author, plan, rows)
+    def _take(self, author: Author, one: Work, draws: Draws, rows: int, *, ran_ahead: bool) -> None:
+        sequence, plan = one.sequence, one.plan
+        if ran_ahead and not sequence.wants(author, plan):
+            sequence.wasted(author, plan, rows)
+            return
+        sequence.ingested(author, plan, rows)
         if not all(draws.finite):
             raise NonFiniteLogitsError(
                 f"the {author} ({self.profiles[author].name}) returned NaN or infinite logits for "
-                f"token {len(request.sequence.tokens)} of the text. Check its weights and dtype "
+                f"token {len(sequence.tokens)} of the text. Check its weights and dtype "
                 "(float16 overflows where bfloat16 or float32 does not)."
             )
         if plan.keep:
-            request.sequence.take(author, plan, draws)
-            self._deliver(request)
+            sequence.take(author, plan, draws)
 
-    def _draw(self, author: Author, work: list[_Work], logits: Tensor) -> list[Draws]:
-        """Draws for every wanted position of every row, in one go."""
-        if author == DRAFT:
-            logits = self._without_forbidden(logits)
-        wanted = [
-            (one.request.sequence, position)
-            for one in work
-            for position in one.request.sequence.kept_positions(one.plan)
-        ]
-        if not wanted:
-            return [Draws([], [], []) for _ in work]
-        logits = self._constrained(work, logits)
-        penalised = any(sequence.config.repetition_penalty != 1.0 for sequence, _ in wanted)
-        drawn = draw(
-            logits,
-            [sequence.config for sequence, _ in wanted],
-            [sequence.seed for sequence, _ in wanted],
-            [position - sequence.prompt_length for sequence, position in wanted],
-            [sequence.context(position) if penalised else () for sequence, position in wanted],
-        )
-        shares, first = [], 0
-        for one in work:
-            last = first + one.plan.keep
-            shares.append(
-                Draws(drawn.tokens[first:last], drawn.argmax[first:last], drawn.finite[first:last])
-            )
-            first = last
-        return shares
-
-    def _masks(self, author: Author, sequence: Sequence, plan: Plan) -> list[np.ndarray | None]:
-        """What the sequence's grammar allows at each wanted position, in the author's ids."""
-        constraint = sequence.constraint
-        if constraint is None:
-            return []
-        completions = (
-            sequence.context(position)[sequence.prompt_length :]
-            for position in sequence.kept_positions(plan)
-        )
-        masks = [constraint.allowed(completion) for completion in completions]
-        if author == LEADER:
-            return masks
-        return [None if mask is None else mask[self._leader_ids] for mask in masks]
-
-    def _constrained(self, work: list[_Work], logits: Tensor) -> Tensor:
-        rows, masks, first = [], [], 0
-        for one in work:
-            for row, mask in enumerate(one.masks, start=first):
-                if mask is not None:
-                    rows.append(row)
-                    masks.append(mask)
-            first += one.plan.keep
-        if not rows:
-            return logits
-        ruled_out = torch.from_numpy(~np.stack(masks)).to(logits.device)
-        index = torch.tensor(rows, device=logits.device)
-        return logits.index_copy(0, index, logits[index].masked_fill(ruled_out, -torch.inf))
-
-    @cached_property
-    def _leader_ids(self) -> np.ndarray:
-        """The leader's id of each id that the draft can write; the rest is forbidden anyway."""
-        widths = [self._runners[author].vocab_size for author in (DRAFT, LEADER)]
-        ids = [self.tokenizer.from_draft(token) for token in range(widths[0])]
-        clipped: np.ndarray = np.minimum(np.array(ids), widths[1] - 1)
-        return clipped
-
-    def _compile(self, config: FoReaLConfig, prompt: SequenceOf[int]) -> Constraint | None:
-        if not config.constrained:
-            return None
-        with self._compiling:
-            if self._constraints is None:
-                self._constraints = ConstraintFactory(
-                    self.tokenizer.tokenizer,
-                    self._runners[LEADER].vocab_size,
-                    sorted(self.tokenizer.leader_eos),
-                )
-            limit = min(config.max_new_tokens, self.max_context - len(prompt))
-            return self._constraints.compile(config, prompt, limit)
-
-    def _without_forbidden(self, logits: Tensor) -> Tensor:
-        if self._forbidden is None:
-            return logits
-        if self._forbidden.device != logits.device:
-            self._forbidden = self._forbidden.to(logits.device)
-        return logits.index_fill(-1, self._forbidden, -torch.inf)
+    def _requests(self, works: SequenceOf[Work]) -> list[Request]:
+        by_row = {request.row: request for request in self._active}
+        return [by_row[one.row] for one in works]
 
     def _retry_smaller(
-        self, author: Author, work: list[_Work], error: torch.OutOfMemoryError
+        self, author: Author, works: list[Work], error: torch.OutOfMemoryError
     ) -> None:
         # The traceback holds the failed pass's tensors.
         error.__traceback__ = None
+        for runner in self._runners.values():
+            runner.shrink()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if len(work) > 1:
-            half = len(work) // 2
+        if len(works) > 1:
+            half = len(works) // 2
             self._most_rows[author] = half
-            self._pass(author, work[:half])
-            self._pass(author, work[half:])
+            self._pass(author, works[:half])
+            self._pass(author, works[half:])
             return
-        (one,) = work
+        (one,) = works
         self._fail(
-            [one.request],
+            self._requests(works),
             OutOfMemoryError(
                 f"out of memory: a {author} pass over {len(one.plan.tokens)} tokens after "
                 f"{one.plan.start} cached ones does not fit the device, even alone ({error}). "

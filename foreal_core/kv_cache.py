@@ -15,26 +15,39 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 _SMALLEST_CAPACITY = 256
+# Slots behind every context: for padding, and for lines that sit a pass out.
+SPARE_SLOTS = 64
 
 
 class RowCache(Cache):
     """Keys and values of up to `max_rows` requests for every layer, grown on demand.
 
-    Call `begin` before each forward pass. Layers are found as the model calls `update`, so any
-    head size and any split over devices fits.
+    Call `begin` or `begin_static` before each forward pass. Layers are found as the model calls
+    `update`, so any head size and any split over devices fits.
+
+    Attributes:
+        version: changes whenever the memory moves.
     """
 
     def __init__(self, max_rows: int, max_slots: int) -> None:
         super().__init__(layers=[])
+        self.version = 0
         self._max_rows = max_rows
         self._max_slots = max_slots
+        self._held = (0, 0)  # rows and slots of every slab
         self._slabs: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> 2 x [rows, heads, slots, dim]
         self._rows: list[int] = []
         self._starts: list[int] = []
         self._uniform = True
         self._width = 0
         self._view = 0
+        self._static_starts: Tensor | None = None
         self._index: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def slots(self) -> int:
+        """Slots of each row, the spare ones included."""
+        return self._held[1]
 
     def begin(self, rows: list[int], starts: list[int], lengths: list[int]) -> None:
         """Announces a pass.
@@ -48,13 +61,44 @@ class RowCache(Cache):
         self._width = width = max(lengths)
         self._view = max(starts) + width
         self._uniform = min(starts) == max(starts) and min(lengths) == width
+        self._static_starts = None
         self._index.clear()
+        self.reserve(rows[-1] + 1, self._view)
+
+    def begin_static(self, starts: Tensor, width: int, view: int) -> None:
+        """Announces a pass over the first rows, `width` tokens each, whose `starts` [B] are only
+        known on the device. Memory must be reserved; `view` slots are attended to."""
+        self._static_starts = starts
+        self._rows = list(range(len(starts)))
+        self._width, self._view, self._uniform = width, view, False
+        self._index.clear()
+
+    def reserve(self, rows: int, slots: int) -> None:
+        """Makes room for so many rows and slots, if there is not."""
+        held_rows, held_slots = self._held
+        if rows <= held_rows and slots + SPARE_SLOTS <= held_slots:
+            return
+        new_rows = held_rows if rows <= held_rows else min(power_of_two(rows), self._max_rows)
+        new_slots = held_slots
+        if slots + SPARE_SLOTS > held_slots:
+            doubled = max(power_of_two(slots), _SMALLEST_CAPACITY)
+            # The last pass of a full row may pad a little beyond the context.
+            new_slots = max(min(doubled, self._max_slots), slots) + SPARE_SLOTS
+        self._held = new_rows, new_slots
+        self.version += 1
+        for layer, slab in self._slabs.items():
+            keys, values = (self._empty(old) for old in slab)
+            for new, old in zip((keys, values), slab, strict=True):
+                new[:held_rows, :, :held_slots] = old
+            self._slabs[layer] = keys, values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Stores [B, heads, width, dim] at each row's positions; gives [B, heads, view, dim]."""
-        keys, values = self._slab(layer_idx, key_states, value_states)
+        if layer_idx not in self._slabs:
+            self._slabs[layer_idx] = self._empty(key_states), self._empty(value_states)
+        keys, values = self._slabs[layer_idx]
         first, last = self._rows[0], self._rows[-1]
         if self._uniform and last - first + 1 == len(self._rows):
             # Neighbouring rows of one length are a view: no gather, no scatter.
@@ -76,6 +120,8 @@ class RowCache(Cache):
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
         """The position of the first query: an int if all lines agree, else a [B] tensor."""
+        if self._static_starts is not None:
+            return self._static_starts
         if self._uniform:
             return self._starts[0]
         return torch.tensor(self._starts)
@@ -98,38 +144,28 @@ class RowCache(Cache):
     def release(self) -> None:
         """Gives all memory back; only while no row is in use."""
         self._slabs.clear()
+        self._held = (0, 0)
+        self.version += 1
 
-    def _slab(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        slab = self._slabs.get(layer)
-        rows, slots = self._rows[-1] + 1, self._view
-        if slab is not None and rows <= slab[0].shape[0] and slots <= slab[0].shape[2]:
-            return slab
-        held = (0, 0) if slab is None else (slab[0].shape[0], slab[0].shape[2])
-        new_rows = held[0] if rows <= held[0] else min(_power_of_two(rows), self._max_rows)
-        new_slots = held[1]
-        if slots > held[1]:
-            doubled = max(_power_of_two(slots), _SMALLEST_CAPACITY)
-            # The last pass of a full row may pad a little beyond the context.
-            new_slots = max(min(doubled, self._max_slots), slots)
+    def _empty(self, like: Tensor) -> Tensor:
+        rows, slots = self._held
         # Zeroes, not garbage: see `wipe`.
-        grown = tuple(
-            states.new_zeros(new_rows, states.shape[1], new_slots, states.shape[3])
-            for states in (keys, values)
-        )
-        if slab is not None:
-            for new, old in zip(grown, slab, strict=True):
-                new[: held[0], :, : held[1]] = old
-        self._slabs[layer] = (grown[0], grown[1])
-        return self._slabs[layer]
+        return like.new_zeros(rows, like.shape[1], slots, like.shape[3])
 
     def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """rows [B] and positions [B, width] on `device`."""
         if device not in self._index:
-            starts = torch.tensor(self._starts, device=device)
+            if self._static_starts is None:
+                starts = torch.tensor(self._starts, device=device)
+                rows = torch.tensor(self._rows, device=device)
+            else:
+                starts = self._static_starts.to(device)
+                rows = torch.arange(len(starts), device=device)
             positions = starts[:, None] + torch.arange(self._width, device=device)
-            self._index[device] = (torch.tensor(self._rows, device=device), positions)
+            self._index[device] = (rows, positions)
         return self._index[device]
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """The smallest that is no less than n."""
     return 1 << (n - 1).bit_length()

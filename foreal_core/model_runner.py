@@ -6,7 +6,6 @@ import itertools
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,28 +13,13 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from foreal_core.attention import ATTENTION_NAME
+from foreal_core.chunks import Chunk as Chunk, wanted_columns, wanted_logits
 from foreal_core.cost import ModelProfile
 from foreal_core.errors import UnsupportedModelError
 from foreal_core.kv_cache import RowCache
+from foreal_core.static_passes import StaticPasses
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """New tokens of one row.
-
-    Attributes:
-        row: the cache row.
-        start: valid positions before these tokens.
-        tokens: ids to ingest, at positions start, start + 1, ...
-        keep: logits are wanted after each of the last `keep` of them (0: none).
-    """
-
-    row: int
-    start: int
-    tokens: Sequence[int]
-    keep: int
 
 
 class ModelRunner:
@@ -47,12 +31,27 @@ class ModelRunner:
         name: what the cost record calls it.
         max_rows: requests at a time.
         max_slots: positions of a row.
+        static: run short passes at fixed shapes, on CUDA as graphs; None does so where the whole
+            model is on one CUDA device.
+        compiled: run the static passes through torch.compile.
+
+    Attributes:
+        static: whether short passes have fixed shapes.
 
     Raises:
         UnsupportedModelError: the model's state cannot be rolled back token by token.
     """
 
-    def __init__(self, model: Any, name: str, *, max_rows: int, max_slots: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        *,
+        max_rows: int,
+        max_slots: int,
+        static: bool | None = None,
+        compiled: bool = False,
+    ) -> None:
         _refuse_unless_rollable(model, name)
         self.model = model
         self.profile = profile_model(model, name)
@@ -62,57 +61,80 @@ class ModelRunner:
         # neighbours would change each other's text.
         self.one_row_at_a_time = _rope_type(model) == "longrope"
         self.device: torch.device = model.get_input_embeddings().weight.device
+        if static is None:
+            devices = {parameter.device for parameter in model.parameters()}
+            static = self.device.type == "cuda" and len(devices) == 1
+        self.static = static and not self.one_row_at_a_time
         self._last_position = max_slots - 1
+        self._static_passes = StaticPasses(
+            torch.compile(model, dynamic=False) if compiled else model,
+            self.cache,
+            self.device,
+            max_rows=max_rows,
+            last_position=self._last_position,
+        )
         _borrow_attention(model)
         model.eval()
 
-    def forward(self, chunks: Sequence[Chunk]) -> Tensor:
+    def forward(self, chunks: Sequence[Chunk], drawn: Tensor | None = None) -> Tensor:
         """One pass over all chunks, rows ascending.
+
+        Args:
+            chunks: what each row ingests.
+            drawn: [len(chunks)] ids on the device that stand for the tokens, one of each chunk.
 
         Returns [sum of keep, V]: the logits that each chunk wants, chunk after chunk. The pass
         writes to the rows' slots only, so it can be repeated.
         """
+        if self.static and self._static_passes.takes(chunks):
+            logits = self._static_passes.run(chunks, drawn)
+            if logits is not None:
+                return logits
+        return self._plain(chunks, drawn)
+
+    def _plain(self, chunks: Sequence[Chunk], drawn: Tensor | None) -> Tensor:
         lengths = [len(chunk.tokens) for chunk in chunks]
         starts = [chunk.start for chunk in chunks]
         width = max(lengths)
         self.cache.begin([chunk.row for chunk in chunks], starts, lengths)
-        ids = torch.tensor(
-            [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks],
-            device=self.device,
-        )
+        ids = drawn
+        if ids is None:
+            ids = torch.tensor(
+                [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks],
+                device=self.device,
+            )
         positions = torch.arange(width, device=self.device)[None, :] + torch.tensor(
             starts, device=self.device
         ).unsqueeze(1)
-        # Padding may run past the last position that the model knows; it is never looked at.
-        positions.clamp_(max=self._last_position)
-        wanted = [
-            range(length - chunk.keep, length)
-            for chunk, length in zip(chunks, lengths, strict=True)
-        ]
-        # One list of columns for all lines: not every version of transformers takes one for each.
-        columns = sorted(set().union(*wanted)) or [width - 1]
+        columns = wanted_columns(chunks)
         are_last = columns[0] == width - len(columns)
         logits: Tensor = self.model(
-            input_ids=ids,
-            position_ids=positions,
+            input_ids=ids.view(len(chunks), width),
+            # Padding may run past the last position that the model knows; it is never looked at.
+            position_ids=positions.clamp_(max=self._last_position),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=len(columns) if are_last else torch.tensor(columns, device=self.device),
         ).logits
-        place = {column: index for index, column in enumerate(columns)}
-        picked = [
-            line * len(columns) + place[column]
-            for line, its_columns in enumerate(wanted)
-            for column in its_columns
-        ]
         flat = logits.flatten(0, 1)
-        if len(picked) == len(flat):
+        wanted = wanted_logits(chunks, columns, range(len(chunks)), len(columns))
+        if len(wanted) == len(flat):
             return flat
-        return flat[torch.tensor(picked, device=flat.device, dtype=torch.long)]
+        return flat[torch.tensor(wanted, device=flat.device, dtype=torch.long)]
+
+    def rest(self) -> None:
+        """Nothing runs: gives the cache's memory back, unless recorded passes live in it."""
+        if not (self.static and self._static_passes.works):
+            self.cache.release()
+
+    def shrink(self) -> None:
+        """The device is full: forgets recorded passes, which are recorded anew when needed."""
+        self._static_passes.clear()
 
     def restore(self) -> None:
         """Gives the cache's memory back, and the model its own attention if no other runner uses
         it."""
+        self._static_passes.clear()
         self.cache.release()
         _return_attention(self.model)
 

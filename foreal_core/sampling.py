@@ -35,6 +35,10 @@ class Draws:
     argmax: list[int]
     finite: list[bool]
 
+    def part(self, first: int, last: int) -> Draws:
+        """Rows [first, last)."""
+        return Draws(self.tokens[first:last], self.argmax[first:last], self.finite[first:last])
+
 
 def draw(
     logits: Tensor,
@@ -56,6 +60,23 @@ def draw(
     Rows with temperature 0 take the arg-max. Warping follows transformers' order: repetition
     penalty, temperature, top-k, top-p, min-p.
     """
+    return to_host(draw_on_device(logits, settings, seeds, positions, contexts))
+
+
+def to_host(drawn: Tensor) -> Draws:
+    """What `draw_on_device` gave, in the one small copy of a step."""
+    tokens, argmax, finite = drawn.tolist()
+    return Draws(tokens, argmax, [bool(flag) for flag in finite])
+
+
+def draw_on_device(
+    logits: Tensor,
+    settings: Sequence[FoReaLConfig],
+    seeds: Sequence[int],
+    positions: Sequence[int],
+    contexts: Sequence[Sequence[int]],
+) -> Tensor:
+    """As `draw`, but the result stays where the logits are: [3, R], its rows those of `Draws`."""
     peak, argmax = logits.max(dim=-1)
     tokens = argmax
     if any(s.repetition_penalty != 1.0 for s in settings):
@@ -72,9 +93,7 @@ def draw(
             logits.device,
         )
         tokens = tokens.index_copy(0, rows, (scores.double() + noise).argmax(dim=-1))
-    # One small copy to the host per step, everything in it.
-    host = torch.stack([tokens, argmax, torch.isfinite(peak).long()]).tolist()
-    return Draws(tokens=host[0], argmax=host[1], finite=[bool(flag) for flag in host[2]])
+    return torch.stack([tokens, argmax, torch.isfinite(peak).long()])
 
 
 def gumbel_noise(

@@ -174,6 +174,22 @@ class Sequence:
         )
         return Plan(start, tokens, end - first_logit + 1 if stop == end else 0)
 
+    def ahead(self) -> int:
+        """How many more proposals will be wanted after the one that the draft is about to draw, as
+        far as that can be told before the draw, and without asking the host what may be drawn."""
+        free = self.constraint is None and self.config.repetition_penalty == 1.0
+        if self._span.author == DRAFT or not free:
+            return 0
+        return max(self._proposals_wanted() - len(self._proposals) - 1, 0)
+
+    def wants(self, author: Author, plan: Plan) -> bool:
+        """Whether this very plan is what comes next."""
+        return (
+            self.finish_reason is None
+            and self.next_author() == author
+            and self.plan(author) == plan
+        )
+
     def kept_positions(self, plan: Plan) -> range:
         """The positions that the plan's logits are for."""
         end = plan.start + len(plan.tokens)
@@ -191,6 +207,12 @@ class Sequence:
         kinds = [self._kind(author, position) for position in range(plan.start, stop)]
         self._cached[author] += kinds
         self._meters[author].record_pass(plan.start, kinds, plan.keep, rows)
+
+    def wasted(self, author: Author, plan: Plan, rows: int) -> None:
+        """`author` ran over a plan that nobody wanted in the end."""
+        kinds: list[TokenKind] = ["decode"] * len(plan.tokens)
+        self._meters[author].record_pass(plan.start, kinds, plan.keep, rows)
+        self._meters[author].record_discarded(kinds)
 
     def take(self, author: Author, plan: Plan, draws: Draws) -> None:
         """Uses the draws for `kept_positions(plan)`: commits, proposes, hands over, ends."""
@@ -456,23 +478,27 @@ class Sequence:
 
     def _wants_proposal(self) -> bool:
         """Whether one more proposal is worth a pass of the draft; never changes the text."""
-        span, held = self._span, len(self._proposals)
+        held = len(self._proposals)
+        return held < self._proposals_wanted() and not (held and self._proposed_end)
+
+    def _proposals_wanted(self) -> int:
+        """How many proposals the leader is to check in its next pass."""
+        span = self._span
         if span.propose == 0:
-            return False
+            return 0
         # The leader's own draw follows the last proposal, so the limit needs no proposal.
-        wanted = min(span.propose, self._limit - len(self.tokens) - 1)
-        if span.hand_over is not None:
-            lead = span.hand_over.lead_count - (len(self.tokens) - self._span_start)
-            run = span.hand_over.hits - self._hits
-            if lead <= 0:
-                # The hit test: the rest of a usual run is checked in one pass.
-                wanted = min(run, max(span.propose, _USUAL_RUN), self._limit - len(self.tokens) - 1)
-            elif span.hand_over.hits == 0:
-                wanted = min(wanted, lead - 1)
-            else:
-                from_start = span.hand_over.counted_from == 0
-                wanted = min(wanted, max(lead, run) if from_start else lead + run)
-        return held < wanted and not (held and self._proposed_end)
+        room = self._limit - len(self.tokens) - 1
+        if span.hand_over is None:
+            return min(span.propose, room)
+        lead = span.hand_over.lead_count - (len(self.tokens) - self._span_start)
+        run = span.hand_over.hits - self._hits
+        if lead <= 0:
+            # The hit test: the rest of a usual run is checked in one pass.
+            return min(run, max(span.propose, _USUAL_RUN), room)
+        if span.hand_over.hits == 0:
+            return min(span.propose, room, lead - 1)
+        from_start = span.hand_over.counted_from == 0
+        return min(span.propose, room, max(lead, run) if from_start else lead + run)
 
     # -- what each model has seen ---------------------------------------------------------------
 

@@ -20,15 +20,17 @@ ROOT = Path(foreal_core.__file__).parent
 RANKS = {
     **dict.fromkeys(("errors", "closing", "config", "cost", "events", "randomness"), 0),
     **dict.fromkeys(("tokenizer", "sentence", "sampling", "constraint", "policies"), 1),
-    "attention": 1,
+    **dict.fromkeys(("attention", "chunks"), 1),
     "opening": 2,
     "kv_cache": 2,
-    "model_runner": 3,
+    "static_passes": 3,
     "sequence": 3,
-    "engine": 4,
-    "streams": 5,
-    "loading": 5,
-    "decoder": 6,
+    "model_runner": 4,
+    "passes": 5,
+    "engine": 6,
+    "streams": 7,
+    "loading": 7,
+    "decoder": 8,
 }
 # `FoReaLDecoder.demo()` asks where the bundled pair lies; a notebook's view of a Generation is
 # drawn by the report, which imports nothing of the core.

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from foreal_core.chunks import Chunk
 from foreal_core.events import Author
-from foreal_core.model_runner import Chunk, ModelRunner
+from foreal_core.model_runner import ModelRunner
 
 # Beyond every cache.
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}

@@ -1,0 +1,50 @@
+"""What one pass is to ingest, row by row, and which of its logits are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens of one row.
+
+    Attributes:
+        row: the cache row.
+        start: valid positions before these tokens.
+        tokens: ids to ingest, at positions start, start + 1, ...
+        keep: logits are wanted after each of the last `keep` of them (0: none).
+    """
+
+    row: int
+    start: int
+    tokens: Sequence[int]
+    keep: int
+
+    @property
+    def wanted(self) -> range:
+        """Columns of the wanted logits."""
+        return range(len(self.tokens) - self.keep, len(self.tokens))
+
+
+def wanted_columns(chunks: Sequence[Chunk]) -> list[int]:
+    """The columns that any chunk wants, ascending; one at least.
+
+    One list for all of them: not every version of transformers takes one for each line.
+    """
+    columns = sorted(set().union(*(chunk.wanted for chunk in chunks)))
+    return columns or [max(len(chunk.tokens) for chunk in chunks) - 1]
+
+
+def wanted_logits(
+    chunks: Sequence[Chunk], columns: Sequence[int], lines: Sequence[int], kept: int
+) -> list[int]:
+    """Where the wanted logits are, chunk after chunk, in a batch of `kept` logits per line whose
+    first are those of `columns`; chunk i is in line `lines[i]`."""
+    place = {column: index for index, column in enumerate(columns)}
+    return [
+        line * kept + place[column]
+        for line, chunk in zip(lines, chunks, strict=True)
+        for column in chunk.wanted
+    ]

@@ -1,0 +1,249 @@
+"""Passes at fixed shapes write what plain passes write, token for token; here without CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from reference import Reference, assert_same, random_prompt, random_settings
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from toy import FAMILIES, MAX_BATCH_SIZE, PROMPTS, Family, fresh_pair, pair
+
+from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core.chunks import Chunk
+from foreal_core.events import Author
+from foreal_core.model_runner import ModelRunner
+from foreal_core.passes import Passes, Round, Work
+from foreal_core.static_passes import WIDEST, StaticPasses
+
+ReferenceOf = Callable[[Family], Reference]
+DecoderOf = Callable[[Family], FoReaLDecoder]
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def static_of() -> Iterator[DecoderOf]:
+    made: dict[Family, FoReaLDecoder] = {}
+
+    def decoder(family: Family) -> FoReaLDecoder:
+        if family not in made:
+            two = fresh_pair(family)
+            made[family] = FoReaLDecoder(
+                two.leader,
+                two.draft,
+                two.tokenizer,
+                max_batch_size=MAX_BATCH_SIZE,
+                static_shapes=True,
+            )
+        return made[family]
+
+    yield decoder
+    for one in made.values():
+        one.close()
+
+
+@each_family
+def test_random_settings(family: Family, static_of: DecoderOf, reference_of: ReferenceOf) -> None:
+    rng = Random(f"static {family}")
+    for _ in range(12):
+        temperature = rng.choice((0.0, 0.0, 1.0))
+        prompt = random_prompt(rng, pair(family))
+        settings = random_settings(rng, temperature=temperature, speculate=True)
+        written = static_of(family).generate(prompt, settings)
+        assert_same(written, reference_of(family).generate(prompt, settings), settings)
+
+
+@each_family
+def test_a_batch_of_rows_at_different_stages(
+    family: Family, static_of: DecoderOf, reference_of: ReferenceOf
+) -> None:
+    """Rows leave and others take their place, so that lines are parked on the way."""
+    settings = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=30, seed=5)
+    prompts = [list(pair(family).tokenizer(text).input_ids) for text in PROMPTS]
+    prompts += [[5 + i, 47, 11] for i in range(2 * MAX_BATCH_SIZE)]
+    for prompt, written in zip(prompts, static_of(family).generate(prompts, settings), strict=True):
+        assert_same(written, reference_of(family).generate(prompt, settings), settings)
+
+
+@pytest.mark.parametrize("policy", ["leader", "draft", "speculative"])
+def test_the_baselines(policy: str, static_of: DecoderOf, decoder_of: DecoderOf) -> None:
+    settings = FoReaLConfig(policy=policy, max_new_tokens=40)
+    static = static_of("llama").generate(list(PROMPTS), settings)
+    plain = decoder_of("llama").generate(list(PROMPTS), settings)
+    assert [one.token_ids for one in static] == [one.token_ids for one in plain]
+
+
+def test_the_context_may_be_filled_to_its_end(static_of: DecoderOf) -> None:
+    """Padding and parked lines need slots that no context has."""
+    two = fresh_pair("qwen2")
+    settings = FoReaLConfig(lead_count=3, hit_threshold=1, seed=2, max_new_tokens=100)
+    prompts = [[5] * 60, [6] * 3]
+    both = []
+    for static in (True, False):
+        with FoReaLDecoder(
+            two.leader, two.draft, two.tokenizer, max_context=64, static_shapes=static
+        ) as decoder:
+            both.append(decoder.generate(prompts, settings))
+    assert [one.token_ids for one in both[0]] == [one.token_ids for one in both[1]]
+
+
+def runner_of(family: Family, **settings: bool) -> ModelRunner:
+    model = fresh_pair(family).leader
+    return ModelRunner(model, "leader", max_rows=8, max_slots=512, **settings)
+
+
+@each_family
+@torch.inference_mode()
+def test_a_pass_gives_the_plain_logits(family: Family) -> None:
+    rng = Random(family)
+    plain, static = runner_of(family, static=False), runner_of(family, static=True)
+    lengths = [0] * 8
+    for _ in range(25):
+        rows = sorted(rng.sample(range(8), rng.randint(1, 5)))
+        chunks = []
+        for row in rows:
+            start = rng.randint(0, lengths[row])  # some are rolled back
+            tokens = [rng.randrange(60) for _ in range(rng.choice((1, 1, 2, 5, 9, WIDEST)))]
+            chunks.append(Chunk(row, start, tokens, rng.randint(1, len(tokens))))
+            lengths[row] = start + len(tokens)
+        torch.testing.assert_close(
+            static.forward(chunks), plain.forward(chunks), atol=1e-4, rtol=1e-4
+        )
+
+
+@torch.inference_mode()
+def test_tokens_may_stay_on_the_device() -> None:
+    for static in (True, False):
+        runner = runner_of("llama", static=static)
+        prompts = [Chunk(0, 0, [5, 6, 7], 1), Chunk(3, 0, [8, 9], 1)]
+        runner.forward(prompts)
+        known = runner.forward([Chunk(0, 3, [11], 1), Chunk(3, 2, [12], 1)])
+        drawn = torch.tensor([11, 12])
+        unknown = runner.forward([Chunk(0, 3, [0], 1), Chunk(3, 2, [0], 1)], drawn)
+        assert torch.equal(known, unknown)
+
+
+class Recording(TorchDispatchMode):
+    """What a CUDA graph does, op by op: each operation with the tensors that it was called with.
+
+    Whatever Python decided while it was recorded is frozen: host numbers, shapes, addresses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[torch.Tensor]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        before = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
+        fresh = [t for t in tensors(result) if t.untyped_storage().data_ptr() not in before]
+        writes = any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
+        if fresh or writes:  # a view follows what it looks at by itself
+            self._calls.append((func, args, kwargs or {}, fresh))
+        return result
+
+    def replay(self) -> None:
+        for func, args, kwargs, fresh in self._calls:
+            results = tensors(func(*args, **kwargs))
+            for kept, new in zip(fresh, results, strict=False):
+                kept.copy_(new)
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    return [one for one in tree_flatten(value)[0] if isinstance(one, torch.Tensor)]
+
+
+def recorded(self: StaticPasses, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    run()  # the cache's memory exists before a graph is recorded
+    recording = Recording()
+    with recording:
+        logits = run()
+
+    def replay() -> torch.Tensor:
+        recording.replay()
+        return logits
+
+    return replay
+
+
+@each_family
+def test_a_pass_can_be_recorded_and_replayed(
+    family: Family, reference_of: ReferenceOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that changes from pass to pass is in the static inputs: nothing else survives in a
+    recording."""
+    recordings: list[StaticPasses] = []
+
+    def counted(self: StaticPasses, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        recordings.append(self)
+        return recorded(self, run)
+
+    monkeypatch.setattr(StaticPasses, "_captured", counted)
+    two, rng = fresh_pair(family), Random(f"recorded {family}")
+    settings = FoReaLConfig(lead_count=3, hit_threshold=1, max_new_tokens=40, seed=5)
+    prompts = [random_prompt(rng, pair(family)) for _ in range(6)]
+    with FoReaLDecoder(
+        two.leader, two.draft, two.tokenizer, max_batch_size=4, static_shapes=True
+    ) as decoder:
+        together = decoder.generate(prompts, settings)
+        alone = [decoder.generate(prompt, settings) for prompt in prompts[:3]]
+    for prompt, written in zip([*prompts, *prompts[:3]], [*together, *alone], strict=True):
+        assert_same(written, reference_of(family).generate(prompt, settings), settings)
+    passes = sum(sum(one.cost.forward_passes.values()) for one in alone)
+    assert len(recordings) < passes / 2, "hardly any pass was a replay"
+
+
+def test_a_model_that_cannot_be_recorded_runs_without(
+    decoder_of: DecoderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: StaticPasses, run: Callable[[], torch.Tensor]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(StaticPasses, "_captured", refused)
+    two, settings = fresh_pair("llama"), FoReaLConfig(max_new_tokens=20, seed=1)
+    with (
+        pytest.warns(RuntimeWarning, match="without CUDA graphs.*not permitted"),
+        FoReaLDecoder(two.leader, two.draft, two.tokenizer, static_shapes=True) as decoder,
+    ):
+        written = decoder.generate(PROMPTS[0], settings)
+    assert written.token_ids == decoder_of("llama").generate(PROMPTS[0], settings).token_ids
+
+
+def fed(generations: Sequence[Generation], kind: str) -> int:
+    return sum(one.cost.forward_tokens["draft"][kind] for one in generations)
+
+
+def test_running_ahead_saves_steps_and_all_of_it_is_charged(
+    static_of: DecoderOf, decoder_of: DecoderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pass of the draft is in some record, also one that was run for nothing."""
+    passes = {"steps": 0, "draft": 0}
+    forward, run = ModelRunner.forward, Passes.run
+
+    def counted_forward(self: ModelRunner, *arguments: Any) -> torch.Tensor:
+        passes["draft"] += self.profile.name.endswith("-draft")
+        return forward(self, *arguments)
+
+    def counted_run(self: Passes, author: Author, works: list[Work]) -> list[Round]:
+        passes["steps"] += author == "draft"
+        return run(self, author, works)
+
+    monkeypatch.setattr(ModelRunner, "forward", counted_forward)
+    monkeypatch.setattr(Passes, "run", counted_run)
+    settings = FoReaLConfig(lead_count=6, hit_threshold=2, max_new_tokens=60, seed=3)
+    ahead = [static_of("llama").generate(prompt, settings) for prompt in PROMPTS]
+    assert passes["draft"] == sum(one.cost.forward_passes["draft"] for one in ahead)
+    assert passes["steps"] < 0.7 * passes["draft"]
+    plain = [decoder_of("llama").generate(prompt, settings) for prompt in PROMPTS]
+    for one, other in zip(ahead, plain, strict=True):
+        assert one.cost.forward_passes["leader"] == other.cost.forward_passes["leader"]
+    assert fed(ahead, "discarded") >= fed(plain, "discarded")
+    for kind in ("prefill", "catch_up", "verify"):
+        assert fed(ahead, kind) == fed(plain, kind)
