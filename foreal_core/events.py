@@ -94,11 +94,4 @@ class Generation:
         """The text coloured by author, with gates and cost, for notebooks."""
         from foreal_core.report.html import trace
 
-        pieces = []
-        for number, sentence in enumerate(self.sentences):
-            gate = "led" if sentence.led else "not led"
-            for index in range(sentence.start, sentence.end):
-                author = self.authors[index]
-                hover = f"sentence {number} ({gate}), token {index} by the {author}"
-                pieces.append((self.texts[index], author, hover))
-        return trace(pieces, self.cost.to_dict())
+        return trace(self.to_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from foreal_core.commands.common import (
 from foreal_core.commands.settings import takes_settings
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError
+from foreal_core.report.html import page
 from foreal_core.terminal import LiveText, cost_view
 
 
@@ -39,12 +41,17 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print only the generation's record.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page that shows who wrote what to this file.")
+    ] = None,
 ) -> int:
     """Continue a prompt with a pair of models; the bundled pair without --leader.
 
     The text goes to standard output: in its authors' colours on a terminal, plain into a file or
     a pipe, where the cost goes to standard error.
     """
+    if html is not None and not html.parent.is_dir():
+        raise ConfigError(f"--html {html}: there is no folder {html.parent}; make it first.")
     config = FoReaLConfig(**settings)
     pair = PairOptions(leader, draft, device_map, dtype)
     prompt = _read_prompt(prompt)
@@ -57,6 +64,8 @@ def generate(
             {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
         )
         code, generation = write_stream(decoder, request, config, live)
+    if html is not None:
+        html.write_text(page(generation.to_dict(), prompt), encoding="utf-8")
     if as_json:
         print(json.dumps(generation.to_dict(), indent=2))
     else:
