@@ -171,6 +171,7 @@ def test_the_command_line_is_read_without_torch() -> None:
         (["generate", "x", "--policy", "chaos"], "--policy"),
         (["generate", "x", "--leader", "a"], "--draft"),
         (["generate", "x", "--dtype", "float32"], "--dtype"),
+        (["generate", "x", "--draft", "poet"], "reasoning, instruct"),
         (["demo", "--temperature", "-1"], "temperature"),
         (["bench", "--repeats", "0"], "--repeats"),
         (["bench", "--out", "no/such/folder/record.json"], "no/such/folder"),
@@ -212,6 +213,11 @@ def test_generate_passes_models_and_switches_on(played: PlayedDecoder) -> None:
     assert cli.main(["generate", "x", *arguments]) == 0
     assert played.loaded == ("L", "D", {"dtype": "float32", "max_batch_size": 32})
     assert played.asked["config"] == FoReaLConfig(speculate=False)
+
+
+def test_generate_may_name_a_bundled_draft(played: PlayedDecoder) -> None:
+    assert cli.main(["generate", "x", "--draft", "instruct"]) == 0
+    assert played.loaded == ("demo", "instruct")
 
 
 def test_generate_reads_standard_input(

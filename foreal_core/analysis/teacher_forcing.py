@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from foreal_core.chunks import Chunk
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.events import DRAFT, LEADER, Author
-from foreal_core.model_runner import Chunk, ModelRunner
+from foreal_core.model_runner import ModelRunner
 from foreal_core.tokenizer import PairTokenizer
 
 # Logits of a pass are held in memory at once: rows x tokens x vocabulary numbers at most.
@@ -79,8 +80,13 @@ def teacher_forcing(decoder: FoReaLDecoder) -> Iterator[TeacherForcer]:
     runners: dict[Author, ModelRunner] = {}
     try:
         for author, model in decoder.transformers_models.items():
+            # Every text is read once: fixed shapes would not pay.
             runners[author] = ModelRunner(
-                model, decoder.models[author], max_rows=rows, max_slots=decoder.max_context
+                model,
+                decoder.models[author],
+                max_rows=rows,
+                max_slots=decoder.max_context,
+                static=False,
             )
         yield TeacherForcer(runners, decoder.pair_tokenizer, rows)
     finally:
