@@ -52,10 +52,10 @@ def measure_ratios(
         passes = _passes(decoder, prompts[:PASS_PROBLEMS])
     together = f"tokens/s, {BATCH_REQUESTS} together / 1 by 1"
     targets = [
-        _target("leader: seconds / transformers' seconds", solo["ratios"], "<=", 1.10),
-        _target(f"leader: {together}", batches["leader"]["ratios"], ">=", 5.0),
-        _target(f"foreal: {together}", batches["foreal"]["ratios"], ">=", 4.0),
-        _target("p=1: leader passes, speculating / not", [passes["ratio"]], "<=", 0.6),
+        target("leader: seconds / transformers' seconds", solo["ratios"], "<=", 1.10),
+        target(f"leader: {together}", batches["leader"]["ratios"], ">=", 5.0),
+        target(f"foreal: {together}", batches["foreal"]["ratios"], ">=", 4.0),
+        target("p=1: leader passes, speculating / not", [passes["ratio"]], "<=", 0.6),
     ]
     return {
         "started": started,
@@ -185,10 +185,11 @@ def _timed(
     if swapped:
         later, earlier = _timed(second, first, swapped=False)
         return earlier, later
-    return _clocked(first), _clocked(second)
+    return clocked(first), clocked(second)
 
 
-def _clocked(work: Callable[[], A]) -> tuple[float, A]:
+def clocked(work: Callable[[], A]) -> tuple[float, A]:
+    """Seconds that `work` takes, and its result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
@@ -207,7 +208,8 @@ def _tokens(generations: Sequence[Generation]) -> int:
     return sum(len(each.token_ids) for each in generations)
 
 
-def _target(what: str, ratios: Sequence[float], comparison: str, limit: float) -> dict[str, Any]:
+def target(what: str, ratios: Sequence[float], comparison: str, limit: float) -> dict[str, Any]:
+    """What was aimed at for the median of `ratios`, and whether it was met."""
     value = median(ratios)
     return {
         "what": what,

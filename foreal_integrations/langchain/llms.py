@@ -45,6 +45,10 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
     # Of a call's copy: what it computed itself; everything else in its result is from a cache.
     _computed: list[TextGeneration] = PrivateAttr(default_factory=list)
 
+    def __init__(self, **arguments: Any) -> None:
+        # For type checkers, which would make one of the fields that they see.
+        super().__init__(**arguments)
+
     # -- entry points: each call runs on a copy that holds its settings ---------------------------
 
     def generate(

@@ -27,7 +27,7 @@ from foreal_core.benchmark import ratios
 def test_a_target_is_met_by_the_median(
     values: list[float], comparison: str, limit: float, met: bool
 ) -> None:
-    target = ratios._target("a ratio", values, comparison, limit)
+    target = ratios.target("a ratio", values, comparison, limit)
     assert target["met"] is met
 
 

@@ -1,0 +1,226 @@
+"""What the integration costs and what its batching gives, as ratios within one process.
+
+python -m foreal_integrations.langchain.benchmark --out records/langchain-2026-11-24.json
+
+It stands here and not in `foreal_core.benchmark`, since the core knows no framework. The bundled
+pair writes; what is compared runs in turn within each repeat, so that a change in the machine's
+load meets all sides, and medians count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from langchain_core.messages import BaseMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import Runnable
+
+from foreal_core import FoReaLConfig, FoReaLDecoder, environment
+from foreal_core.benchmark.ratios import clocked, target
+from foreal_core.demo import problems
+from foreal_core.jsonfiles import write_record
+from foreal_integrations.langchain import ChatFoReaL, FoReaLLLM
+
+KIND = "foreal-langchain-benchmark"
+REQUESTS = 16
+SOLO_REQUESTS = 4
+PROBLEM_SEED = 2024
+# No answer of the bundled pair is over before this many tokens where repetitions are penalised.
+LONG_ANSWER: dict[str, Any] = {"max_new_tokens": 600, "repetition_penalty": 1.3}
+
+Model: TypeAlias = FoReaLLLM | ChatFoReaL
+Progress = Callable[[str], None]
+
+
+def measure(
+    *, repeats: int = 5, max_new_tokens: int = 128, progress: Progress = lambda what: None
+) -> dict[str, Any]:
+    """Takes every measurement of both classes and returns the record, JSON-safe.
+
+    `targets` says for each ratio what was aimed at and whether it was met.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = environment.machine()
+    config = FoReaLConfig(max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
+    questions = [problem.question for problem in problems("ledger", PROBLEM_SEED, REQUESTS)]
+    measured: dict[str, Any] = {}
+    targets: list[dict[str, Any]] = []
+    with FoReaLDecoder.demo() as decoder:
+        for kind in (FoReaLLLM, ChatFoReaL):
+            model = kind(decoder=decoder, max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
+            name = kind.__name__
+            say = partial(_say, progress, name)
+            together = _together(model, questions, repeats, say)
+            first = _first_chunk(model, questions[:SOLO_REQUESTS], repeats, say)
+            overhead = _overhead(model, config, questions[:SOLO_REQUESTS], repeats, say)
+            measured[name] = {"together": together, "first_chunk": first, "overhead": overhead}
+            requests = f"{name}: {REQUESTS} invokes' seconds"
+            targets += [
+                target(f"{requests} / batch's", together["batch_ratios"], ">=", 4.0),
+                target(f"{requests} / concurrent ainvokes'", together["ainvoke_ratios"], ">=", 4.0),
+                target(f"{name}: first chunk's seconds / all", first["ratios"], "<=", 0.1),
+                target(f"{name}: invoke's seconds / decoder's", overhead["ratios"], "<=", 1.05),
+            ]
+    return {
+        "kind": KIND,
+        "started": started,
+        "machine": machine,
+        "versions": {**environment.versions(), "langchain-core": version("langchain-core")},
+        "settings": {**config.to_dict(), "repeats": repeats, "problem_seed": PROBLEM_SEED},
+        "measured": measured,
+        "targets": targets,
+    }
+
+
+def _together(
+    model: Model, questions: Sequence[str], repeats: int, say: Progress
+) -> dict[str, Any]:
+    """A chain's `batch` and concurrent `ainvoke`s against one `invoke` after the other."""
+    prompt: Runnable[dict[str, str], Any] = PromptTemplate.from_template("{question}")
+    as_text: Runnable[Any, str] = StrOutputParser()
+    chain = prompt | model | as_text
+    inputs = [{"question": question} for question in questions]
+
+    async def concurrently() -> list[str]:
+        return await asyncio.gather(*(chain.ainvoke(one) for one in inputs))
+
+    ways: dict[str, Callable[[], list[str]]] = {
+        "invoke": lambda: [chain.invoke(one) for one in inputs],
+        "batch": lambda: chain.batch(inputs),
+        "ainvoke": lambda: asyncio.run(concurrently()),
+    }
+    say("warming up")
+    expected = ways["batch"]()
+    taken: list[dict[str, float]] = []
+    same_text = True
+    for repeat in range(repeats):
+        say(f"{len(inputs)} requests, {repeat + 1} of {repeats}")
+        seconds = {}
+        for name in _turned(list(ways), repeat):
+            seconds[name], texts = clocked(ways[name])
+            same_text &= texts == expected
+        taken.append(seconds)
+    return {
+        "requests": len(inputs),
+        "same_text": same_text,
+        "seconds": taken,
+        "batch_ratios": [seconds["invoke"] / seconds["batch"] for seconds in taken],
+        "ainvoke_ratios": [seconds["invoke"] / seconds["ainvoke"] for seconds in taken],
+    }
+
+
+def _first_chunk(
+    model: Model, questions: Sequence[str], repeats: int, say: Progress
+) -> dict[str, Any]:
+    """When the first text of a long answer comes, as a share of the whole stream."""
+    taken = []
+    for repeat in range(repeats):
+        say(f"first chunk, {repeat + 1} of {repeats}")
+        for question in questions:
+            start = time.perf_counter()
+            first, chunks = None, 0
+            for chunk in model.stream(question, **LONG_ANSWER):
+                chunks += 1
+                if first is None and _has_text(chunk):
+                    first = time.perf_counter() - start
+            assert first is not None
+            whole = time.perf_counter() - start
+            taken.append({"first_seconds": first, "seconds": whole, "chunks": chunks})
+    return {
+        "settings": LONG_ANSWER,
+        "streams": taken,
+        "ratios": [each["first_seconds"] / each["seconds"] for each in taken],
+    }
+
+
+def _overhead(
+    model: Model, config: FoReaLConfig, questions: Sequence[str], repeats: int, say: Progress
+) -> dict[str, Any]:
+    """`invoke` against the decoder's own `generate` of the same request."""
+
+    def direct(question: str) -> str:
+        chat = [{"role": "user", "content": question}]
+        return str(model.decoder.generate(messages=chat, config=config).text)
+
+    def wrapped(question: str) -> str:
+        return _written(model.invoke(question))
+
+    taken: list[dict[str, float]] = []
+    same_text = True
+    for repeat in range(repeats):
+        say(f"overhead, {repeat + 1} of {repeats}")
+        seconds = {"invoke": 0.0, "generate": 0.0}
+        for index, question in enumerate(questions):
+            ways = {"invoke": partial(wrapped, question), "generate": partial(direct, question)}
+            texts = {}
+            for name in _turned(list(ways), repeat + index):
+                spent, texts[name] = clocked(ways[name])
+                seconds[name] += spent
+            same_text &= _bare(texts["invoke"]) == _bare(texts["generate"])
+        taken.append(seconds)
+    return {
+        "requests": len(questions),
+        "same_text": same_text,
+        "seconds": taken,
+        "ratios": [each["invoke"] / each["generate"] for each in taken],
+    }
+
+
+def _say(progress: Progress, model: str, what: str) -> None:
+    progress(f"{model}: {what}")
+
+
+def _turned(names: list[str], by: int) -> list[str]:
+    """Another one first in each repeat."""
+    by %= len(names)
+    return names[by:] + names[:by]
+
+
+def _written(output: str | BaseMessage) -> str:
+    if isinstance(output, str):
+        return output
+    return str(output.additional_kwargs.get("reasoning_content", "")) + str(output.content)
+
+
+def _has_text(chunk: str | BaseMessage) -> bool:
+    return bool(_written(chunk))
+
+
+def _bare(text: str) -> str:
+    """Without what only separates thinking and answer."""
+    return "".join(text.replace("</think>", "").split())
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the record, JSON")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    given = parser.parse_args()
+    record = measure(
+        repeats=given.repeats,
+        max_new_tokens=given.max_new_tokens,
+        progress=partial(print, flush=True),
+    )
+    write_record(given.out, record)
+    for each in record["targets"]:
+        low, high = each["spread"]
+        met = "met" if each["met"] else "NOT met"
+        print(
+            f"{each['what']}: {each['value']:.3f} ({low:.3f} to {high:.3f}), "
+            f"aimed at {each['comparison']} {each['limit']}: {met}"
+        )
+
+
+if __name__ == "__main__":
+    main()
