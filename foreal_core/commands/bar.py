@@ -61,6 +61,7 @@ class AnswerBar:
             f"{correct.count('1') / len(correct):.1%} right, {tokens:.0f} tokens, "
             f"{part.result['seconds']:.0f} s; about {_duration(rest)} to go",
             markup=False,
+            soft_wrap=True,
         )
 
 
