@@ -28,7 +28,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.llms import ChatMessage
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import TextNode
 
 from foreal_core import FoReaLDecoder, environment
 from foreal_core.demo.grounded import Inquiry, StockList, ask, corpus
@@ -58,6 +58,7 @@ LISTS = 20  # of each corpus
 QUESTIONS = 20  # about each corpus
 TOP_K = 3
 CHUNKS = 16
+LISTS_PER_CHUNK = 4
 GATHERED = 4
 COUNTS = {
     "flops_written": "written FLOPs",
@@ -157,18 +158,19 @@ def against(run: Mapping[str, Any], leader: Mapping[str, Any]) -> dict[str, floa
 
 
 def tree(decoder: FoReaLDecoder, repeats: int, **settings: Any) -> dict[str, Any]:
-    """`tree_summarize` over `CHUNKS` chunks: its calls together (`use_async`) and one by one, in
-    turn, after one round that does not count."""
-    lists = corpus(Random(f"llama_index/{SEED}/tree"), CHUNKS, held_out=True)
-    inquiry = ask(Random(SEED), lists, "tree_summarize")
-    nodes = [NodeWithScore(node=node) for node in nodes_of(lists)]
+    """`tree_summarize` over `CHUNKS` chunks and what it makes of them: its calls together
+    (`use_async`) and one by one, in turn, after one round that does not count."""
+    rng = Random(f"llama_index/{SEED}/tree")
+    corpora = [corpus(rng, LISTS_PER_CHUNK, held_out=True) for _ in range(CHUNKS)]
+    documents = ["\n\n".join(one.text for one in lists) for lists in corpora]
+    query = ask(rng, corpora[0]).query
     llm = _model(decoder, SEED, settings)
     helper = PromptHelper(
         context_window=llm.metadata.context_window,
         num_output=llm.metadata.num_output,
         chunk_overlap_ratio=0.0,
-        # So that each list, and not all of them, is a chunk.
-        chunk_size_limit=max(len(llm.get_token_ids(one.text)) for one in lists),
+        # So that a document, and not all of them, is a chunk; with a little room for the cuts.
+        chunk_size_limit=len(llm.get_token_ids("\n\n".join(documents))) // CHUNKS + 4,
         tokenizer=llm.get_token_ids,
     )
 
@@ -181,7 +183,7 @@ def tree(decoder: FoReaLDecoder, repeats: int, **settings: Any) -> dict[str, Any
         )
         start = time.perf_counter()
         with llm.track_costs() as bill:
-            text = str(synthesizer.synthesize(inquiry.query, nodes))
+            text = str(synthesizer.get_response(query, documents))
         return time.perf_counter() - start, text, bill.records
 
     taken = []
@@ -195,6 +197,7 @@ def tree(decoder: FoReaLDecoder, repeats: int, **settings: Any) -> dict[str, Any
     ratios = [each["one_by_one"] / each["together"] for each in taken]
     return {
         "chunks": CHUNKS,
+        "lists_per_chunk": LISTS_PER_CHUNK,
         "calls": len(done[True][2]),
         "same_text": same_text,
         "seconds": taken,
