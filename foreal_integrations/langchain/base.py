@@ -9,6 +9,8 @@ from concurrent.futures import FIRST_EXCEPTION, wait
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from langchain_core.language_models.base import LangSmithParams
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from pydantic import PrivateAttr, SecretStr
 
 from foreal_core import AsyncTokenStream, FoReaLConfig, Generation, TokenStream
@@ -26,6 +28,7 @@ from foreal_integrations.shared import (
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
 
+_MOST_THREADS = 32
 # What LangChain's own methods pass along with a call.
 _OF_THE_FRAMEWORK = frozenset({"tags", "metadata", "run_name", "run_id"})
 
@@ -90,6 +93,17 @@ class FoReaLFields(PairFields):
         call = self.model_copy()
         call._payers = ledgers(run_manager.handlers, None)
         return call
+
+    def _wide_configs(
+        self, config: RunnableConfig | Sequence[RunnableConfig] | None, count: int
+    ) -> list[RunnableConfig]:
+        """Configs under which LangChain runs as many calls in threads as the decoder takes into
+        one pass; by default it runs as many as the machine has cores and four more."""
+        width = max(1, min(count, self.max_batch_size or _MOST_THREADS))
+        return [
+            {**one, "max_concurrency": one.get("max_concurrency") or width}
+            for one in get_config_list(config, count)
+        ]
 
     # -- requests -----------------------------------------------------------------------------
 

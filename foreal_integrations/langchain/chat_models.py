@@ -19,7 +19,7 @@ from langchain_core.outputs import (
     LLMResult,
 )
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
-from langchain_core.runnables.config import ensure_config, get_config_list
+from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import PrivateAttr
@@ -40,7 +40,6 @@ from foreal_integrations.langchain.structured import (
 from foreal_integrations.replies import THINK_END, ReplySplitter, opens_thinking
 from foreal_integrations.shared import events_in_time, free_of_charge
 
-_MOST_THREADS = 32
 _ASKED_FOR = ("tools", "tool_choice", "response_format")
 # Beside these, what LangChain passes to every chat model.
 _PASSED_ON = frozenset(
@@ -158,14 +157,21 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        configs = get_config_list(config, len(inputs))
-        # LangChain runs a thread per chat, by default as many as the machine has cores and four
-        # more; the decoder takes more than that in one pass.
-        width = min(len(inputs), self.max_batch_size or _MOST_THREADS)
-        configs = [
-            {**one, "max_concurrency": one.get("max_concurrency") or width} for one in configs
-        ]
+        configs = self._wide_configs(config, len(inputs))
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    def batch_as_completed(  # type: ignore[override]  # its two overloads in one
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, AIMessage | Exception]]:
+        configs = self._wide_configs(config, len(inputs))
+        return super().batch_as_completed(  # type: ignore[call-overload,no-any-return]
+            inputs, configs, return_exceptions=return_exceptions, **kwargs
+        )
 
     # -- what LangChain calls -----------------------------------------------------------------
 

@@ -151,6 +151,19 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         answers.update(zip(rest, outcomes, strict=True))
         return [answers[index] for index in range(len(inputs))]
 
+    def batch_as_completed(  # type: ignore[override]  # its two overloads in one
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, str | Exception]]:
+        configs = self._wide_configs(config, len(inputs))
+        return super().batch_as_completed(  # type: ignore[call-overload,no-any-return]
+            inputs, configs, return_exceptions=return_exceptions, **kwargs
+        )
+
     # -- what LangChain calls -----------------------------------------------------------------
 
     def _generate(

@@ -205,6 +205,32 @@ def test_batch_equals_single_calls(make: Make) -> None:
         assert all(same_work(one, other) for one, other in pairs)
 
 
+class AllAtOnce(BaseCallbackHandler):
+    """Lets no call begin before `count` of them have begun."""
+
+    raise_error = True
+
+    def __init__(self, count: int) -> None:
+        self.barrier = threading.Barrier(count)
+
+    def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
+        self.barrier.wait(timeout=60)
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        self.barrier.wait(timeout=60)
+
+
+def test_batch_as_completed_runs_all_at_once(make: Make) -> None:
+    """LangChain's own width is the number of cores and four."""
+    model = make(max_new_tokens=6)
+    answers = dict(model.batch_as_completed(QUESTIONS, {"callbacks": [AllAtOnce(len(QUESTIONS))]}))
+    singles = {index: text_of(model.invoke(question)) for index, question in enumerate(QUESTIONS)}
+    assert {index: text_of(answer) for index, answer in answers.items()} == singles
+    outcomes = dict(model.batch_as_completed(["1", "too long " * 3000], return_exceptions=True))
+    assert isinstance(outcomes[1], ContextOverflowError) and text_of(outcomes[0])
+    assert list(model.batch_as_completed([])) == []
+
+
 def test_with_retry_and_bind_batch_too(make: Make) -> None:
     model = make()
     singles = [text_of(model.invoke(question, lead_count=3)) for question in QUESTIONS[:2]]
