@@ -16,6 +16,7 @@ from pydantic import PrivateAttr
 from foreal_core import AsyncTokenStream, FoReaLDecoder, TokenStream
 from foreal_core.demo import problems
 from foreal_integrations.llama_index import FoReaLCostEvent
+from foreal_integrations.llama_index.costs import Bill
 
 QUESTIONS = [problem.question for problem in problems("ledger", seed=5, count=8)]
 QUESTION = QUESTIONS[0]
@@ -120,9 +121,10 @@ class Recorder:
         return [str(self._decoder.tokenizer.decode(ids)) for ids in self.ids]
 
 
-def wait_until_idle(decoder: FoReaLDecoder) -> None:
+def wait_until_stopped(decoder: FoReaLDecoder, bill: Bill) -> None:
+    """Until nothing runs any more and the one stopped call is on the bill; a step away."""
     end = time.monotonic() + 5
-    while decoder.stats()["active"] or decoder.stats()["queued"]:
+    while decoder.stats()["active"] or decoder.stats()["queued"] or not bill.records:
         assert time.monotonic() < end, "a stopped request still runs"
         time.sleep(0.002)
 

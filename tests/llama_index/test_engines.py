@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from li_helpers import QUESTION, WAIT_S, Events, Recorder, text_of, wait_until_idle
+from li_helpers import QUESTION, WAIT_S, Events, Recorder, text_of, wait_until_stopped
 from llama_index.core import Settings, SummaryIndex, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import (
@@ -135,7 +135,7 @@ def test_a_response_that_is_left_early_stops_and_is_charged() -> None:
         response = engine.query("How many?")
         next(iter(response.response_gen))
         del response
-    wait_until_idle(decoder)
+    wait_until_stopped(decoder, bill)
     assert bill.totals()["stopped_early"] == 1
     assert 0 < bill.totals()["completion_tokens"] < 1000
 

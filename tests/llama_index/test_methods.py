@@ -33,7 +33,7 @@ from li_helpers import (
     thinking_delta_of,
     thinking_of,
     threads,
-    wait_until_idle,
+    wait_until_stopped,
 )
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.llms import ChatMessage
@@ -282,7 +282,7 @@ def test_a_time_out_stops_the_work(
         pytest.raises(TimeoutError, match=r"timeout=0\.2"),
     ):
         METHODS[name](llm, QUESTION)
-    wait_until_idle(decoder)
+    wait_until_stopped(decoder, bill)
     totals = bill.totals()
     assert (totals["calls"], totals["stopped_early"], totals["failed"]) == (1, 1, 1)
     assert 0 < totals["completion_tokens"] < 1500
@@ -320,7 +320,7 @@ def test_a_stream_that_is_left_early_is_charged(
         else:
             leave()
     gc.collect()
-    wait_until_idle(decoder)
+    wait_until_stopped(decoder, bill)
     (record,) = bill.records
     assert record["stopped_early"] and 0 < record["completion_tokens"] < 1000
     assert bill.totals()["failed"] == 0
@@ -351,7 +351,7 @@ def test_a_cancelled_task_stops_the_work_and_is_charged(
         with pytest.raises(asyncio.CancelledError):
             await task
         took = time.perf_counter() - before
-        wait_until_idle(decoder)
+        wait_until_stopped(decoder, bill)
         await llm.achat(chat_of(QUESTION), max_new_tokens=4)
         return took
 
