@@ -42,7 +42,8 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         rows[scope] = {
             run["label"]: _row(_joined(run, members), baseline, bootstrap) for run in runs
         }
-    return {"rows": rows, "best": _best(record, runs, rows[ALL])}
+    rounded: dict[str, Any] = _rounded(rows)
+    return {"rows": rounded, "best": _best(record, runs, rows[ALL])}
 
 
 def _best(
@@ -57,6 +58,15 @@ def _best(
         and (rows[run["label"]]["accuracy_kept"] or 0) >= KEEPS
     ]
     return min(good, key=lambda label: rows[label]["flops_written"]["ratio"], default=None)
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits say all that is known, and keep the record small."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_rounded(one) for one in value)
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _joined(run: Mapping[str, Any], suites: Sequence[str]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Point:
         """
         config, defaults = self.config, FoReaLConfig()
         matters = _MATTERS[config.policy]
-        name = _NAMES[config.policy].format(config.draft_length)
+        name = _NAMES[config.policy].format(config.draft_length or "adaptive")
         for setting, symbol in _SYMBOLS.items():
             usual = setting == "hit_threshold" and config.hit_threshold == defaults.hit_threshold
             if setting in matters and not usual:

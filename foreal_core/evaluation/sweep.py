@@ -17,6 +17,7 @@ from typing import Any
 
 from foreal_core import environment
 from foreal_core.config import FoReaLConfig
+from foreal_core.cost import ModelProfile
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.evaluation.comparison import summary
 from foreal_core.evaluation.points import SWEPT, Point, unique
@@ -24,11 +25,16 @@ from foreal_core.evaluation.record import Answered, EvaluationRecord, read_alone
 from foreal_core.evaluation.run import evaluate
 from foreal_core.evaluation.suites import Suite
 from foreal_core.evaluation.tasks import digest
+from foreal_core.events import LEADER, Author
 from foreal_core.jsonfiles import read_record, refuse_other, write_record
 
 KIND = "sweep"
-# Costs of single answers are kept in millions, to four digits.
-_UNIT = 1e6
+
+# In the leader's own measure, costs of single answers are short numbers.
+_UNITS = {
+    "flops": "one token of the leader, attention aside",
+    "weight_bytes": "one pass of the leader",
+}
 
 OpenDecoder = Callable[[str], AbstractContextManager[FoReaLDecoder]]
 
@@ -147,7 +153,7 @@ def run_sweep(
                 journal=journal,
                 on_answer=on_answer,
             )
-            result = _compact(evaluated, opened[1])
+            result = _compact(evaluated, opened[1].profiles)
             run["suites"][suite.name] = result
             write_record(out, record)
             journal.unlink()
@@ -166,7 +172,7 @@ def _opened(path: Path, setup: Mapping[str, Any]) -> dict[str, Any]:
     """The record at `path`, a new one if there is none."""
     if not path.exists():
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        return {"kind": KIND, "started": started, "setup": setup, "unit": _UNIT, "runs": []}
+        return {"kind": KIND, "started": started, "setup": setup, "units": _UNITS, "runs": []}
     record = read_record(path, KIND)
     refuse_other(path, record["setup"], setup)
     return record
@@ -184,12 +190,12 @@ def _run_of(record: dict[str, Any], label: str, point: Point) -> dict[str, Any]:
     return run
 
 
-def _compact(record: EvaluationRecord, decoder: FoReaLDecoder) -> dict[str, Any]:
+def _compact(record: EvaluationRecord, profiles: Mapping[Author, ModelProfile]) -> dict[str, Any]:
     """What is kept of one run over one suite."""
     answers = record.answers
-    per_pass: dict[str, int] = {
-        author: profile.weight_bytes for author, profile in decoder.profiles.items()
-    }
+    leader = profiles[LEADER]
+    token, read = leader.flops(1, 0, 1), leader.weight_bytes
+    per_pass: dict[str, int] = {author: one.weight_bytes for author, one in profiles.items()}
     load = record.machine["load_average"]
     return {
         "started": record.started,
@@ -197,15 +203,16 @@ def _compact(record: EvaluationRecord, decoder: FoReaLDecoder) -> dict[str, Any]
         "seconds": float(f"{record.seconds:.4g}"),
         "unfinished": record.unfinished,
         "leader_tokens": sum(answered.cost["leader_tokens"] for answered in answers),
-        "weight_bytes_in_batch": record.weight_bytes["total"],
+        "weight_bytes_in_batch": record.weight_bytes["total"] / read,
         "correct": "".join("01"[answered.correct] for answered in answers),
         "tokens": [answered.cost["completion_tokens"] for answered in answers],
-        "flops_written": [_short(one.cost["flops_written"]["total"]) for one in answers],
-        "flops": [_short(one.cost["flops"]["total"]) for one in answers],
-        "weight_bytes": [_short(read_alone(one, per_pass)["total"]) for one in answers],
+        "flops_written": [_short(one.cost["flops_written"]["total"] / token) for one in answers],
+        "flops": [_short(one.cost["flops"]["total"] / token) for one in answers],
+        "weight_bytes": [_short(read_alone(one, per_pass)["total"] / read) for one in answers],
     }
 
 
 def _short(value: float) -> float:
-    scaled = float(f"{value / _UNIT:.4g}")
-    return int(scaled) if scaled.is_integer() else scaled
+    """Three digits: enough for one answer out of hundreds, and the record stays small."""
+    rounded = float(f"{value:.3g}")
+    return int(rounded) if rounded.is_integer() else rounded
