@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-# What ends strings, arrays and objects, what makes short values, then everything else.
+# What ends strings, arrays, objects and numbers, what makes short values, then everything else.
 _QUOTE, _BACKSLASH = b'"\\'
-_OUTSIDE_STRINGS = bytes(dict.fromkeys(b'}]"0123456789ntf-.[{,' + bytes(range(256))))
+_OUTSIDE_STRINGS = bytes(dict.fromkeys(b'}],"0123456789ntf-.[{' + bytes(range(256))))
 _INSIDE_STRINGS = bytes(dict.fromkeys(b'"' + bytes(range(0x20, 0x7F)) + bytes(range(256))))
 # Steps after which a search gives up: the grammar may lead it ever deeper.
 _MOST_STEPS = 512
@@ -42,9 +42,9 @@ class Way:
 class WayFinder:
     """Finds ways to end JSON texts of one tokenizer (llguidance's `LLTokenizer`).
 
-    A way is found by writing what ends the innermost string, array or object wherever the grammar
-    (llguidance's `LLMatcher`) lets it, and else what was written least often so far, so that no
-    choice is made for ever. It need not be the shortest.
+    A way is found by writing what ends the innermost string, number, array or object wherever the
+    grammar (llguidance's `LLMatcher`) lets it, and else what was written least often so far, so
+    that no choice is made for ever. It need not be the shortest.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -111,7 +111,7 @@ class WayFinder:
         ]
         if not allowed:
             return []
-        enders = b'"' if place.quoted else b"}]"
+        enders = b'"' if place.quoted else b"}],"
         byte = allowed[0] if allowed[0] in enders else min(allowed, key=chosen.__getitem__)
         chosen[byte] += 1
         return [self._token_of[byte]]

@@ -44,10 +44,10 @@ class FoReaLConfig:
             puts a fixed "Wait," where the leader would lead.
         draft_length: tokens that the draft proposes per pass of the leader (>= 1).
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
-            whoever writes it; thinking before the answer stays free. An answer that would not be
-            over within max_new_tokens is closed by the schema in time, if it can be (finish
-            reason "length"). Alignment then compares what each model would write under the
-            schema. Needs the extra "json".
+            whoever writes it; thinking before the answer stays free. What would not be over
+            within max_new_tokens, the answer or the thinking before it, is closed in time, if it
+            can be (finish reason "length"). Alignment then compares what each model would write
+            under the schema. Needs the extra "json".
         call_schema: the same for an answer that calls a tool, "<tool_call>\\n{...}\\n</tool_call>"
             as Hermes and Qwen write it; the schema is the call's, name and arguments. With
             json_schema as well the answer is one or the other.

@@ -3,7 +3,8 @@ pair's tokens.
 
 A wrapper of llguidance (extra "json"). The grammar holds after the thinking, never inside it, and
 masks the logits of leader and draft alike, proposals included, so it survives every hand-off. An
-answer that the length limit would cut off is closed in time instead.
+answer that the length limit would cut off is closed in time instead, and so is a thinking that
+would leave no room for one.
 """
 
 from __future__ import annotations
@@ -168,6 +169,8 @@ class Constraint:
         """What is to follow `completion` where a model wrote `token`: the same, as long as the
         answer can still end within the limit after it; else what leads to its end."""
         room = self._limit - len(completion)
+        if self._answer_start([*completion, token]) is None:
+            return self._fitted_thought(room, token)
         if token in self._end_of_sequence or not self._follow([*completion, token]):
             return token
         if self._ways[-1].fits(room - 1) or not self._follow(completion):
@@ -176,6 +179,15 @@ class Constraint:
         if not here.fits(room):
             return token
         return here.tokens[0] if here.tokens else self._end_of_sequence[0]
+
+    def _fitted_thought(self, room: int, token: int) -> int:
+        """The same inside the thinking: it ends where the model would end the text, and while
+        there is room for twice the shortest answer that is known."""
+        shortest = self._ways[0]
+        if self._think_end is None or shortest.tokens is None or not shortest.fits(room - 1):
+            return token
+        goes_on = token not in self._end_of_sequence and room - 2 >= 2 * len(shortest.tokens)
+        return token if goes_on else self._think_end
 
     def _answer_start(self, completion: Sequence[int]) -> int | None:
         """Where in the completion the text starts that the grammar is about: after a thinking part

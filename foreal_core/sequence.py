@@ -273,7 +273,7 @@ class Sequence:
             if self._span.hand_over is not None:
                 self._looks[LEADER][position] = look
             drawn, token = token, self._fitted(position, token)
-            self._shortened |= token != drawn
+            self._note_shortening(drawn, token)
             self._commit(token, LEADER)
             index = position - positions[0]
             if index == len(proposals) or token != proposals[index]:
@@ -297,7 +297,7 @@ class Sequence:
         if self._span.author == DRAFT and not self._proposals:
             # Also right after a hand-off: the proposal is the draft's own draw.
             if self.finish_reason is None:
-                self._shortened |= token != drawn
+                self._note_shortening(drawn, token)
                 self._commit(token, DRAFT)
             self._forget_beyond(min(seen, len(self.tokens)))
         elif self._wants_proposal():
@@ -306,6 +306,10 @@ class Sequence:
                 self._span.hand_over is not None
                 and may_end_sentence(self._tokenizer.decode([token]))
             )
+
+    def _note_shortening(self, drawn: int, written: int) -> None:
+        # A model that would end the text in its thinking is made to answer: that is no shortening.
+        self._shortened |= written != drawn and drawn not in self._tokenizer.leader_eos
 
     def _fitted(self, position: int, drawn: int) -> int:
         """What is written where a model drew `drawn`: a constrained answer ends in time."""

@@ -131,10 +131,51 @@ def test_the_answer_ends_in_the_schema(schema: dict[str, Any], spare: int, seed:
     assert again == completion
 
 
+def test_ways_to_the_end_are_short() -> None:
+    properties = {"n": {"type": "integer"}, "s": {"type": "string"}, "l": {"type": "array"}}
+    schema = {"type": "object", "properties": properties, "required": ["n", "s", "l"]}
+    way = FACTORY.compile(FoReaLConfig(json_schema=schema), PROMPT, 0)._ways[0].tokens
+    assert json.loads(TOKENIZER.decode(way)) == {"n": 0, "s": "", "l": []}
+
+
 def test_a_limit_too_short_for_any_answer_changes_nothing() -> None:
     config = FoReaLConfig(json_schema={"type": "string", "minLength": 9})
     constraint = FACTORY.compile(config, PROMPT, 5)
     assert len(write(constraint, 5, seed=1)) == 5
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2, 7, 40, 200])
+def test_thinking_leaves_room_for_an_answer(spare: int) -> None:
+    opened = [TOKENIZER.convert_tokens_to_ids("<think>")]
+    (end,) = PROMPT
+    config = FoReaLConfig(json_schema={"type": "string", "minLength": 9})
+    shortest = len(FACTORY.compile(config, PROMPT, 0)._ways[0].tokens or ())
+    limit = 1 + shortest + spare  # the end of the thinking and the answer
+    constraint = FACTORY.compile(config, opened, limit)
+    completion: list[int] = []
+    chance = random.Random(spare)
+    while len(completion) < limit and completion[-1:] != [END]:
+        allowed = constraint.allowed(completion)
+        thinking = end not in completion
+        assert (allowed is None) == thinking
+        options = range(len(TOKENIZER)) if allowed is None else np.flatnonzero(allowed).tolist()
+        options = [token for token in options if token not in (end, END)] or [END]
+        completion.append(constraint.fitted(completion, chance.choice(options)))
+    thought, _, answer = (
+        TOKENIZER.decode(completion).removesuffix("<|im_end|>").partition("</think>")
+    )
+    assert len(json.loads(answer)) >= 9
+    if spare > 3 * shortest:
+        assert thought and len(completion) - completion.index(end) - 1 >= 2 * shortest
+
+
+def test_who_ends_the_text_in_the_thinking_must_answer() -> None:
+    opened = [TOKENIZER.convert_tokens_to_ids("<think>")]
+    constraint = FACTORY.compile(FoReaLConfig(json_schema={"type": "integer"}), opened, 50)
+    assert constraint.fitted([5, 6], END) == PROMPT[0]
+    assert constraint.fitted([5, 6], 7) == 7
+    assert constraint.fitted([*range(5, 53)], 7) == PROMPT[0]  # one token is left for the answer
+    assert constraint.fitted([*range(5, 54)], 7) == 7  # and here none
 
 
 JOKE = {
