@@ -42,7 +42,8 @@ class FoReaLConfig:
             (lossless speculative decoding), or a control: "pattern" is foreal with its led
             sentences spread evenly instead of drawn, "wait" lets the draft write everything and
             puts a fixed "Wait," where the leader would lead.
-        draft_length: tokens that the draft proposes per pass of the leader (>= 1).
+        draft_length: tokens that the draft proposes per pass of the leader (>= 1); None follows
+            how many of them the leader takes over.
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
             whoever writes it; thinking before the answer stays free. What would not be over
             within max_new_tokens, the answer or the thinking before it, is closed in time, if it
@@ -71,7 +72,7 @@ class FoReaLConfig:
     seed: int | None = None
     speculate: bool = True
     policy: PolicyName = "foreal"
-    draft_length: int = 5
+    draft_length: int | None = None
     json_schema: Mapping[str, Any] | str | None = None
     call_schema: Mapping[str, Any] | str | None = None
 
@@ -80,7 +81,8 @@ class FoReaLConfig:
         self._check_int("hit_threshold", 0)
         self._check_int("max_new_tokens", 1)
         self._check_int("top_k", 0)
-        self._check_int("draft_length", 1)
+        if self.draft_length is not None:
+            self._check_int("draft_length", 1)
         self._check_float("lead_probability", 0.0, 1.0, "in [0, 1]")
         self._check_float("temperature", 0.0, math.inf, "a finite number >= 0")
         self._check_float("top_p", 0.0, 1.0, "in (0, 1]", open_low=True)

@@ -42,6 +42,12 @@ from foreal_core.tokenizer import Detokenizer, PairTokenizer, StopFilter
 PREFILL_CHUNK = 512
 # Proposals of a hit test may exceed `draft_length` up to here: most runs are this short.
 _USUAL_RUN = 8
+# Proposals per pass where `draft_length` leaves them open. They grow and shrink as transformers'
+# "heuristic" schedule does, which settles where the leader takes all of them over in a third of its
+# passes; more than the longest are hardly worth the draft's passes.
+_FIRST_LENGTH = 5
+_LONGEST_LENGTH = 24
+_LONGER, _SHORTER = 2, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,7 @@ class Sequence:
         self._hit_runs: list[int | None] = []
         self._proposals: list[int] = []  # in a span of the draft: its opening
         self._proposed_end = False  # the last proposal would end the sentence or the text
+        self._draft_length = config.draft_length or _FIRST_LENGTH
 
         self._cached: dict[Author, list[TokenKind]] = {LEADER: [], DRAFT: []}
         self._looks: dict[Author, dict[int, int]] = {LEADER: {}, DRAFT: {}}
@@ -274,9 +281,12 @@ class Sequence:
                 self._looks[LEADER][position] = look
             drawn, token = token, self._fitted(position, token)
             self._note_shortening(drawn, token)
-            self._commit(token, LEADER)
             index = position - positions[0]
-            if index == len(proposals) or token != proposals[index]:
+            taken_over = index < len(proposals) and token == proposals[index]
+            if not taken_over:
+                self._adapt(len(proposals), taken_over=index)
+            self._commit(token, LEADER)
+            if not taken_over:
                 break
             agreed += 1
             if not self._goes_on(LEADER):
@@ -488,21 +498,31 @@ class Sequence:
     def _proposals_wanted(self) -> int:
         """How many proposals the leader is to check in its next pass."""
         span = self._span
-        if span.propose == 0:
+        propose = self._draft_length if span.propose is None else span.propose
+        if propose == 0:
             return 0
         # The leader's own draw follows the last proposal, so the limit needs no proposal.
         room = self._limit - len(self.tokens) - 1
         if span.hand_over is None:
-            return min(span.propose, room)
+            return min(propose, room)
         lead = span.hand_over.lead_count - (len(self.tokens) - self._span_start)
         run = span.hand_over.hits - self._hits
         if lead <= 0:
             # The hit test: the rest of a usual run is checked in one pass.
-            return min(run, max(span.propose, _USUAL_RUN), room)
+            return min(run, max(propose, _USUAL_RUN), room)
         if span.hand_over.hits == 0:
-            return min(span.propose, room, lead - 1)
+            return min(propose, room, lead - 1)
         from_start = span.hand_over.counted_from == 0
-        return min(span.propose, room, max(lead, run) if from_start else lead + run)
+        return min(propose, room, max(lead, run) if from_start else lead + run)
+
+    def _adapt(self, proposed: int, taken_over: int) -> None:
+        """Where the number of proposals is open, it follows how the leader took the last ones."""
+        if self._span.propose is not None or proposed == 0:
+            return
+        if taken_over < proposed:
+            self._draft_length = max(self._draft_length - _SHORTER, 1)
+        elif proposed >= self._draft_length:
+            self._draft_length = min(self._draft_length + _LONGER, _LONGEST_LENGTH)
 
     # -- what each model has seen ---------------------------------------------------------------
 

@@ -254,7 +254,7 @@ def random_settings(rng: Random, **fixed: object) -> FoReaLConfig:
         "stop": rng.sample(stops, rng.choice((0, 0, 1, 2))),
         "max_new_tokens": rng.choice((1, 2, 3, 10, 25, 40, 60)),
         "repetition_penalty": rng.choice((1.0, 1.0, 1.0, 1.0, 1.3)),
-        "draft_length": rng.choice((1, 3, 5, 8)),
+        "draft_length": rng.choice((1, 3, None, 8)),
         "seed": rng.randrange(2**63),
     }
     return FoReaLConfig(**(chosen | fixed))  # type: ignore[arg-type]

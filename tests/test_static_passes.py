@@ -237,7 +237,9 @@ def test_running_ahead_saves_steps_and_all_of_it_is_charged(
 
     monkeypatch.setattr(ModelRunner, "forward", counted_forward)
     monkeypatch.setattr(Passes, "run", counted_run)
-    settings = FoReaLConfig(lead_count=6, hit_threshold=2, max_new_tokens=60, seed=3)
+    settings = FoReaLConfig(
+        lead_count=6, hit_threshold=2, max_new_tokens=60, draft_length=5, seed=3
+    )
     ahead = [static_of("llama").generate(prompt, settings) for prompt in PROMPTS]
     assert passes["draft"] == sum(one.cost.forward_passes["draft"] for one in ahead)
     assert passes["steps"] < 0.7 * passes["draft"]

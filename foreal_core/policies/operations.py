@@ -39,8 +39,8 @@ class Write:
     Attributes:
         author: who writes.
         hand_over: when the span ends before the sentence does.
-        propose: tokens that the draft proposes to the leader per pass; 0 writes token by token.
-            It changes how fast the text comes, never the text.
+        propose: tokens that the draft proposes to the leader per pass; 0 writes token by token,
+            None lets the engine choose. It changes how fast the text comes, never the text.
         opening: for the draft: text that is given to it instead of written, at the span's start
             and only while the thinking is not over. It must not end a sentence. The draft is
             charged for its tokens as if it had written them, for it has to read them.
@@ -48,7 +48,7 @@ class Write:
 
     author: Author
     hand_over: HandOver | None = None
-    propose: int = 0
+    propose: int | None = 0
     opening: str = ""
 
     @property
