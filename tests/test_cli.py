@@ -130,6 +130,8 @@ def _running(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, **environment},
+        # Whoever runs the tests in the background may have had Ctrl-C ignored for them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
