@@ -85,6 +85,9 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
     ThinkingBlock before it (`additional_kwargs["thinking_delta"]` in streams, `raw["thinking"]` of
     completions), and is left out of later prompts.
 
+    LlamaIndex packs prompts by a tokenizer of its own; `Settings.tokenizer = llm.get_token_ids`
+    makes it count the pair's tokens.
+
     Tools are shown by templates that know them, and calls are parsed as Hermes and Qwen write
     them. Forced calls, `structured_predict` and `as_structured_llm` write under a JSON schema
     (extra "json").
