@@ -166,7 +166,7 @@ def test_thinking_leaves_room_for_an_answer(spare: int) -> None:
     )
     assert len(json.loads(answer)) >= 9
     if spare > 3 * shortest:
-        assert thought and len(completion) - completion.index(end) - 1 >= 2 * shortest
+        assert thought and limit - completion.index(end) - 1 >= 2 * shortest
 
 
 def test_who_ends_the_text_in_the_thinking_must_answer() -> None:

@@ -99,7 +99,7 @@ def test_a_forced_call_comes_after_the_thinking(tokens: int) -> None:
     thinks = ChatFoReaL(decoder=pair_with_tools(), seed=1, max_new_tokens=tokens)
     message = thinks.bind_tools([count_up], tool_choice="any").invoke(QUESTION)
     thought = message.additional_kwargs.get("reasoning_content", "")
-    assert "tool_call" not in thought and bool(thought) == (tokens > 200)
+    assert "tool_call" not in thought and (thought or tokens < 200)
     (call,) = message.tool_calls  # however little the thinking left
     assert count_up.invoke(call["args"]) and message.content == ""
 
