@@ -10,6 +10,13 @@ from typing import Any
 import torch
 
 from foreal_core.errors import ModelLoadError
+from foreal_core.placement import (
+    Need,
+    need_of,
+    refuse_offloaded,
+    refuse_unless_they_fit,
+    too_large,
+)
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,20 @@ def load_pair(
     """Loads both; single kwargs win over common ones.
 
     Raises:
-        ModelLoadError: names the model and the cause.
+        ModelLoadError: names the model and the cause; a pair that does not fit its devices is told
+            how much it needs.
     """
     leader_options = {**common, **leader_kwargs}
     draft_options = {**common, **draft_kwargs}
-    # Tokenizers first: a missing model is then found before gigabytes are read.
+    # What is small first: a missing model or one too large is found before gigabytes are read.
     tokenizer = _load_tokenizer("leader", leader, leader_options)
     draft_tokenizer = _load_tokenizer("draft", draft, draft_options)
+    leader_need = _need("leader", leader, leader_options)
+    draft_need = _need("draft", draft, draft_options)
+    refuse_unless_they_fit([need for need in (leader_need, draft_need) if need is not None])
     return LoadedPair(
-        leader=_load_model("leader", leader, leader_options),
-        draft=_load_model("draft", draft, draft_options),
+        leader=_load_model("leader", leader, leader_options, leader_need),
+        draft=_load_model("draft", draft, draft_options, draft_need),
         tokenizer=tokenizer,
         draft_tokenizer=draft_tokenizer,
     )
@@ -65,11 +76,8 @@ def model_name(model: Any, role: str) -> str:
 def _load_tokenizer(role: str, name: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    passed = ("revision", "token", "cache_dir", "trust_remote_code", "local_files_only")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, **{key: options[key] for key in passed if key in options}
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, **_source(options))
     except Exception as error:
         raise _load_error(role, name, "tokenizer", error) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -80,7 +88,23 @@ def _load_tokenizer(role: str, name: str, options: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
-def _load_model(role: str, name: str, options: Mapping[str, Any]) -> Any:
+def _need(role: str, name: str, options: Mapping[str, Any]) -> Need | None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, **_source(options))
+    except Exception as error:
+        raise _load_error(role, name, "model", error) from error
+    return need_of(role, name, config, options)
+
+
+def _source(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What says where files come from."""
+    names = ("revision", "token", "cache_dir", "trust_remote_code", "local_files_only")
+    return {name: options[name] for name in names if name in options}
+
+
+def _load_model(role: str, name: str, options: Mapping[str, Any], need: Need | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = dict(options)
@@ -88,9 +112,15 @@ def _load_model(role: str, name: str, options: Mapping[str, Any]) -> Any:
         # Nothing to place: plain loading spares accelerate's hooks on every module.
         del options["device_map"]
     try:
-        return AutoModelForCausalLM.from_pretrained(name, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+    except torch.OutOfMemoryError as error:
+        if need is None:
+            raise _load_error(role, name, "model", error) from error
+        raise too_large([need], f"memory ran out while it was loaded ({error})") from error
     except Exception as error:
         raise _load_error(role, name, "model", error) from error
+    refuse_offloaded(role, name, model, need)
+    return model
 
 
 def _load_error(role: str, name: str, what: str, error: Exception) -> ModelLoadError:

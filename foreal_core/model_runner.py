@@ -61,10 +61,10 @@ class ModelRunner:
         # neighbours would change each other's text.
         self.one_row_at_a_time = _rope_type(model) == "longrope"
         self.device: torch.device = model.get_input_embeddings().weight.device
+        self._spread = len({parameter.device for parameter in model.parameters()}) > 1
         if static is None:
-            devices = {parameter.device for parameter in model.parameters()}
-            static = self.device.type == "cuda" and len(devices) == 1
-        self.static = static and not self.one_row_at_a_time
+            static = self.device.type == "cuda"
+        self.static = static and not self._spread and not self.one_row_at_a_time
         self._last_position = max_slots - 1
         self._static_passes = StaticPasses(
             torch.compile(model, dynamic=False) if compiled else model,
@@ -97,16 +97,17 @@ class ModelRunner:
         starts = [chunk.start for chunk in chunks]
         width = max(lengths)
         self.cache.begin([chunk.row for chunk in chunks], starts, lengths)
-        ids = drawn
-        if ids is None:
-            ids = torch.tensor(
-                [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks],
-                device=self.device,
-            )
+        if drawn is None:
+            padded = [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks]
+            ids = torch.tensor(padded, device=self.device)
+        else:
+            ids = drawn.to(self.device)
         positions = torch.arange(width, device=self.device)[None, :] + torch.tensor(
             starts, device=self.device
         ).unsqueeze(1)
         columns = wanted_columns(chunks)
+        if self._spread:  # no index is on the right device for a head that is somewhere else
+            columns = list(range(columns[0], width))
         are_last = columns[0] == width - len(columns)
         logits: Tensor = self.model(
             input_ids=ids.view(len(chunks), width),

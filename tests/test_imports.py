@@ -29,6 +29,7 @@ RANKS = {
     "passes": 5,
     "engine": 6,
     "streams": 7,
+    "placement": 1,
     "loading": 7,
     "decoder": 8,
 }

@@ -1,0 +1,245 @@
+"""Where models go: maps, quantised weights, two devices, and pairs that do not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from toy import PROMPTS, Family, Pair, fresh_pair
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from foreal_core import FoReaLConfig, FoReaLDecoder, ModelLoadError, placement
+from foreal_core.demo import pair_paths, problems
+from foreal_core.engine import Engine
+
+DecoderOf = Callable[[Family], FoReaLDecoder]
+
+SETTINGS = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=30, seed=3)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    two, root = fresh_pair("llama"), tmp_path_factory.mktemp("pair")
+    for name, model in (("leader", two.leader), ("draft", two.draft)):
+        model.save_pretrained(root / name)
+        two.tokenizer.save_pretrained(root / name)
+    return str(root / "leader"), str(root / "draft")
+
+
+def size(model: PreTrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+@pytest.mark.parametrize("device_map", [None, "auto", "cpu", {"": "cpu"}])
+def test_a_map_changes_no_token(
+    device_map: Any, folders: tuple[str, str], decoder_of: DecoderOf
+) -> None:
+    with FoReaLDecoder.from_pretrained(*folders, dtype="float32", device_map=device_map) as decoder:
+        written = decoder.generate(list(PROMPTS[:3]), SETTINGS)
+    expected = decoder_of("llama").generate(list(PROMPTS[:3]), SETTINGS)
+    assert [one.token_ids for one in written] == [one.token_ids for one in expected]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_leader(bits: int) -> None:
+    """The bundled one: the toys' matrices are too small for bitsandbytes."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    paths = [str(path) for path in pair_paths()]
+    quantisation = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    question = problems("ledger", 1, 1)[0].messages
+    with FoReaLDecoder.demo() as decoder:
+        plain = decoder.profiles
+    with FoReaLDecoder.from_pretrained(
+        *paths, dtype="float32", leader_kwargs={"quantization_config": quantisation}
+    ) as decoder:
+        written = decoder.generate(
+            messages=question, seed=1, lead_probability=1.0, max_new_tokens=24
+        )
+        profiles = decoder.profiles
+    assert written.text.strip()
+    assert "leader" in written.authors
+    assert profiles["leader"].weight_bytes < 0.5 * plain["leader"].weight_bytes
+    # It still multiplies as many numbers, and the draft is as it was.
+    assert profiles["leader"].body_parameters == plain["leader"].body_parameters
+    assert profiles["draft"] == plain["draft"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_the_need_is_what_is_loaded(
+    dtype: str, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs: list[placement.Need] = []
+    monkeypatch.setattr("foreal_core.loading.refuse_unless_they_fit", needs.extend)
+    two = Pair(*_loaded(folders, dtype), tokenizer=None)  # type: ignore[arg-type]
+    assert [need.role for need in needs] == ["leader", "draft"]
+    assert [need.weights for need in needs] == [size(two.leader), size(two.draft)]
+
+
+@pytest.mark.parametrize("flag", ["load_in_4bit", "load_in_8bit"])
+def test_the_need_of_a_quantised_model_is_close(
+    flag: str, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    needs: list[placement.Need] = []
+    monkeypatch.setattr("foreal_core.loading.refuse_unless_they_fit", needs.extend)
+    settings = {"quantization_config": BitsAndBytesConfig(**{flag: True})}
+    leader, _ = _loaded(folders, "float32", leader_kwargs=settings)
+    assert needs[0].weights == pytest.approx(size(leader), rel=0.1)
+
+
+def _loaded(
+    folders: tuple[str, str], dtype: str, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    from foreal_core.loading import load_pair
+
+    pair = load_pair(
+        *folders,
+        common={"device_map": "auto", "dtype": dtype},
+        **({"leader_kwargs": {}, "draft_kwargs": {}} | options),
+    )
+    return pair.leader, pair.draft
+
+
+def test_a_pair_that_does_not_fit_is_refused_before_it_is_read(
+    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "free_memory", lambda where: 100_000)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", _never)
+    with pytest.raises(ModelLoadError) as caught:
+        FoReaLDecoder.from_pretrained(*folders, dtype="float32")
+    said = str(caught.value)
+    two = fresh_pair("llama")
+    for model in (two.leader, two.draft):
+        assert f"needs {size(model) / 1e9:.3g} GB" in said
+    assert "auto has 0.0001 GB free" in said
+    assert "load_in_4bit" in said
+    assert "'device_map'" in said
+
+
+def test_what_goes_to_different_places_is_not_added_up(
+    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = fresh_pair("llama")
+    free = {"cpu": size(two.leader), "cuda:0": size(two.draft)}
+    monkeypatch.setattr(placement, "free_memory", free.get)
+    needs = [
+        placement.Need("leader", "a", "cpu", size(two.leader), 0),
+        placement.Need("draft", "b", "cuda:0", size(two.draft), 0),
+    ]
+    placement.refuse_unless_they_fit(needs)
+    together = [needs[0], placement.Need("draft", "b", "cpu", size(two.draft), 0)]
+    with pytest.raises(ModelLoadError, match=r"leader 'a' needs.*and the draft 'b' needs"):
+        placement.refuse_unless_they_fit(together)
+
+
+def test_memory_that_runs_out_while_loading(
+    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(ModelLoadError, match=r"needs .* GB .*CUDA out of memory.*load_in_4bit"):
+        FoReaLDecoder.from_pretrained(*folders)
+
+
+def test_weights_that_would_be_fetched_for_every_pass_are_refused(
+    folders: tuple[str, str], tmp_path: Path
+) -> None:
+    device_map = {
+        "model.embed_tokens": "cpu",
+        "model.layers": "disk",
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+        "lm_head": "cpu",
+    }
+    with pytest.raises(ModelLoadError, match="leader were left on cpu and disk"):
+        FoReaLDecoder.from_pretrained(
+            *folders,
+            leader_kwargs={"device_map": device_map, "offload_folder": str(tmp_path / "off")},
+        )
+
+
+def test_free_memory_of_this_machine() -> None:
+    free = placement.free_memory("cpu")
+    assert free is None or 2**20 < free < 2**50
+    assert placement.free_memory("mps") is None
+
+
+def _never(*arguments: Any, **options: Any) -> None:
+    raise AssertionError("weights were read")
+
+
+class TwoDevices(TorchDispatchMode):
+    """As if each model had a device of its own: what one of them computed meets nothing that the
+    other one did."""
+
+    def __init__(self, two: Pair) -> None:
+        super().__init__()
+        self.crossings: list[str] = []
+        self._home: dict[int, str] = {}
+        self._kept: list[torch.Tensor] = []  # lest an address is used again
+        for name, model in (("leader", two.leader), ("draft", two.draft)):
+            for tensor in [*model.parameters(), *model.buffers()]:
+                self._home[tensor.untyped_storage().data_ptr()] = name
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        homes = {self._home.get(self._key(t)) for t in self._tensors((args, kwargs))} - {None}
+        if len(homes) > 1:
+            self.crossings.append(str(func))
+        for tensor in self._tensors(result) if homes else ():
+            self._home[self._key(tensor)] = homes.copy().pop() or ""
+            self._kept.append(tensor)
+        return result
+
+    @staticmethod
+    def _key(tensor: torch.Tensor) -> int:
+        return tensor.untyped_storage().data_ptr()
+
+    @staticmethod
+    def _tensors(value: Any) -> list[torch.Tensor]:
+        return [one for one in tree_flatten(value)[0] if isinstance(one, torch.Tensor)]
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_the_models_may_be_on_two_devices(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = fresh_pair("llama")
+    watch = TwoDevices(two)
+    step = Engine.step
+
+    def watched(self: Engine) -> None:
+        with watch:
+            step(self)
+
+    monkeypatch.setattr(Engine, "step", watched)
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer, static_shapes=static) as decoder:
+        for temperature in (0.0, 1.0):
+            written = decoder.generate(
+                list(PROMPTS[:3]), SETTINGS, temperature=temperature, repetition_penalty=1.1
+            )
+            assert {author for one in written for author in one.authors} == {"leader", "draft"}
+        decoder.generate(list(PROMPTS[:3]), SETTINGS)
+    assert watch._kept, "nothing was watched"
+    assert watch.crossings == []
+    with watch:  # it does see what it looks for
+        two.leader.lm_head.weight[0] + two.draft.lm_head.weight[0]
+    assert len(watch.crossings) == 1
+
+
+def test_an_error_names_gigabytes_that_can_be_read() -> None:
+    need = placement.Need("leader", "a", "cpu", 65.53e9, 19.4e9)
+    said = str(placement.too_large([need], "cpu has 24 GB free"))
+    assert re.search(r"'a' needs 65.5 GB .*to about 19.4 GB", said)
