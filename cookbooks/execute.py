@@ -8,6 +8,7 @@ python cookbooks/execute.py --check                # run them, write nothing
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,17 @@ class ThisPython(AsyncKernelManager):
 
 
 def execute(path: Path) -> Any:
-    """The notebook with fresh output, in the folder in which Jupyter would run it.
+    """The notebook with fresh output, in the folder in which Jupyter would run it; on one thread
+    unless OMP_NUM_THREADS says otherwise, since more of them only wait for each other in models as
+    small as the bundled ones.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed; the message shows it.
         nbclient.exceptions.CellTimeoutError: a cell ran for more than `SECONDS_PER_CELL`.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Of tqdm, which misses ipywidgets: here progress bars are text.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
         notebook,

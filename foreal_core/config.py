@@ -47,8 +47,9 @@ class FoReaLConfig:
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
             whoever writes it; thinking before the answer stays free. What would not be over
             within max_new_tokens, the answer or the thinking before it, is closed in time, if it
-            can be (finish reason "length"). Alignment then compares what each model would write
-            under the schema. Needs the extra "json".
+            can be (finish reason "length"). Numbers to which the schema sets no bounds stay
+            within those that every reader holds exactly (2**53). Alignment then compares what
+            each model would write under the schema. Needs the extra "json".
         call_schema: the same for an answer that calls a tool, "<tool_call>\\n{...}\\n</tool_call>"
             as Hermes and Qwen write it; the schema is the call's, name and arguments. With
             json_schema as well the answer is one or the other.

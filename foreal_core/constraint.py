@@ -22,6 +22,8 @@ from foreal_core.errors import ConfigError, FoReaLError
 _THINK_START, _THINK_END = "<think>", "</think>"
 # The spacing of json.dumps, which models have seen most.
 _SPACING = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
+# The whole numbers that every reader of JSON holds exactly (RFC 8259, section 6).
+_MOST = 2**53 - 1
 # What an answer of each setting looks like around its JSON, in llguidance's Lark.
 _ANSWERS = {
     "json_schema": "{json}",
@@ -78,7 +80,10 @@ class ConstraintFactory:
         """
         schemas = {name: getattr(config, name) for name in _ANSWERS}
         given = {name: schema for name, schema in schemas.items() if schema is not None}
-        grammar = _grammar(given)
+        grammar = _grammar(given, bounded=True)
+        if self._matcher.validate_grammar(grammar, self._tokenizer):
+            # llguidance knows no bounds beside some other keywords.
+            grammar = _grammar(given, bounded=False)
         if problem := self._matcher.validate_grammar(grammar, self._tokenizer):
             raise ConfigError(f"{' or '.join(given)} is not allowed: {problem.strip()}")
         return Constraint(
@@ -108,14 +113,34 @@ class ConstraintFactory:
         return False
 
 
-def _grammar(schemas: Mapping[str, str]) -> str:
+def _grammar(schemas: Mapping[str, str], *, bounded: bool) -> str:
     """A grammar of answers of any of these settings, after a little white space."""
     lines = [f"start: /[ \\n]{{0,2}}/ ({' | '.join(schemas)})"]
-    for name, schema in schemas.items():
-        described = {**json.loads(schema), "x-guidance": _SPACING}
+    for name, text in schemas.items():
+        schema = json.loads(text)
+        described = {**(_bounded(schema) if bounded else schema), "x-guidance": _SPACING}
         lines.append(f"{name}: {_ANSWERS[name].format(json=name + '_json')}")
         lines.append(f"{name}_json: %json {json.dumps(described)}")
     return "\n".join(lines) + "\n"
+
+
+def _bounded(schema: Any) -> Any:
+    """The schema with bounds for numbers that have none: a weak model would write digits for ever,
+    and Python's `json` refuses integers of more than 4300."""
+    if isinstance(schema, list):
+        return [_bounded(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    literal = ("const", "enum", "default", "examples")
+    bounded = {name: part if name in literal else _bounded(part) for name, part in schema.items()}
+    kinds = bounded.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if {"integer", "number"} & {kind for kind in kinds if isinstance(kind, str)}:
+        if "exclusiveMinimum" not in bounded:
+            bounded.setdefault("minimum", min(-_MOST, bounded.get("maximum", 0)))
+        if "exclusiveMaximum" not in bounded:
+            bounded.setdefault("maximum", max(_MOST, bounded.get("minimum", 0)))
+    return bounded
 
 
 class Constraint:

@@ -113,7 +113,7 @@ def write(constraint: Constraint, limit: int, seed: int, *, detours: bool = Fals
     return completion
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(schema=SCHEMAS, spare=st.integers(0, 60), seed=st.integers(0, 10**6))
 @example(schema=TREE, spare=0, seed=1)
 @example(schema=TREE, spare=50, seed=1)

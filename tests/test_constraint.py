@@ -168,6 +168,42 @@ def test_speculation_and_batches_leave_the_text_alone(
         assert [one.authors for one in others] == [one.authors for one in together]
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        {"type": "integer"},
+        {"type": ["number", "null"]},
+        {"type": "integer", "minimum": 5},
+        {"type": "integer", "multipleOf": 7},
+        {"type": "number", "exclusiveMaximum": -3},
+        {"type": "integer", "minimum": 10**17},
+    ],
+    ids=str,
+)
+def test_numbers_do_not_go_on_for_ever(
+    decoder: FoReaLDecoder, prompts: list[list[int]], number: dict[str, Any]
+) -> None:
+    """Whatever is drawn, it can be read: Python reads no integer of more than 4300 digits."""
+    schema = {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
+    sampled: dict[str, Any] = {"temperature": 5.0, "max_new_tokens": 300}
+    for seed in range(3):
+        text = decoder.generate(prompts[0], json_schema=schema, seed=seed, **sampled).text
+        for value in json.loads(text):
+            assert value is None or "multipleOf" in number or abs(value) <= max(2**53, 10**18)
+
+
+def test_properties_may_be_named_like_keywords(
+    decoder: FoReaLDecoder, prompts: list[list[int]]
+) -> None:
+    literal = {"type": "integer"}
+    properties = {"type": {"const": "integer"}, "enum": {"enum": [literal]}}
+    schema: dict[str, Any] = {"type": "object", "properties": properties}
+    schema["required"] = list(properties)
+    schema["additionalProperties"] = False
+    text = decoder.generate(prompts[0], json_schema=schema, max_new_tokens=80).text
+    assert json.loads(text) == {"type": "integer", "enum": literal}
+
+
 def test_without_a_thinking_token_the_schema_holds_from_the_start(
     decoder_of: Callable[[Family], FoReaLDecoder],
 ) -> None:
