@@ -389,6 +389,11 @@ class FoReaLDecoder:
         return dict(self._engine.profiles)
 
     @property
+    def static_shapes(self) -> bool:
+        """Whether short passes of a model run at fixed shapes."""
+        return self._engine.static_shapes
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._engine.closed

@@ -142,6 +142,11 @@ class Engine:
             }
 
     @property
+    def static_shapes(self) -> bool:
+        """Whether short passes of a model run at fixed shapes."""
+        return any(runner.static for runner in self._runners.values())
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed

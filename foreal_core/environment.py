@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in ("foreal-decoding", "torch", "transformers")},
+        **{name: _version(name) for name in ("foreal-decoding", "torch", "transformers")},
     }
 
 
@@ -43,6 +43,13 @@ def models(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
     Names of the bundled models start at the package, wherever that is installed.
     """
     return {role: _identity(Path(name), name) for role, name in names.items()}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"  # run from its sources
 
 
 def _identity(folder: Path, name: str) -> dict[str, str]:

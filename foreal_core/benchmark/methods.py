@@ -43,8 +43,14 @@ class Run:
 
 
 class Method(Protocol):
-    """A way of writing."""
+    """A way of writing.
 
+    Attributes:
+        learns: whether it has to meet every shape of pass once before it is as fast as it gets.
+    """
+
+    @property
+    def learns(self) -> bool: ...
     def run(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Run:
         """Writes greedily after all prompts at once."""
         ...
@@ -57,6 +63,11 @@ class Ours:
     subject: Subject
     decoder: FoReaLDecoder
     settings: dict[str, Any]
+
+    @property
+    def learns(self) -> bool:
+        """Passes are recorded when first met."""
+        return self.decoder.static_shapes
 
     def run(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Run:
         """See `Method`."""
@@ -98,6 +109,7 @@ class Transformers:
     subject: Subject
     author: Author
     proposed: int | str | None = None
+    learns = False
 
     def run(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Run:
         """See `Method`."""

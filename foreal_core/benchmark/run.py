@@ -52,7 +52,7 @@ def measure(
             takes.
     """
     started = time.monotonic()
-    record = _opened(subject, selection, out)
+    record = _opened(subject, selection, out, decoder_options)
     _refuse_long_contexts(subject, selection)
     if "passes" not in record:
         progress("what a pass costs")
@@ -105,11 +105,12 @@ def _taken(
 ) -> Record:
     """One measurement: every call of the case, timed and graded."""
     limit = selection.limit(case)
-    if warm_up and torch.device(subject.leader.device).type == "cpu":
-        limit = min(limit, _WARM_UP_TOKENS)  # elsewhere every shape has to be met beforehand
+    if warm_up and not method.learns:
+        limit = min(limit, _WARM_UP_TOKENS)
     runs: list[Run] = []
     answers: list[Record] = []
     read = 0.0
+    before = time.process_time()
     try:
         for numbers in selection.calls(case)[: 1 if warm_up else None]:
             prompts = [subject.prompt(number, case.context) for number in numbers]
@@ -122,6 +123,7 @@ def _taken(
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     return {
         "seconds": [run.seconds for run in runs],
+        "processor_seconds": time.process_time() - before,
         "leader_tokens": sum(run.leader_tokens for run in runs),
         "passes": _added([run.passes for run in runs]),
         "bytes_read": read,
@@ -205,10 +207,14 @@ def _machine_limits(subject: Subject, selection: Selection) -> Record:
             runner.restore()
 
 
-def _opened(subject: Subject, selection: Selection, out: Path | None) -> Record:
+def _opened(
+    subject: Subject, selection: Selection, out: Path | None, options: dict[str, Any]
+) -> Record:
     """The record that `out` holds, or a new one."""
     setup = {
         "pair": subject.name,
+        "models": environment.models({role: name for role, name in subject.sources.items()}),
+        "options": options,
         "device": str(subject.leader.device),
         "draft_device": str(subject.draft.device),
         "dtype": str(subject.leader.dtype).removeprefix("torch."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,10 +53,12 @@ class Subject:
 
     Attributes:
         name: "bundled", a preset's name, or both ids.
+        sources: where the weights of "leader" and "draft" come from.
         filler_id: a token that makes contexts long and changes nothing, if there is one.
     """
 
     name: str
+    sources: Mapping[Author, str]
     leader: Any
     draft: Any
     tokenizer: Any
@@ -148,34 +150,36 @@ def load_subject(
     tasks: Sequence[Task] = (
         problems(domain, PROBLEM_SEED, _PROBLEMS) if prompts is None else _read_prompts(prompts)
     )
-    if leader is not None and draft is not None:
-        loaded = load_pair(
-            leader,
-            draft,
-            common={"device_map": where, "dtype": dtype or "bfloat16"},
-            leader_kwargs={},
-            draft_kwargs={},
-        )
-        return Subject(f"{leader} + {draft}", **vars(loaded), tasks=tasks)
-    if leader is not None or draft is not None:
+    if (leader is None) != (draft is None):
         raise ConfigError("leader and draft go together: give both, or a pair's name.")
-    if pair == BUNDLED:
-        paths = [str(path) for path in pair_paths()]
+    own = leader is not None and draft is not None
+    paths = pair_paths()
+    sources = {LEADER: leader or str(paths[0]), DRAFT: draft or str(paths[1])}
+    if own or pair == BUNDLED:
+        usual = "bfloat16" if own else "float32"
         loaded = load_pair(
-            *paths,
-            common={"device_map": where, "dtype": dtype or "float32"},
+            sources[LEADER],
+            sources[DRAFT],
+            common={"device_map": where, "dtype": dtype or usual},
             leader_kwargs={},
             draft_kwargs={},
         )
-        return Subject(BUNDLED, **vars(loaded), tasks=tasks)
+        name = f"{leader} + {draft}" if own else BUNDLED
+        return Subject(name, sources, **vars(loaded), tasks=tasks)
     if pair not in PRESETS:
         raise ConfigError(
             f"unknown pair {pair!r}: {BUNDLED}, {', '.join(PRESETS)}, or ids of your own."
         )
-    number_type = getattr(torch, dtype or "bfloat16")
-    large = real_size_pair(pair, device=where, dtype=number_type)
+    large = real_size_pair(pair, device=where, dtype=getattr(torch, dtype or "bfloat16"))
     return Subject(
-        pair, large.leader, large.draft, large.tokenizer, None, tasks, filler_id=large.filler_id
+        pair,
+        sources,
+        large.leader,
+        large.draft,
+        large.tokenizer,
+        None,
+        tasks,
+        filler_id=large.filler_id,
     )
 
 

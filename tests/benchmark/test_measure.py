@@ -32,7 +32,8 @@ def small_copies() -> Iterator[None]:
 def subject() -> Subject:
     two = fresh_pair("llama")
     tasks = [Question([{"role": "user", "content": text}]) for text in PROMPTS[:4]]
-    return Subject("toy", two.leader, two.draft, two.tokenizer, None, tasks)
+    sources = {"leader": "toy", "draft": "toy-draft"}
+    return Subject("toy", sources, two.leader, two.draft, two.tokenizer, None, tasks)
 
 
 @pytest.fixture(scope="module")
