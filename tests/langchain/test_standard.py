@@ -60,6 +60,10 @@ class TestIntegration(OnTheBundledPair, ChatModelIntegrationTests):
     def supports_json_mode(self) -> bool:
         return True
 
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
     @pytest.fixture(autouse=True)
     def skill_is_not_the_point(self, request: pytest.FixtureRequest) -> None:
         """Tests that need a capable model run too, and fail; greedy text is always the same."""
