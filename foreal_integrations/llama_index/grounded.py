@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from itertools import count as counting, islice
 from pathlib import Path
 from random import Random
@@ -265,7 +266,10 @@ def measure(
     record: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": environment.machine(),
-        "versions": environment.versions(),
+        "versions": {
+            **environment.versions(),
+            **{name: version(name) for name in ("llama-index-core", "llama-index-retrievers-bm25")},
+        },
         "seed": SEED,
         "lists": LISTS,
         "top_k": TOP_K,
@@ -274,7 +278,7 @@ def measure(
     }
     asked = cases(count)
     with FoReaLDecoder.demo() as decoder:
-        record["models"] = decoder.models
+        record["models"] = environment.models(decoder.models)
         runs = record["runs"]
         for name, settings in RUNS.items():
             run = answered(decoder, asked, max_new_tokens=max_new_tokens, **settings)
