@@ -16,8 +16,10 @@ from typing import Any
 _QUOTE, _BACKSLASH = b'"\\'
 _OUTSIDE_STRINGS = bytes(dict.fromkeys(b'}],"0123456789ntf-.[{' + bytes(range(256))))
 _INSIDE_STRINGS = bytes(dict.fromkeys(b'"' + bytes(range(0x20, 0x7F)) + bytes(range(256))))
-# Steps after which a search gives up: the grammar may lead it ever deeper.
+# Steps after which a search gives up: the grammar may lead it ever deeper. Then it is tried again
+# every so many tokens only, until few are left.
 _MOST_STEPS = 512
+_RETRY_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class WayFinder:
 
     def start(self, matcher: Any) -> Way:
         """A way from the start of a text; the matcher has consumed nothing."""
-        return self._searched(matcher, Way())
+        return self._searched(matcher, Way(), _MOST_STEPS)
 
     def after(self, before: Way, token: int, matcher: Any, room: int) -> Way:
         """A way from one token further on, which the matcher has consumed.
@@ -71,21 +73,23 @@ class WayFinder:
         if known[:1] == (token,):
             return replace(here, tokens=known[1:])
         kept = replace(here, tokens=known) if known and self._ends(matcher, known) else here
-        if kept.fits(room):
+        hopeless = before.tokens is None and room > _RETRY_TOKENS and room % _RETRY_TOKENS
+        if hopeless or kept.fits(room):
             return kept
-        found = self._searched(matcher, here)
+        # Each step is a token at least: what takes more of them than there is room helps nobody.
+        found = self._searched(matcher, here, min(room + 1, _MOST_STEPS))
         return found if found.tokens is not None else kept
 
     def _ends(self, matcher: Any, tokens: Iterable[int]) -> bool:
         copy, ids = matcher.deep_copy(), list(tokens)
         return copy.try_consume_tokens(ids) == len(ids) and bool(copy.is_accepting())
 
-    def _searched(self, matcher: Any, here: Way) -> Way:
-        """`here` with a way, if one is found."""
+    def _searched(self, matcher: Any, here: Way, steps: int) -> Way:
+        """`here` with a way, if one is found in so many steps."""
         copy, place = matcher.deep_copy(), here
         written: list[int] = []
         chosen: Counter[int] = Counter()
-        for _ in range(_MOST_STEPS):
+        for _ in range(steps):
             if copy.is_accepting():
                 return replace(here, tokens=tuple(written))
             tokens = self._forced(copy) or self._choice(copy, place, chosen)

@@ -229,12 +229,7 @@ class Constraint:
         if start is None:
             return False
         answer = completion[start:]
-        common = 0
-        if start == self._start:
-            for ours, theirs in zip(self._consumed, answer, strict=False):
-                if ours != theirs:
-                    break
-                common += 1
+        common = _common_length(self._consumed, answer) if start == self._start else 0
         self._start = start
         if common < len(self._consumed):
             self._matcher.rollback(len(self._consumed) - common)
@@ -251,3 +246,11 @@ class Constraint:
             room = self._limit - position - 1
             self._ways.append(self._finder.after(self._ways[-1], token, self._matcher, room))
         return True
+
+
+def _common_length(one: list[int], other: Sequence[int]) -> int:
+    """Length of the longest common prefix; fast where it is all of `one`, as it mostly is."""
+    if other[: len(one)] == one:
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -264,7 +264,14 @@ class FoReaLDecoder:
             batch, prompts = self._encode(prompt, messages, tools)
         if settings.constrained:
             # The first schema walks the whole vocabulary, which can take seconds.
-            requests, futures = await asyncio.to_thread(self._submit_all, prompts, settings)
+            submitting = asyncio.ensure_future(
+                asyncio.to_thread(self._submit_all, prompts, settings)
+            )
+            try:
+                requests, futures = await asyncio.shield(submitting)
+            except asyncio.CancelledError:
+                submitting.add_done_callback(_cancel_submitted)
+                raise
         else:
             requests, futures = self._submit_all(prompts, settings)
         try:
@@ -515,6 +522,15 @@ def _is_long(prompt: Any, messages: Any) -> bool:
 
 def _ignore(events: list[TokenEvent]) -> None:
     """A whole generation needs no events."""
+
+
+def _cancel_submitted(
+    submitting: asyncio.Future[tuple[list[Request], list[Future[Generation]]]],
+) -> None:
+    """Nobody waits any more for what a thread was submitting."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        for request in submitting.result()[0]:
+            request.cancel()
 
 
 def _and_then(first: OnDone | None, then: OnDone) -> OnDone:

@@ -138,6 +138,16 @@ def test_ways_to_the_end_are_short() -> None:
     assert json.loads(TOKENIZER.decode(way)) == {"n": 0, "s": "", "l": []}
 
 
+def test_an_end_that_is_out_of_sight_is_found_in_time() -> None:
+    """More items than a search looks ahead: ways appear only when most of them are written."""
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 300}
+    config = FoReaLConfig(json_schema=schema)
+    assert FACTORY.compile(config, PROMPT, 0)._ways[0].tokens is None
+    limit = 1700
+    completion = write(FACTORY.compile(config, PROMPT, limit), limit, seed=1)
+    assert len(json.loads(TOKENIZER.decode(completion))) >= 300
+
+
 def test_a_limit_too_short_for_any_answer_changes_nothing() -> None:
     config = FoReaLConfig(json_schema={"type": "string", "minLength": 9})
     constraint = FACTORY.compile(config, PROMPT, 5)

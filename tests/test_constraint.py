@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -222,6 +225,38 @@ def test_a_tokenizer_that_cannot_spell_the_answer_is_an_error(
     with pytest.raises(FoReaLError, match="json_schema"):
         decoder_of("llama").generate(prompt, json_schema={"enum": ["[]"]}, max_new_tokens=9)
     assert decoder_of("llama").generate(prompt, max_new_tokens=3).token_ids
+
+
+def test_a_task_that_is_cancelled_while_the_schema_compiles_leaves_nothing_running(
+    decoder: FoReaLDecoder, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted, submit_all = threading.Event(), decoder._submit_all
+    ends: list[Any] = []
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.1)
+        requests, futures = submit_all(*arguments)
+        for future in futures:
+            future.add_done_callback(lambda done: ends.append(done.result().finish_reason))
+        submitted.set()
+        return requests, futures
+
+    monkeypatch.setattr(decoder, "_submit_all", slowly)
+    schema = {"type": "array", "items": {"const": 1}, "minItems": 300}
+
+    async def run() -> None:
+        asking = decoder.agenerate(prompts[:2], json_schema=schema, max_new_tokens=1000)
+        task = asyncio.create_task(asking)
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(submitted.wait, 60)
+        while len(ends) < 2:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert ends == ["cancelled", "cancelled"]
 
 
 def test_a_schema_may_come_as_text(decoder: FoReaLDecoder, prompts: list[list[int]]) -> None:
