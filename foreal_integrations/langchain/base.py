@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from langchain_core.language_models.base import LangSmithParams
@@ -193,3 +195,10 @@ class FoReaLFields(PairFields):
         if settings.stop:
             params["ls_stop"] = list(settings.stop)
         return params
+
+
+@functools.cache
+def package_version() -> tuple[str, str]:
+    """Name and version of this package, for traces."""
+    name = "foreal-decoding"
+    return name, version(name)

@@ -26,7 +26,7 @@ from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
 from foreal_integrations.chats import call_schema, chosen_tools
-from foreal_integrations.langchain.base import FoReaLFields
+from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.langchain.messages import MessageReader, to_chat
 from foreal_integrations.langchain.structured import (
@@ -91,6 +91,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._add_version(*package_version())
         self._describes_itself = self.profile is None
         if self._describes_itself:
             self.profile = ModelProfile(

@@ -16,7 +16,7 @@ from langchain_core.runnables.config import ensure_config, get_config_list
 from pydantic import PrivateAttr
 
 from foreal_core import FoReaLDecoder, FoReaLError, Generation
-from foreal_integrations.langchain.base import FoReaLFields
+from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.shared import events_in_time, free_of_charge
 
@@ -46,8 +46,8 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
     _computed: list[TextGeneration] = PrivateAttr(default_factory=list)
 
     def __init__(self, **arguments: Any) -> None:
-        # For type checkers, which would make one of the fields that they see.
         super().__init__(**arguments)
+        self._add_version(*package_version())
 
     # -- entry points: each call runs on a copy that holds its settings ---------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -440,6 +441,10 @@ def test_wrong_and_unknown_arguments_are_refused(make: Make) -> None:
             run(make(), QUESTION, lead_probability=1.5)
     with pytest.raises(ConfigError, match="draft is missing"):
         make(decoder=None, leader="some/model")
+
+
+def test_traces_tell_the_version(make: Make) -> None:
+    assert make().metadata["lc_versions"]["foreal-decoding"] == version("foreal-decoding")
 
 
 # -- costs ---------------------------------------------------------------------------------------
