@@ -213,7 +213,7 @@ def _opened(
     """The record that `out` holds, or a new one."""
     setup = {
         "pair": subject.name,
-        "models": environment.models({role: name for role, name in subject.sources.items()}),
+        "models": environment.models({str(role): name for role, name in subject.sources.items()}),
         "options": options,
         "device": str(subject.leader.device),
         "draft_device": str(subject.draft.device),
