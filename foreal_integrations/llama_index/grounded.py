@@ -55,11 +55,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "FoReaL n=15 p=1.0": {"lead_count": 15, "lead_probability": 1.0},
     "FoReaL n=15 p=0.6": {"lead_count": 15, "lead_probability": 0.6},
 }
+TREES = ("leader alone", "FoReaL n=15 p=1.0", "FoReaL n=15 p=0.6")
 LISTS = 20  # of each corpus
 QUESTIONS = 20  # about each corpus
 TOP_K = 3
 CHUNKS = 16
-LISTS_PER_CHUNK = 4
+LISTS_PER_CHUNK = 5
 GATHERED = 4
 COUNTS = {
     "flops_written": "written FLOPs",
@@ -285,8 +286,11 @@ def measure(
             runs[name] = run
             run["against_leader"] = against(run, next(iter(runs.values())))
             progress(_line(name, run))
-        record["tree_summarize"] = tree(decoder, repeats, max_new_tokens=max_new_tokens)
-        progress(f"tree_summarize, one by one / together: {record['tree_summarize']['median']:.2f}")
+        record["tree_summarize"] = {}
+        for name in TREES:
+            taken = tree(decoder, repeats, max_new_tokens=max_new_tokens, **RUNS[name])
+            record["tree_summarize"][name] = taken
+            progress(f"{name:18}  tree_summarize, one by one / together: {taken['median']:.2f}")
         record["event_loop"] = loop_gap(decoder, repeats, max_new_tokens=max_new_tokens)
         progress(f"longest gap: {1000 * record['event_loop']['median_busy']:.0f} ms")
     return record

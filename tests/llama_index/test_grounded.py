@@ -41,11 +41,12 @@ def test_grades() -> None:
 def test_the_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     runs = {"leader alone": {"policy": "leader"}, "draft alone": {"policy": "draft"}}
     monkeypatch.setattr(grounded, "RUNS", runs)
+    monkeypatch.setattr(grounded, "TREES", tuple(runs))
     monkeypatch.setattr(grounded, "CHUNKS", 3)
     lines: list[str] = []
     record = grounded.measure(count=2, repeats=1, max_new_tokens=4, progress=lines.append)
     json.dumps(record)
-    assert len(lines) == len(runs) + 2
+    assert len(lines) == 2 * len(runs) + 1
     for name, run in record["runs"].items():
         assert run["bill"]["calls"] == 2 and len(run["answers"]) == 2
         assert run["bill"]["completion_tokens"] == sum(one["tokens"] for one in run["answers"]) == 8
@@ -54,5 +55,8 @@ def test_the_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ratios = run["against_leader"]
         assert all(0 < ratios[count] <= 1 for count in grounded.COUNTS)
         assert all(ratio == 1 for ratio in ratios.values()) == (name == "leader alone")
-    assert record["tree_summarize"]["same_text"]
-    assert len(record["tree_summarize"]["ratios"]) == len(record["event_loop"]["gaps"]) == 1
+    for name in runs:
+        summarised = record["tree_summarize"][name]
+        assert summarised["same_text"] and len(summarised["ratios"]) == 1
+        assert summarised["calls"] > grounded.CHUNKS
+    assert len(record["event_loop"]["gaps"]) == 1
