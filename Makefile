@@ -15,7 +15,7 @@ test: .venv/installed-dev
 	$(BIN)/pytest -q $(ARGS)
 
 bench: .venv/installed
-	$(BIN)/foreal bench $(ARGS)
+	$(BIN)/foreal bench --ratios $(ARGS)
 
 # Runs the notebooks again and keeps their output.
 cookbooks: .venv/installed-dev
