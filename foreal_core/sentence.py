@@ -191,6 +191,9 @@ class SentenceBoundaryDetector:
         return following.isalpha() and not following.islower()
 
     def _read(self, text: str) -> None:
+        if self._reads_plainly(text):
+            self._read_word(text)
+            return
         for char in text:
             self._resolve_openers(char)
             if char == "\n":
@@ -202,6 +205,19 @@ class SentenceBoundaryDetector:
             if char == "`" and self._span in ("", "amount", "code") and not literal:
                 self._ticks += 1
             self._remember(char)
+
+    def _reads_plainly(self, text: str) -> bool:
+        """Whether `text` is a blank and a word, as most tokens are, in a plain place."""
+        plain = not (self._span or self._ticks or self._dollar or self._escaped)
+        return plain and text[:1] == " " and text[1:].isalnum()
+
+    def _read_word(self, text: str) -> None:
+        """What reading `text` character by character comes to."""
+        self._tail = (self._tail + text)[-3:]
+        self._word = text[1:][-_WORD_LIMIT:]
+        self._url = False
+        if len(self._line) < _LINE_LIMIT:
+            self._line = (self._line + (text if self._line else text[1:]))[:_LINE_LIMIT]
 
     def _resolve_openers(self, char: str) -> None:
         """Settle a run of backticks or a "$" that ended before `char`."""

@@ -314,7 +314,7 @@ class Sequence:
             self._proposals.append(token)
             self._proposed_end = token in self._tokenizer.leader_eos or (
                 self._span.hand_over is not None
-                and may_end_sentence(self._tokenizer.decode([token]))
+                and may_end_sentence(self._tokenizer.text_of(token))
             )
 
     def _note_shortening(self, drawn: int, written: int) -> None:

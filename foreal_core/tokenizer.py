@@ -294,6 +294,7 @@ class PairTokenizer:
         self.tokenizer = leader_tokenizer
         self._to_draft: dict[int, int] = {}
         self._from_draft: dict[int, int] = {}
+        self._texts: dict[int, str] = {}
         # A tokenizer file may ask for truncation. The first call turns that off for good; later,
         # with other threads encoding, the backend would refuse the change ("Already borrowed").
         added_by_itself = self.encode("")
@@ -421,6 +422,12 @@ class PairTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
         return _decode(self.tokenizer, ids)
+
+    def text_of(self, token_id: int) -> str:
+        """The text of one id, remembered: a draft's every proposal is asked for its own."""
+        if (text := self._texts.get(token_id)) is None:
+            text = self._texts[token_id] = self.decode([token_id])
+        return text
 
     def to_draft(self, ids: Sequence[int]) -> Sequence[int]:
         """Leader ids as the draft reads them; `ids` itself where none of them differs."""
