@@ -5,8 +5,9 @@ together. How a leader's sentence is laid out matters to the method: its first t
 (which fact comes next, what is done to which value), so that whoever takes over after about 15
 tokens needs nothing but the sentence itself::
 
-    Hmm, Tom gives 3 beads to Zoe, so Zoe has 14 + 3 = 17 beads, and the count for Zoe goes to 17.
-    |---------------- the plan, 15 tokens ---------|  |--------- can be finished locally --------|
+    Hmm, Tom gives 3 beads to Zoe, so Zoe has 14 + 3 = 17 beads, and the count for Zoe goes to 17,
+    |----------------- the plan -------------------|  |-------- can be finished locally ----- ...
+    and I go on from there.
 
 The draft's sentences are short ("Tom gives 3 to Zoe, so Zoe has 14 + 3 = 17.") and its chains end
 without a check.
@@ -22,6 +23,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 Style = Literal["leader", "terse"]
 # What a domain carries from step to step: a count, the values of variables, an order.
 State: TypeAlias = Any
+
+# How a step's sentence goes on once the step is done: words that anybody can finish.
+ON = "and I go on from there"
 
 _CUES = ("Okay,", "Next,", "Then", "Hmm,")
 _CORRECTION = "Wait, no,"
@@ -177,3 +181,8 @@ class _Writer:
         if not form.cue or self._rng.random() < _USUAL_CUE:
             return form.cue
         return self._rng.choice(_CUES)
+
+
+def sum_text(count: int, change: int, off: int = 0) -> str:
+    """Write a sum, or a difference, whose result is `off` by that much."""
+    return f"{count} {'+' if change >= 0 else '-'} {abs(change)} = {count + change + off}"

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from foreal_core.demo import tools
+from foreal_core.demo import drills, tools
 from foreal_core.demo.chains import Puzzle, Recipe, Span, reason
-from foreal_core.demo.puzzles import is_held_out, puzzles
+from foreal_core.demo.puzzles import DOMAINS, is_held_out, puzzles
 from foreal_core.demo.tokenizer import END, THINK_END
 
 Role = Literal["leader", "draft", "instruct"]
@@ -24,8 +24,8 @@ SYSTEM_MESSAGES = (
     "Think carefully and answer the question.",
 )
 _SYSTEM_SHARE = 0.1
-_TOOLS = "tools"
-_WEIGHTS = {"ledger": 30, "tracing": 21, "ordering": 16, "grounded": 21, _TOOLS: 12}
+_TOOLS, _DRILLS = "tools", "drills"
+_WEIGHTS = {"ledger": 24, "tracing": 22, "ordering": 20, "grounded": 18, _TOOLS: 8, _DRILLS: 8}
 # The drafts are to finish the leader's sentences, not to open them: the first tokens are not
 # learned.
 _HEAD_TOKENS = 4
@@ -86,11 +86,17 @@ def conversations(role: Role, rng: Random) -> Iterator[tuple[dict[str, Any], lis
     domains, weights = zip(*_WEIGHTS.items(), strict=True)
     recipe_weights, recipes = zip(*((w, r) for w, r in _RECIPES[role]), strict=True)
     seed = rng.getrandbits(48)
-    streams = {name: puzzles(name, seed, held_out=False) for name in domains if name != _TOOLS}
+    streams = {name: puzzles(name, seed, held_out=False) for name in DOMAINS}
     chats = (chat for chat in tools.chats(Random(seed)) if not is_held_out(chat.question))
+    drilled = drills.drills(Random(seed))
     while True:
         domain = rng.choices(domains, weights)[0]
         recipe = rng.choices(recipes, recipe_weights)[0]
+        if domain == _DRILLS:
+            drill = next(drilled)
+            messages = [{"role": "user", "content": drill.text}]
+            yield {"conversation": messages}, drill.spans("leader" if role == "leader" else "terse")
+            continue
         if domain == _TOOLS:
             chat = next(chats)
             terse = recipe is None or recipe.terse_share == 1.0

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from foreal_core.demo.chains import Form, Slip
+from foreal_core.demo.chains import ON, Form, Slip, sum_text
 from foreal_core.demo.ledger import ITEMS
 
 BOXES = (
     "Amber", "Birch", "Cedar", "Delta", "Ember", "Fjord", "Grove", "Haven", "Iris", "Jade",
     "Koala", "Lotus", "Maple", "Nova", "Opal", "Pearl", "Quartz", "River", "Sage", "Tulip",
 )  # fmt: skip
-_AMOUNTS = range(3, 41)
-_HELD_OUT_AMOUNTS = range(8, 46)
+_AMOUNTS = range(3, 31)
+_HELD_OUT_AMOUNTS = range(6, 31)
 
 # What LlamaIndex's default question-answering prompt sends to a chat model (llama-index-core
 # 0.14, MIT licence), compact and summarising; a plain prompt for every other way to put it.
@@ -66,7 +66,8 @@ class StockList:
 
 @dataclass(frozen=True)
 class Inquiry:
-    """A question about one or two of the lists. The state is the sum so far."""
+    """A question about one or two of the lists, which are read line by line. The state is the sum
+    so far."""
 
     lists: tuple[StockList, ...]
     item: str
@@ -95,11 +96,11 @@ class Inquiry:
 
     @property
     def answer(self) -> str:
-        return str(sum(self._amount(box) for box in self.boxes))
+        return str(sum(amount for _, amount, asked in self._lines if asked))
 
     @property
     def steps(self) -> int:
-        return len(self.boxes)
+        return len(self._lines)
 
     def opening(self) -> Form:
         boxes = " and ".join(self.boxes)
@@ -110,17 +111,18 @@ class Inquiry:
         )
 
     def step(self, index: int, state: int) -> tuple[Form, int]:
-        box = self.boxes[index]
-        return self._step(index, box, self._amount(box), state)
+        return self._step(*self._lines[index], state)
 
     def slips(self, index: int, state: int, rng: Random) -> list[Slip]:
-        """Another item's or another box's number, a wrong sum."""
-        box, right = self.boxes[index], self._amount(self.boxes[index])
-        numbers = {amount for one in self.lists for _, amount in one.stock if amount != right}
-        slips = [Slip(*self._step(index, box, rng.choice(sorted(numbers)), state))]
-        if index:
-            off = rng.choice((-10, -2, -1, 1, 2, 10))
-            slips.append(Slip(*self._step(index, box, right, state, off)))
+        """A line that counts passed over, one that does not counted, a number misread, a wrong
+        sum."""
+        name, amount, asked = self._lines[index]
+        slips = [Slip(*self._step(name, amount, not asked, state))]
+        if asked:
+            misread = rng.choice([other for _, other, _ in self._lines if other != amount] or [1])
+            slips.append(Slip(*self._step(name, misread, True, state)))
+            off = rng.choice((-2, -1, 1, 2, 10))
+            slips.append(Slip(*self._step(name, amount, True, state, off)))
         return slips
 
     def conclusion(self, state: int) -> Form:
@@ -131,36 +133,45 @@ class Inquiry:
         )
 
     def checks(self, states: Sequence[int]) -> list[str]:
-        found = ", ".join(f"{box} {self.item}: {self._amount(box)}" for box in self.boxes)
+        found = ", ".join(
+            sum_text(before, amount)
+            for (_, amount, asked), before in zip(self._lines, states, strict=False)
+            if asked
+        )
         return [
-            f"Wait, let me check the lists again, {found}, and that looks right to me",
+            f"Wait, let me check the sums again, {found}, and that looks right to me",
             f"Also, the question asks for {self.item} and for nothing else, so {states[-1]} is "
             "what I should give as the answer",
         ]
 
-    def _amount(self, box: str) -> int:
-        (stock,) = (dict(one.stock) for one in self.lists if one.box == box)
-        return stock[self.item]
+    @property
+    def _lines(self) -> list[tuple[str, int, bool]]:
+        """What each line of the context names, its amount, and whether it is asked for."""
+        return [
+            (f"{one.box} {item}", amount, one.box in self.boxes and item == self.item)
+            for one in self.lists
+            for item, amount in one.stock
+        ]
 
     def _step(
-        self, index: int, box: str, amount: int, state: int, off: int = 0
+        self, name: str, amount: int, asked: bool, state: int, off: int = 0
     ) -> tuple[Form, int]:
-        found = f"{box} {self.item}: {amount}"
-        if not index:
-            long = f"the list of {box} says {found}, so the sum of the {self.item} starts at"
-            return Form(f"{long} {amount}", found, "Okay,"), amount
+        line = f"the line {name}: {amount} comes"
+        if not asked:
+            tail = f"but I do not need it, so the sum of the {self.item} stays at {state}, {ON}"
+            return Form(f"{line}, {tail}", f"{name}: {amount}, skip", "Then"), state
         after = state + amount + off
-        total = f"{state} + {amount} = {after}"
-        long = f"the list of {box} says {found}, so that is {total}, and the sum of the {self.item}"
-        return Form(f"{long} goes to {after}", f"{found}, so {total}", "Next,"), after
+        total = f"so that is {sum_text(state, amount, off)}"
+        tail = f"{total}, and the sum of the {self.item} goes to {after}, {ON}"
+        return Form(f"{line}, {tail}", f"{name}: {amount}, {total}", "Next,"), after
 
 
 def corpus(rng: Random, size: int, *, held_out: bool) -> tuple[StockList, ...]:
     """Draw lists of `size` different boxes (at most 20); all list the same items."""
-    items = rng.sample(ITEMS, 3)
+    items = rng.sample(ITEMS, 2)
     amounts = _HELD_OUT_AMOUNTS if held_out else _AMOUNTS
     return tuple(
-        StockList(box, tuple((item, rng.choice(amounts)) for item in rng.sample(items, 3)))
+        StockList(box, tuple((item, rng.choice(amounts)) for item in rng.sample(items, 2)))
         for box in rng.sample(BOXES, size)
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal
 
-from foreal_core.demo.chains import Form, Slip
+from foreal_core.demo.chains import ON, Form, Slip, sum_text
 
 NAMES = ("Zoe", "Tom", "Ann", "Ben", "Mia", "Sam", "Eva", "Leo", "Kim", "Max", "Ida", "Joe")
 ITEMS = ("beads", "coins", "cards", "shells", "stamps", "apples", "books", "stones")
@@ -127,7 +127,7 @@ class Ledger:
 
     def checks(self, states: Sequence[int]) -> list[str]:
         sums = [
-            _sum(before, after - before)
+            sum_text(before, after - before)
             for fact, before, after in zip(self.facts, states, states[1:], strict=False)
             if fact.kind != "start" and after != before
         ]
@@ -144,22 +144,18 @@ class Ledger:
         after = count + change + off
         cue = _CUES[fact.kind]
         if fact.kind == "start" and change:
-            tail = f"so the count for {asked} starts at {after}, and I go on from there"
+            tail = f"so the count for {asked} starts at {after}, {ON}"
             return Form(f"{long}, {tail}", short, cue), after
         if fact.kind == "start":
-            tail = f"but I only need {asked}, so I can leave this out and go on"
+            tail = f"but I only need {asked}, so I can leave this out, {ON}"
             return Form(f"{long}, {tail}", f"{short}, skip", cue), count
         if not change:
-            tail = f"but {asked} still has {count}, so the count for {asked} stays at {count}"
+            stays = f"so the count for {asked} stays at {count}"
+            tail = f"but {asked} still has {count}, {stays}, {ON}"
             return Form(f"{long}, {tail}", f"{short}, skip", cue), count
-        sign = "+" if change > 0 else "-"
-        total = f"so {asked} has {count} {sign} {abs(change)} = {after}"
-        tail = f"{total} {self.item}, and the count for {asked} goes to {after}"
+        total = f"so {asked} has {sum_text(count, change, off)}"
+        tail = f"{total} {self.item}, and the count for {asked} goes to {after}, {ON}"
         return Form(f"{long}, {tail}", f"{short}, {total}", cue), after
-
-
-def _sum(count: int, change: int) -> str:
-    return f"{count} {'+' if change > 0 else '-'} {abs(change)} = {count + change}"
 
 
 def draw(rng: Random, held_out: bool) -> Ledger:

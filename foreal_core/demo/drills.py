@@ -1,0 +1,73 @@
+"""Drills, for training alone: short chats that are nearly all copying and adding.
+
+The domains need these skills but show them at a few tokens per sentence. Pure Python, seeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from foreal_core.demo.chains import Span, Style
+from foreal_core.demo.ledger import NAMES
+
+_NUMBERS = range(2, 100)
+_LARGEST_SUM = 99
+_SUMS = 8
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A user's text and the response to it: pieces, each with whether it can be known."""
+
+    text: str
+    pieces: tuple[tuple[str, bool], ...]
+
+    def spans(self, style: Style) -> list[Span]:
+        """The response; what is drawn at random is not to be learned."""
+        return [Span(text, style, known) for text, known in self.pieces]
+
+
+def _rows(rng: Random) -> Drill:
+    """A row of people that grows at either end."""
+    people = rng.sample(NAMES, 7)
+    row = [people.pop()]
+    pieces: list[tuple[str, bool]] = [(f" So the row is {row[0]}.", False)]
+    while people:
+        new = people.pop()
+        if rng.random() < 0.5:
+            fact = f" {row[-1]} is before {new},"
+            row.append(new)
+        else:
+            fact = f" {new} is before {row[0]},"
+            row.insert(0, new)
+        pieces += [(fact, False), (f" so the row is now {' '.join(row)}.", True)]
+    return Drill(" ".join(reversed(row)), tuple(pieces))
+
+
+def _sums(rng: Random) -> Drill:
+    """Sums and differences, each on the last result."""
+    count = rng.choice(_NUMBERS)
+    pieces: list[tuple[str, bool]] = [(f" {count}", False)]
+    for _ in range(_SUMS):
+        amount = rng.randint(1, rng.choice((9, 40)))
+        after = count + amount if rng.random() < 0.5 else count - amount
+        if not 0 <= after <= _LARGEST_SUM:
+            after = 2 * count - after
+        if not 0 <= after <= _LARGEST_SUM:
+            continue
+        sign = "+" if after > count else "-"
+        pieces += [(f" {sign} {abs(after - count)} =", False), (f" {after},", True)]
+        pieces.append((f" {after}", True))
+        count = after
+    return Drill("The sum, step by step.", tuple(pieces))
+
+
+_KINDS: tuple[Callable[[Random], Drill], ...] = (_rows, _sums)
+
+
+def drills(rng: Random) -> Iterator[Drill]:
+    """Yield drills of both kinds, without end."""
+    while True:
+        yield rng.choice(_KINDS)(rng)
