@@ -8,7 +8,7 @@ or two of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -66,8 +66,8 @@ class StockList:
 
 @dataclass(frozen=True)
 class Inquiry:
-    """A question about one or two of the lists, which are read line by line. The state is the sum
-    so far."""
+    """A question about one or two of the lists. The lists are gone through one by one, those that
+    are asked about line by line. The state is the sum so far."""
 
     lists: tuple[StockList, ...]
     item: str
@@ -96,11 +96,11 @@ class Inquiry:
 
     @property
     def answer(self) -> str:
-        return str(sum(amount for _, amount, asked in self._lines if asked))
+        return str(sum(line.amount for line in self._parts if line.counts))
 
     @property
     def steps(self) -> int:
-        return len(self._lines)
+        return len(self._parts)
 
     def opening(self) -> Form:
         boxes = " and ".join(self.boxes)
@@ -111,18 +111,20 @@ class Inquiry:
         )
 
     def step(self, index: int, state: int) -> tuple[Form, int]:
-        return self._step(*self._lines[index], state)
+        part = self._parts[index]
+        return self._step(part, state, part.counts)
 
     def slips(self, index: int, state: int, rng: Random) -> list[Slip]:
-        """A line that counts passed over, one that does not counted, a number misread, a wrong
-        sum."""
-        name, amount, asked = self._lines[index]
-        slips = [Slip(*self._step(name, amount, not asked, state))]
-        if asked:
-            misread = rng.choice([other for _, other, _ in self._lines if other != amount] or [1])
-            slips.append(Slip(*self._step(name, misread, True, state)))
+        """A list or a line that matters passed over, one that does not taken in, a number misread,
+        a wrong sum."""
+        part = self._parts[index]
+        slips = [Slip(*self._step(part, state, not part.counts))]
+        if part.item and part.counts:
+            others = [one.amount for one in self._parts if one.amount not in (0, part.amount)]
+            misread = replace(part, amount=rng.choice(others or [1]))
+            slips.append(Slip(*self._step(misread, state, True)))
             off = rng.choice((-2, -1, 1, 2, 10))
-            slips.append(Slip(*self._step(name, amount, True, state, off)))
+            slips.append(Slip(*self._step(part, state, True, off)))
         return slips
 
     def conclusion(self, state: int) -> Form:
@@ -134,9 +136,9 @@ class Inquiry:
 
     def checks(self, states: Sequence[int]) -> list[str]:
         found = ", ".join(
-            sum_text(before, amount)
-            for (_, amount, asked), before in zip(self._lines, states, strict=False)
-            if asked
+            sum_text(before, part.amount)
+            for part, before in zip(self._parts, states, strict=False)
+            if part.item and part.counts
         )
         return [
             f"Wait, let me check the sums again, {found}, and that looks right to me",
@@ -145,25 +147,45 @@ class Inquiry:
         ]
 
     @property
-    def _lines(self) -> list[tuple[str, int, bool]]:
-        """What each line of the context names, its amount, and whether it is asked for."""
-        return [
-            (f"{one.box} {item}", amount, one.box in self.boxes and item == self.item)
-            for one in self.lists
-            for item, amount in one.stock
-        ]
+    def _parts(self) -> list[_Part]:
+        """Every list's heading; after those that are asked about, their lines."""
+        parts = []
+        for one in self.lists:
+            parts.append(_Part(one.box, counts=one.box in self.boxes))
+            if one.box in self.boxes:
+                parts += [
+                    _Part(one.box, item, amount, counts=item == self.item)
+                    for item, amount in one.stock
+                ]
+        return parts
 
-    def _step(
-        self, name: str, amount: int, asked: bool, state: int, off: int = 0
-    ) -> tuple[Form, int]:
-        line = f"the line {name}: {amount} comes"
-        if not asked:
-            tail = f"but I do not need it, so the sum of the {self.item} stays at {state}, {ON}"
-            return Form(f"{line}, {tail}", f"{name}: {amount}, skip", "Then"), state
-        after = state + amount + off
-        total = f"so that is {sum_text(state, amount, off)}"
-        tail = f"{total}, and the sum of the {self.item} goes to {after}, {ON}"
-        return Form(f"{line}, {tail}", f"{name}: {amount}, {total}", "Next,"), after
+    def _step(self, part: _Part, state: int, counts: bool, off: int = 0) -> tuple[Form, int]:
+        """Take a part in or pass it over; the sum is `off` by that much."""
+        box, item = part.box, self.item
+        if not part.item and counts:
+            long = f"the list of {box} comes, and the question is about {box}, so I go through it"
+            return Form(long, f"{box}, look", "Okay,"), state
+        if not part.item:
+            long = f"the list of {box} comes, but the question is not about {box}, so I leave it"
+            return Form(f"{long} out, {ON}", f"{box}, skip", "Hmm,"), state
+        line = f"{box} {part.item}: {part.amount}"
+        if not counts:
+            tail = f"but I only need the {item}, so the sum of the {item} stays at {state}, {ON}"
+            return Form(f"the line {line} comes, {tail}", f"{line}, skip", "Then"), state
+        after = state + part.amount + off
+        total = f"so that is {sum_text(state, part.amount, off)}"
+        tail = f"{total}, and the sum of the {item} goes to {after}, {ON}"
+        return Form(f"the line {line} comes, {tail}", f"{line}, {total}", "Next,"), after
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What comes next in the context: a list (its `item` is empty), or a line of one."""
+
+    box: str
+    item: str = ""
+    amount: int = 0
+    counts: bool = False
 
 
 def corpus(rng: Random, size: int, *, held_out: bool) -> tuple[StockList, ...]:

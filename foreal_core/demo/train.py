@@ -44,7 +44,7 @@ _SHAPES: dict[Role, dict[str, int]] = {
     "draft": _SMALL,
     "instruct": _SMALL,
 }
-_MUON_RATE, _ADAM_RATE = 0.02, 0.004
+_RATE, _ADAM_SHARE = 0.02, 0.2  # of Muon; AdamW's share of it
 _WARM_UP = 0.01  # of the budget, for the learning rate to rise
 _SAVE_SECONDS = 180.0
 _PAD_MULTIPLE = 32  # few distinct shapes: memory is reused and kernels are not chosen anew
@@ -108,8 +108,8 @@ def _new_model(role: Role, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausal
     )
 
 
-def train(role: Role, run: Path, budget: _Budget, size: int, seed: int) -> None:
-    """Train one model in batches of `size` samples until the budget is spent.
+def train(role: Role, run: Path, budget: _Budget, size: int, seed: int, rate: float) -> None:
+    """Train one model in batches of `size` samples, at most at `rate`, until the budget is spent.
 
     Goes on from `run`/<role>.pt where that exists. One of `world` processes of
     `torch.distributed`, where that is initialised; the first one writes.
@@ -125,8 +125,8 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int) -> None:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=_MUON_RATE, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=_ADAM_SHARE * rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     progress = _Progress()
     checkpoint = run / f"{role}.pt"
@@ -137,15 +137,15 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int) -> None:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             progress = _Progress(**state["progress"])
-    rates = (_MUON_RATE, _ADAM_RATE)
+    rates = (rate, _ADAM_SHARE * rate)
     body = torch.compile(model.model, dynamic=True)
     started = time.monotonic() - progress.seconds
     saved_at = time.monotonic()
     for samples in batches(role, tokenizer, seed, size, start=progress.batches):
         factor = _learning_rate_factor(budget.spent(progress))
-        for optimizer, rate in zip(optimizers, rates, strict=True):
+        for optimizer, peak in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+                group["lr"] = peak * factor
         ids, learned = _collate(samples[rank::world], tokenizer.pad_token_id)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = body(input_ids=ids, use_cache=False).last_hidden_state
@@ -199,13 +199,20 @@ def _averaged(model: LlamaForCausalLM, seconds: float) -> float:
 
 
 def _train_as(
-    rank: int, world: int, role: Role, run: Path, budget: _Budget, size: int, seed: int
+    rank: int,
+    world: int,
+    role: Role,
+    run: Path,
+    budget: _Budget,
+    size: int,
+    seed: int,
+    rate: float,
 ) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29511")
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     try:
-        train(role, run, budget, size, seed)
+        train(role, run, budget, size, seed, rate)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -275,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--tokens", type=float, default=20e6, help="budget")
         command.add_argument("--minutes", type=float, help="budget instead of --tokens")
         command.add_argument("--batch", type=int, default=32, help="samples per step")
+        command.add_argument("--rate", type=float, default=_RATE, help="highest learning rate")
         command.add_argument("--processes", type=int, default=1, help="that share each batch")
     command = commands.add_parser("start", help="start from the weights of another folder")
     command.add_argument("role", choices=ROLES)
@@ -291,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         export(options.role, options.run, options.target or PAIR / options.role)
     else:
         budget = _Budget(options.tokens, options.minutes)
-        job = (options.command, options.run, budget, options.batch, options.seed)
+        job = (options.command, options.run, budget, options.batch, options.seed, options.rate)
         if options.processes == 1:
             train(*job)
         else:
