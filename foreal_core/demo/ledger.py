@@ -102,6 +102,7 @@ class Ledger:
         if fact.kind == "start":
             if change:
                 add(misread, state, misread.amount)
+            add(fact, 0, 0 if change else fact.amount)
             return slips
         if change:
             add(fact, state, -change)
@@ -145,7 +146,7 @@ class Ledger:
         cue = _CUES[fact.kind]
         if fact.kind == "start" and change:
             tail = f"so the count for {asked} starts at {after}, {ON}"
-            return Form(f"{long}, {tail}", short, cue), after
+            return Form(f"{long}, {tail}", f"{short}, so {asked} has {after}", cue), after
         if fact.kind == "start":
             tail = f"but I only need {asked}, so I can leave this out, {ON}"
             return Form(f"{long}, {tail}", f"{short}, skip", cue), count

@@ -135,7 +135,9 @@ class Program:
             return Form(f"{comes}, {tail}", f"{line.text}, skip", cue), value
         if not line.adds:
             tail = f"so the value of {asked} starts at {line.amount}, {ON}"
-            return Form(f"{comes}, {tail}", line.text, cue), line.amount
+            return Form(
+                f"{comes}, {tail}", f"{line.text}, so {asked} is {line.amount}", cue
+            ), line.amount
         after = value + line.amount + off
         total = f"so {asked} is {sum_text(value, line.amount, off)}"
         tail = f"{total} here, and the value of {asked} goes to {after}, {ON}"
