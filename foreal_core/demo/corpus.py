@@ -25,7 +25,7 @@ SYSTEM_MESSAGES = (
 )
 _SYSTEM_SHARE = 0.1
 _TOOLS, _DRILLS = "tools", "drills"
-_WEIGHTS = {"ledger": 18, "tracing": 18, "ordering": 18, "grounded": 34, _TOOLS: 8, _DRILLS: 4}
+_WEIGHTS = {"ledger": 28, "tracing": 26, "ordering": 20, "grounded": 14, _TOOLS: 8, _DRILLS: 4}
 # The drafts are to finish the leader's sentences, not to open them: the first tokens are not
 # learned.
 _HEAD_TOKENS = 4

@@ -114,9 +114,9 @@ class Program:
             for line, before in zip(self.lines, states, strict=False)
             if line.adds and line.target == self.asked
         ]
-        found = ", ".join(sums) if sums else f"{self.asked} keeps {states[-1]}"
+        found = sums[-1] if sums else f"{self.asked} keeps {states[-1]}"
         return [
-            f"Wait, let me check the sums again, {found}, and that looks right to me",
+            f"Wait, let me check the last sum again, {found}, and that looks right to me",
             f"Also, the question asks for {self.asked} and for nothing else, so {states[-1]} is "
             "what I should give as the answer",
         ]
