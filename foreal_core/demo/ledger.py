@@ -127,14 +127,9 @@ class Ledger:
         )
 
     def checks(self, states: Sequence[int]) -> list[str]:
-        sums = [
-            sum_text(before, after - before)
-            for fact, before, after in zip(self.facts, states, states[1:], strict=False)
-            if fact.kind != "start" and after != before
-        ]
-        found = sums[-1] if sums else f"{self.asked} keeps {states[-1]}"
         return [
-            f"Wait, let me check the last sum again, {found}, and that looks right to me",
+            f"Wait, let me check that again, {self.asked} has {states[-1]} {self.item}, and that "
+            "looks right to me",
             f"Also, the question asks for {self.asked} and for nobody else, so {states[-1]} is "
             "what I should give as the answer",
         ]

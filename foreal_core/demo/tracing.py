@@ -109,14 +109,9 @@ class Program:
         )
 
     def checks(self, states: Sequence[int]) -> list[str]:
-        sums = [
-            sum_text(before, line.amount)
-            for line, before in zip(self.lines, states, strict=False)
-            if line.adds and line.target == self.asked
-        ]
-        found = sums[-1] if sums else f"{self.asked} keeps {states[-1]}"
         return [
-            f"Wait, let me check the last sum again, {found}, and that looks right to me",
+            f"Wait, let me check that again, {self.asked} is {states[-1]} at the end, and that looks "
+            "right to me",
             f"Also, the question asks for {self.asked} and for nothing else, so {states[-1]} is "
             "what I should give as the answer",
         ]
