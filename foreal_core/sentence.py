@@ -144,6 +144,10 @@ class SentenceBoundaryDetector:
         self._doubt = verdict
         return Boundary.PENDING
 
+    def settle(self) -> None:
+        """The text ends after a pending mark: then that mark was a sentence's end."""
+        self._doubt = None
+
     def _judge(self, mark: str) -> Boundary | _Doubt:
         """What a mark is at this place: END, NONE, or the doubt that makes it pending."""
         self._resolve_openers(mark)

@@ -343,6 +343,11 @@ class Sequence:
         self._authors.append(author)
         self._hit_runs.append(None)
         if token in self._tokenizer.leader_eos:
+            if self._mark is not None:
+                # Whose turn it is after this sentence says whether the text ends here.
+                self._detector.settle()
+                self._settle_mark(author)
+                return
             self._unshown.append("")
             self._finish("length" if self._shortened else "stop", "end_of_sequence")
             return

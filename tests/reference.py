@@ -13,7 +13,8 @@ silent, the readings are:
   opens that sentence they are taken back, else they stay and are its first tokens.
 - A token's text is what it completes: a UTF-8 character that is still open belongs to the token
   that brings its last byte.
-- An end-of-sequence token ends the response at once and belongs to it, whatever is pending.
+- An end-of-sequence token ends the response at once and belongs to it; after a pending mark it is
+  a later text that settles the mark, so who opens the next sentence says whether it stays.
 - The text is cut before the earliest stop string; the token that completes it is the last one.
 - With n = 0 and k = 0 a led sentence is handed over before the leader writes anything.
 """
@@ -103,12 +104,15 @@ class Reference:
                 aligned.append(int(other.argmax()) == int(logits.argmax()))
                 hit_runs[-1] = _hit_run(aligned, settings)
 
-            if token_ids[-1] == self._pair.tokenizer.eos_token_id:
+            ends_text = token_ids[-1] == self._pair.tokenizer.eos_token_id
+            if ends_text and pending is None:
                 finish_reason = "stop"
                 break
 
             delta = readable(token_ids).removeprefix(readable(token_ids[:-1]))
-            boundary = detector.feed(delta)
+            if ends_text:
+                detector.settle()
+            boundary = Boundary.END_BEFORE if ends_text else detector.feed(delta)
             if boundary is Boundary.END_BEFORE:
                 assert pending is not None
                 sentences.append((start, pending, led))
@@ -125,6 +129,9 @@ class Reference:
                 aligned = aligned[-written:] if opener == "leader" else []
                 for i in range(written):
                     hit_runs[start + i] = _hit_run(aligned[: i + 1], settings)
+                if ends_text:
+                    finish_reason = "stop"
+                    break
                 boundary = detector.feed(delta)
 
             if boundary is not Boundary.PENDING:
@@ -191,6 +198,10 @@ class _Detector:
             return self._robust.feed(text)
         ends = "\n" in text or text.rstrip().endswith((".", "!", "?", "。", "！", "？"))
         return Boundary.END if ends else Boundary.NONE
+
+    def settle(self) -> None:
+        if self._robust is not None:
+            self._robust.settle()
 
 
 def _gate(settings: FoReaLConfig, sentences: Sequence[tuple[int, int, bool]]) -> bool:

@@ -340,6 +340,28 @@ def test_a_token_after_the_end_is_taken_back() -> None:
     assert shape(kept) == [("ll", True), ("lll", True)]
 
 
+def test_who_opens_the_next_sentence_says_whether_the_text_ends() -> None:
+    """A model that would end the text after a pending mark has no say in the next sentence."""
+    leader = {" =": " sum", " sum": "."}
+    draft = {".": " So", " So": "!"}
+    written = play(scripted_pair(leader, draft), " =", [True, False, False])
+    assert written.text == " sum. So!"
+    assert shape(written) == [("ll", True), ("dd", False), ("d", False)]
+    ended = play(scripted_pair(leader, draft), " =", [True, True])
+    assert ended.text == " sum."
+    assert shape(ended) == [("ll", True), ("l", True)]
+    assert ended.finish_reason == "stop"
+    in_the_lead = play(
+        scripted_pair({" =": " sum", ".": " So"}, {" sum": "."}),
+        " =",
+        [True, True],
+        lead_count=1,
+        hit_threshold=0,
+    )
+    assert in_the_lead.text == " sum. So"
+    assert shape(in_the_lead) == [("ld", True), ("ld", True)]
+
+
 def test_half_a_character_is_taken_back_with_its_token() -> None:
     leader = {" =": " sum", " sum": ".", ".": b"\xf0", b"\xf0": b"\xc3", b"\xc3": b"\xa9"}
     draft = {".": " So", " So": "!"}

@@ -136,8 +136,8 @@ class Inquiry:
 
     def checks(self, states: Sequence[int]) -> list[str]:
         return [
-            f"Wait, let me check that again, there are {states[-1]} {self.item}, and that looks right "
-            "to me",
+            f"Wait, let me check that again, there are {states[-1]} {self.item}, and that looks "
+            "right to me",
             f"Also, the question asks for {self.item} and for nothing else, so {states[-1]} is "
             "what I should give as the answer",
         ]

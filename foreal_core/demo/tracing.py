@@ -110,8 +110,8 @@ class Program:
 
     def checks(self, states: Sequence[int]) -> list[str]:
         return [
-            f"Wait, let me check that again, {self.asked} is {states[-1]} at the end, and that looks "
-            "right to me",
+            f"Wait, let me check that again, {self.asked} is {states[-1]} at the end, and that "
+            "looks right to me",
             f"Also, the question asks for {self.asked} and for nothing else, so {states[-1]} is "
             "what I should give as the answer",
         ]
