@@ -27,8 +27,8 @@ _SYSTEM_SHARE = 0.1
 _TOOLS, _DRILLS = "tools", "drills"
 _WEIGHTS = {"ledger": 28, "tracing": 26, "ordering": 20, "grounded": 14, _TOOLS: 8, _DRILLS: 4}
 # The drafts are to finish the leader's sentences, not to open them: the first tokens are not
-# learned, save the very first, which says that the text goes on.
-_HEAD = slice(1, 4)
+# learned.
+_HEAD_TOKENS = 4
 # (weight, recipe). The leader meets terse sentences and errors so that it can go on from, and
 # put right, whatever a draft writes. The draft is terse by itself, and reads enough of the
 # leader's style to finish its sentences. The instruct draft answers at once; None is that.
@@ -142,6 +142,6 @@ def _sample(
         mask = [learns] * len(piece)
         opens = span.style == "leader" and not span.text.startswith(THINK_END)
         if role != "leader" and opens:
-            mask[_HEAD] = [False] * len(mask[_HEAD])
+            mask[:_HEAD_TOKENS] = [False] * len(mask[:_HEAD_TOKENS])
         learned += mask
     return Sample([*ids, end], [*learned, learned[-1]])
