@@ -12,12 +12,12 @@ import cProfile
 import json
 import pstats
 import time
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from foreal_core import environment
-from foreal_core.config import FoReaLConfig
+from foreal_core.config import FoReaLConfig, PolicyName
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import problems
 
@@ -32,9 +32,13 @@ _PARTS = (
 _OTHER = "Python itself"
 
 
-def profile(requests: int, policy: str, max_new_tokens: int = 128) -> dict[str, Any]:
-    """Profiles one batch and returns seconds and each part's share of them, JSON-safe."""
-    config = FoReaLConfig(policy=policy, max_new_tokens=max_new_tokens, seed=0)  # type: ignore[arg-type]
+def profile(requests: int, policy: PolicyName, max_new_tokens: int = 128) -> dict[str, Any]:
+    """Profiles one batch and returns the thread's seconds and each part's share of them, JSON-safe.
+
+    Raises:
+        ConfigError: `max_new_tokens` is out of range.
+    """
+    config = FoReaLConfig(policy=policy, max_new_tokens=max_new_tokens, seed=0)
     chats = [problem.messages for problem in problems("ledger", 2024, requests)]
     profiler = cProfile.Profile(time.thread_time)
     with FoReaLDecoder.demo() as decoder:
@@ -71,7 +75,7 @@ def main() -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--policy", default="leader")
+    parser.add_argument("--policy", choices=get_args(PolicyName), default="leader")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(json.dumps(profile(arguments.requests, arguments.policy), indent=1))

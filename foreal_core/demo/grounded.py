@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -142,7 +143,7 @@ class Inquiry:
             "what I should give as the answer",
         ]
 
-    @property
+    @cached_property
     def _parts(self) -> list[_Part]:
         """Every list's heading; after those that are asked about, their lines."""
         parts = []

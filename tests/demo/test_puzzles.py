@@ -13,6 +13,7 @@ from hypothesis import given, strategies as st
 
 from foreal_core.demo import ledger, ordering, tracing
 from foreal_core.demo.chains import Puzzle, Recipe, reason
+from foreal_core.demo.drills import drills
 from foreal_core.demo.puzzles import DOMAINS, is_held_out, puzzles
 from foreal_core.sentence import Boundary, SentenceBoundaryDetector
 
@@ -195,3 +196,21 @@ def test_the_leader_is_longer_than_the_draft(domain: str) -> None:
 def test_importing_the_demo_loads_no_torch() -> None:
     code = "import sys, foreal_core.demo; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@given(st.integers(0, 10**6))
+def test_drills_teach_what_is_right(seed: int) -> None:
+    """Every sum comes out; every row is the one before it with the new person at the end that was
+    said."""
+    drill = next(drills(Random(seed)))
+    text = "".join(piece for piece, _ in drill.pieces)
+    assert any(known for _, known in drill.pieces)
+    for left, sign, right, result in SUM.findall(text):
+        assert int(left) + (int(right) if sign == "+" else -int(right)) == int(result)
+    facts = re.findall(r"(\w+) is before (\w+),", text)
+    rows = [
+        row.split() for row in re.findall(r"row is (?:now )?([A-Z][a-z]+(?: [A-Z][a-z]+)*)", text)
+    ]
+    for (first, second), before, after in zip(facts, rows, rows[1:], strict=False):
+        assert after == ([*before, second] if first == before[-1] else [first, *before])
+    assert len(facts) >= 6 or len(SUM.findall(text)) >= 2
