@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.constraint import Constraint
-from foreal_core.cost import CostReport, Meter, ModelProfile, TokenKind, build_report
+from foreal_core.cost import CostReport, ModelProfile, TokenKind, build_report
 from foreal_core.events import (
     DRAFT,
     LEADER,
@@ -34,20 +34,14 @@ from foreal_core.events import (
 )
 from foreal_core.opening import opening_ids
 from foreal_core.policies import Outcome, start_policy
+from foreal_core.proposals import ProposalLength
 from foreal_core.sampling import Draws
+from foreal_core.seen import Seen
 from foreal_core.sentence import Boundary, SentenceBoundaryDetector, may_end_sentence
 from foreal_core.tokenizer import Detokenizer, PairTokenizer, StopFilter
 
 # Tokens of one row per pass; longer prompts go in piece by piece.
 PREFILL_CHUNK = 512
-# Proposals of a hit test may exceed `draft_length` up to here: most runs are this short.
-_USUAL_RUN = 8
-# Proposals per pass where `draft_length` leaves them open. They grow and shrink as transformers'
-# "heuristic" schedule does, which settles where the leader takes all of them over in a third of its
-# passes; more than the longest are hardly worth the draft's passes.
-_FIRST_LENGTH = 5
-_LONGEST_LENGTH = 24
-_LONGER, _SHORTER = 2, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +123,9 @@ class Sequence:
         self._hit_runs: list[int | None] = []
         self._proposals: list[int] = []  # in a span of the draft: its opening
         self._proposed_end = False  # the last proposal would end the sentence or the text
-        self._draft_length = config.draft_length or _FIRST_LENGTH
+        self._proposal_length = ProposalLength()
 
-        self._cached: dict[Author, list[TokenKind]] = {LEADER: [], DRAFT: []}
-        self._looks: dict[Author, dict[int, int]] = {LEADER: {}, DRAFT: {}}
-        self._meters: dict[Author, Meter] = {LEADER: Meter(), DRAFT: Meter()}
+        self._seen: dict[Author, Seen] = {LEADER: Seen(), DRAFT: Seen()}
 
         self._detokenizer = Detokenizer(tokenizer.tokenizer)
         self._detector = SentenceBoundaryDetector(config.sentence_boundary)
@@ -170,8 +162,8 @@ class Sequence:
         end = text + len(self._proposals)
         first_logit = text if author == LEADER else min(self._first_open_look(), end)
         # Logits for a position come from ingesting the one before it, once more if need be.
-        self._roll_back(author, first_logit - 1)
-        start = len(self._cached[author])
+        self._seen[author].roll_back(first_logit - 1)
+        start = len(self._seen[author].kinds)
         # Pieces end before the first wanted logits: those come from one pass, whatever its length.
         stop = min(start + most, first_logit - 1)
         if end - start <= most or stop <= start:
@@ -212,14 +204,11 @@ class Sequence:
         """`author` ran over the plan in a pass that `rows` rows shared."""
         stop = plan.start + len(plan.tokens)
         kinds = [self._kind(author, position) for position in range(plan.start, stop)]
-        self._cached[author] += kinds
-        self._meters[author].record_pass(plan.start, kinds, plan.keep, rows)
+        self._seen[author].ingested(kinds, plan.keep, rows)
 
     def wasted(self, author: Author, plan: Plan, rows: int) -> None:
         """`author` ran over a plan that nobody wanted in the end."""
-        kinds: list[TokenKind] = ["decode"] * len(plan.tokens)
-        self._meters[author].record_pass(plan.start, kinds, plan.keep, rows)
-        self._meters[author].record_discarded(kinds)
+        self._seen[author].wasted(plan.start, len(plan.tokens), plan.keep, rows)
 
     def take(self, author: Author, plan: Plan, draws: Draws) -> None:
         """Uses the draws for `kept_positions(plan)`: commits, proposes, hands over, ends."""
@@ -259,7 +248,7 @@ class Sequence:
         """What the request cost so far."""
         return build_report(
             profiles=profiles,
-            meters=self._meters,
+            meters={author: seen.meter for author, seen in self._seen.items()},
             prompt_tokens=self.prompt_length,
             authors=self._authors,
             sentences=len(self._sentences),
@@ -278,13 +267,13 @@ class Sequence:
         agreed = positions[0]  # the text that both models have seen ends here
         for position, token, look in zip(positions, draws.tokens, draws.argmax, strict=True):
             if self._span.hand_over is not None:
-                self._looks[LEADER][position] = look
+                self._seen[LEADER].looks[position] = look
             drawn, token = token, self._fitted(position, token)
             self._note_shortening(drawn, token)
             index = position - positions[0]
             taken_over = index < len(proposals) and token == proposals[index]
             if not taken_over:
-                self._adapt(len(proposals), taken_over=index)
+                self._proposal_length.follow(self._span, len(proposals), taken_over=index)
             self._commit(token, LEADER)
             if not taken_over:
                 break
@@ -296,7 +285,7 @@ class Sequence:
     def _take_draft(self, positions: range, draws: Draws) -> None:
         from_draft = self._tokenizer.from_draft
         for position, look in zip(positions, draws.argmax, strict=True):
-            self._looks[DRAFT][position] = from_draft(look)
+            self._seen[DRAFT].looks[position] = from_draft(look)
         drawn = from_draft(draws.tokens[-1])
         token = self._fitted(positions[-1], drawn)
         if self._span.author == LEADER:
@@ -453,7 +442,7 @@ class Sequence:
         hand_over = self._span.hand_over
         if hand_over is None:
             return
-        leader, draft = self._looks[LEADER], self._looks[DRAFT]
+        leader, draft = self._seen[LEADER].looks, self._seen[DRAFT].looks
         while self._next_counted < len(self.tokens) and self._next_counted in draft:
             aligned = leader[self._next_counted] == draft[self._next_counted]
             self._hits = self._hits + 1 if aligned else 0
@@ -491,7 +480,7 @@ class Sequence:
         if hand_over is None or hand_over.hits == 0:
             return len(self.tokens) + len(self._proposals)
         position = self._next_counted
-        while position in self._looks[DRAFT]:
+        while position in self._seen[DRAFT].looks:
             position += 1
         return position
 
@@ -502,32 +491,10 @@ class Sequence:
 
     def _proposals_wanted(self) -> int:
         """How many proposals the leader is to check in its next pass."""
-        span = self._span
-        propose = self._draft_length if span.propose is None else span.propose
-        if propose == 0:
-            return 0
+        written = len(self.tokens) - self._span_start
         # The leader's own draw follows the last proposal, so the limit needs no proposal.
         room = self._limit - len(self.tokens) - 1
-        if span.hand_over is None:
-            return min(propose, room)
-        lead = span.hand_over.lead_count - (len(self.tokens) - self._span_start)
-        run = span.hand_over.hits - self._hits
-        if lead <= 0:
-            # The hit test: the rest of a usual run is checked in one pass.
-            return min(run, max(propose, _USUAL_RUN), room)
-        if span.hand_over.hits == 0:
-            return min(propose, room, lead - 1)
-        from_start = span.hand_over.counted_from == 0
-        return min(propose, room, max(lead, run) if from_start else lead + run)
-
-    def _adapt(self, proposed: int, taken_over: int) -> None:
-        """Where the number of proposals is open, it follows how the leader took the last ones."""
-        if self._span.propose is not None or proposed == 0:
-            return
-        if taken_over < proposed:
-            self._draft_length = max(self._draft_length - _SHORTER, 1)
-        elif proposed >= self._draft_length:
-            self._draft_length = min(self._draft_length + _LONGER, _LONGEST_LENGTH)
+        return self._proposal_length.wanted(self._span, written, self._hits, room)
 
     # -- what each model has seen ---------------------------------------------------------------
 
@@ -546,17 +513,9 @@ class Sequence:
         oldest = self._span_start if self._span.author == LEADER else len(self.tokens)
         if self._mark is not None:
             oldest = min(oldest, self._mark.position)
-        for author in (LEADER, DRAFT):
-            self._roll_back(author, length)
-            looks = self._looks[author]
-            for position in [at for at in looks if not oldest <= at <= length]:
-                del looks[position]
-
-    def _roll_back(self, author: Author, length: int) -> None:
-        cached = self._cached[author]
-        if len(cached) > length:
-            self._meters[author].record_discarded(cached[length:])
-            del cached[length:]
+        for seen in self._seen.values():
+            seen.roll_back(length)
+            seen.forget_looks(oldest, length)
 
     # -- what may be seen -----------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ ROOT = Path(foreal_core.__file__).parent
 RANKS = {
     **dict.fromkeys(("errors", "closing", "config", "cost", "events", "randomness"), 0),
     **dict.fromkeys(("tokenizer", "sentence", "sampling", "constraint", "policies"), 1),
-    **dict.fromkeys(("attention", "chunks"), 1),
+    **dict.fromkeys(("attention", "chunks", "seen"), 1),
     "opening": 2,
+    "proposals": 2,
     "kv_cache": 2,
     "static_passes": 3,
     "sequence": 3,
@@ -36,7 +37,10 @@ RANKS = {
 # `FoReaLDecoder.demo()` asks where the bundled pair lies; a notebook's view of a Generation is
 # drawn by the report, which imports nothing of the core.
 EXCEPTIONS = {("decoder", "demo"), ("events", "report")}
-WITHOUT_TORCH = ("errors", "config", "cost", "events", "randomness", "policies", "sentence")
+WITHOUT_TORCH = (
+    *("errors", "config", "cost", "events", "randomness", "policies", "sentence"),
+    *("proposals", "seen"),
+)
 
 PUBLIC = {
     "FoReaLDecoder",
