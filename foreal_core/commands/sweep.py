@@ -42,10 +42,10 @@ def sweep(
     ] = None,
     problem_seed: Annotated[int, typer.Option(help="Which bundled problems are asked.")] = 2026,
     preset: Annotated[
-        Literal["paper"] | None,
+        Literal["comparison", "paper"] | None,
         typer.Option(
-            help="paper: leader, drafts, the grid over n and p, the row over k, speculative "
-            "decoding and the controls."
+            help="comparison: leader, drafts, the paper's two settings, speculative decoding and "
+            "the controls; paper: the same, the grid over n and p and the row over k."
         ),
     ] = None,
     grid: Annotated[
@@ -79,16 +79,18 @@ def sweep(
         extra_module("matplotlib", "eval", "--plots")
     values = dict(_parsed(one) for one in grid or ())
     if preset is None and not values:
-        raise ConfigError("nothing to sweep over: give --preset paper, or --grid NAME=V,V,...")
+        raise ConfigError(
+            "nothing to sweep over: give --preset comparison or paper, or --grid NAME=V,V,..."
+        )
     base = FoReaLConfig(**{"seed": 0, **settings})
     pairs = _pairs(leader, draft, preset, device_map, dtype, batch_size)
     first = next(iter(pairs.values()))
     from foreal_core.evaluation import load_suite
-    from foreal_core.evaluation.points import grid as points_of, paper
+    from foreal_core.evaluation.points import PRESETS, grid as points_of
     from foreal_core.evaluation.sweep import Sweep, run_sweep
     from foreal_core.report.table import sweep_table
 
-    points = paper(list(pairs), base) if preset else []
+    points = PRESETS[preset](list(pairs), base) if preset else []
     points += [point for name in pairs if values for point in points_of(name, base, values)]
     suites = [load_suite(name, count=count, seed=problem_seed) for name in suite.split(",")]
     if leader is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -89,22 +89,37 @@ def grid(draft: str, base: FoReaLConfig, values: Mapping[str, Sequence[Any]]) ->
     ]
 
 
-def paper(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
-    """The experiments of arXiv 2506.06998 and the controls that its readers asked for.
-
-    The first draft gets the whole grid over n and p, the row over k, speculative decoding and the
-    controls; each further one is tried alone and at the paper's two settings.
-    """
+def comparison(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
+    """What the method is to be judged by: leader and drafts alone, the paper's two settings with
+    each draft, lossless speculative decoding and the controls."""
     first = drafts[0]
     points = [Point.of(first, base, policy="leader")]
     points += [Point.of(draft, base, policy="draft") for draft in drafts]
-    points += grid(first, base, {"lead_probability": PAPER_P, "lead_count": PAPER_N})
-    points += grid(first, base, {"lead_count": [15], "hit_threshold": PAPER_K})
+    points += grid(first, base, {"lead_count": [15], "lead_probability": [0.6, 1.0]})
     points += grid(first, base, {"policy": ["speculative"], "draft_length": [3, 5]})
     points += [Point.of(first, base, policy=policy) for policy in ("pattern", "wait")]
     for other in drafts[1:]:
         points += grid(other, base, {"lead_count": [15], "lead_probability": [0.6, 1.0]})
-    return unique(points)
+    return points
+
+
+def paper(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
+    """The comparison, and for the first draft the experiments of arXiv 2506.06998: the whole grid
+    over n and p and the row over k."""
+    first = drafts[0]
+    return unique(
+        [
+            *comparison(drafts, base),
+            *grid(first, base, {"lead_probability": PAPER_P, "lead_count": PAPER_N}),
+            *grid(first, base, {"lead_count": [15], "hit_threshold": PAPER_K}),
+        ]
+    )
+
+
+PRESETS: Mapping[str, Callable[[Sequence[str], FoReaLConfig], list[Point]]] = {
+    "comparison": comparison,
+    "paper": paper,
+}
 
 
 def unique(points: Iterable[Point]) -> list[Point]:

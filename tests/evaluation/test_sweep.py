@@ -15,7 +15,7 @@ from foreal_core import FoReaLConfig, FoReaLDecoder
 from foreal_core.errors import ConfigError
 from foreal_core.evaluation import Suite
 from foreal_core.evaluation.comparison import summary
-from foreal_core.evaluation.points import Point, grid, paper, unique
+from foreal_core.evaluation.points import Point, comparison, grid, paper, unique
 from foreal_core.evaluation.sweep import Part, Sweep, run_sweep
 from foreal_core.report.table import sweep_table
 
@@ -56,6 +56,8 @@ def test_the_papers_points_and_the_controls() -> None:
     assert policies == Counter(foreal=21, leader=1, draft=2, speculative=2, pattern=1, wait=1)
     assert {p.config.seed for p in points} == {3}
     assert len(paper(["own"], BASE)) == 25
+    judged = comparison(drafts, BASE)
+    assert len(set(judged)) == len(judged) == 11 and set(judged) <= set(points)
 
 
 def test_what_makes_no_difference_makes_no_point() -> None:
