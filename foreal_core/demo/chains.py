@@ -1,16 +1,20 @@
-"""Chains of thought: how a puzzle is reasoned through in the leader's style, the draft's, or a mix.
+"""Chains of thought: how a puzzle is reasoned through when leader and draft take turns.
 
-A domain says what each step is (`Puzzle`); this module puts steps, errors, corrections and checks
-together. How a leader's sentence is laid out matters to the method: its first tokens hold the plan
-(which fact comes next, what is done to which value), so that whoever takes over after about 15
-tokens needs nothing but the sentence itself::
+A domain says what each step is (`Puzzle`); this module plays the method at the level of sentences:
+who opens the next one is drawn, and each of the two writes what it would write there. How a
+leader's sentence is laid out matters to the method: its first tokens hold the plan (which fact
+comes next, what is done to which value), so that whoever takes over after about 15 tokens needs
+nothing but the sentence itself::
 
     Hmm, Tom gives 3 beads to Zoe, so Zoe has 14 + 3 = 17 beads, and the count for Zoe goes to 17,
     |----------------- the plan -------------------|  |-------- can be finished locally ----- ...
     and I go on from there.
 
-The draft's sentences are short ("Tom gives 3 to Zoe, so Zoe has 14 + 3 = 17.") and its chains end
-without a check.
+The leader puts right what it finds wrong, and once it has an answer it thinks about it again and
+again. The draft's sentences are short ("Tom gives 3 to Zoe, so Zoe has 14 + 3 = 17."), it ends the
+thinking as soon as there is an answer, and in every domain it has one bad habit (`Puzzle.habit`):
+a kind of fact that it always takes the wrong way. So it plans worse than the leader by
+construction, and what the leader mends can be measured.
 """
 
 from __future__ import annotations
@@ -30,7 +34,6 @@ ON = "and I go on from there"
 _CUES = ("Okay,", "Next,", "Then", "Hmm,")
 _CORRECTION = "Wait, no,"
 _USUAL_CUE = 0.8  # else any of them
-_NOTICED_LATE = 0.3  # of the errors: one more sentence stands on them before the correction
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Form:
     """One sentence in both styles, without its full stop.
 
     `cue` opens the leader's version; it hints at what comes, so choosing it is part of the plan.
-    Sentences that are no steps have none.
+    Sentences that are no steps have none. No terse version starts with a token that a leader's
+    starts with: the first token says whose sentence it is.
     """
 
     long: str
@@ -48,9 +52,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Slip:
-    """A step done wrong, as a hasty draft would, and the state that it leaves."""
+    """A step done wrong in the draft's style, without its full stop, and the state it leaves."""
 
-    form: Form
+    terse: str
     state: State
 
 
@@ -77,17 +81,20 @@ class Puzzle(Protocol):
         """Step `index` on `state`."""
         ...
 
-    def slips(self, index: int, state: State, rng: Random) -> list[Slip]:
-        """Wrong versions of that step."""
+    def habit(self, index: int, state: State) -> Slip | None:
+        """What the draft makes of that step where its habit leads it astray."""
         ...
 
     def conclusion(self, state: State) -> Form:
         """What the last state says."""
         ...
 
-    def checks(self, states: Sequence[State]) -> list[str]:
-        """The leader's second thoughts, sentence by sentence; `states` before and after each
-        step."""
+    def told(self, state: State) -> str:
+        """The answer that the last state gives."""
+        ...
+
+    def checks(self, state: State) -> Sequence[str]:
+        """The leader's second thoughts about the last state, sentence by sentence."""
         ...
 
 
@@ -95,87 +102,113 @@ class Puzzle(Protocol):
 class Span:
     """A piece of reasoning with its leading space; a span never splits a token.
 
-    `right` is False for text that no model should learn to write: an injected error, or a
-    sentence that fails to notice one.
+    Attributes:
+        style: whose sentence it is.
+        right: False for what follows from an error or cannot be known: the leader does not learn
+            it.
+        drafted: False for what no draft is to learn.
+        own: leading tokens that only the leader can know: no draft learns them either.
     """
 
     text: str
     style: Style
     right: bool = True
+    drafted: bool = True
+    own: int = 0
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a chain of thought is to be written.
-
-    terse_share: chance that a sentence is terse (0 = the leader's style, 1 = the draft's).
-    error_rate: chance that a step is first done wrong; a following sentence corrects it.
-    check: whether second thoughts follow.
-    """
-
-    terse_share: float = 0.0
-    error_rate: float = 0.0
-    check: bool = True
+# In the leader's sentences: the first token, and in second thoughts what they are about.
+_OPENS, _THINKS_AGAIN = 1, 8
 
 
-def reason(puzzle: Puzzle, rng: Random, recipe: Recipe) -> list[Span]:
+def reason(
+    puzzle: Puzzle, rng: Random, lead_probability: float, *, at_once: bool = False
+) -> list[Span]:
     """Write what follows "<think>\\n" in the response: reasoning, "</think>", the answer.
 
-    The answer is right whatever errors the recipe injects on the way.
+    The answer is right unless an error of the draft was never put right.
+
+    Args:
+        puzzle: what is asked.
+        rng: draws who opens which sentence.
+        lead_probability: chance that the leader does.
+        at_once: the draft does not reason; where it opens a sentence it gives the answer.
     """
-    writer = _Writer(puzzle, rng, recipe)
-    writer.say(puzzle.opening())
-    states = writer.go_through()
-    writer.say(puzzle.conclusion(states[-1]))
-    if recipe.check:
-        for sentence in puzzle.checks(states):
-            writer.spans.append(Span(f" {sentence}.", "leader"))
-    last = writer.spans[-1].style
-    writer.spans.append(Span(f"</think>\n\nThe answer is {puzzle.answer}.", last))
+    writer = _Writer(puzzle, rng, at_once)
+    while not writer.over:
+        writer.write_sentence(led=rng.random() < lead_probability)
     return writer.spans
 
 
 class _Writer:
     """Writes one chain of thought, sentence by sentence, into `spans`."""
 
-    def __init__(self, puzzle: Puzzle, rng: Random, recipe: Recipe) -> None:
+    def __init__(self, puzzle: Puzzle, rng: Random, at_once: bool) -> None:
         self.spans: list[Span] = []
+        self.over = False
         self._puzzle = puzzle
         self._rng = rng
-        self._recipe = recipe
+        self._at_once = at_once
+        self._states = [puzzle.start]  # before each step that is done, and after the last
+        self._wrong_from: int | None = None  # the first step that stands wrong
+        self._checks: list[str] | None = None  # still to come; None before the conclusion
 
-    def say(self, form: Form, *, right: bool = True, correcting: bool = False) -> None:
-        """Add a sentence; its style is drawn, but only the leader corrects."""
-        # Most errors that the leader meets are a draft's, and those are terse.
-        terse_share = self._recipe.terse_share if right else max(0.6, self._recipe.terse_share)
-        if not correcting and self._rng.random() < terse_share:
-            self.spans.append(Span(f" {form.terse}.", "terse", right))
+    def write_sentence(self, *, led: bool) -> None:
+        """Add what the one who opens it writes next."""
+        puzzle, done = self._puzzle, len(self._states) - 1
+        if not led and self._at_once:
+            self._say(f"It is {puzzle.answer}", led=False)
+            self._end(led=False, told=puzzle.answer)
+        elif not self.spans:
+            self._say_form(puzzle.opening(), led)
+        elif led and self._wrong_from is not None:
+            self._put_right(self._wrong_from)
+        elif done < puzzle.steps:
+            self._step(done, led)
+        elif self._checks is None:
+            self._say_form(puzzle.conclusion(self._states[-1]), led)
+            self._checks = list(puzzle.checks(self._states[-1]))
+        elif led and self._checks:
+            self._say(self._checks.pop(0), led=True, own=_THINKS_AGAIN)
+        else:
+            self._end(led=led, told=puzzle.told(self._states[-1]))
+
+    def _step(self, index: int, led: bool) -> None:
+        state = self._states[-1]
+        slip = None if led else self._puzzle.habit(index, state)
+        if slip is not None:
+            self._say(slip.terse, led=False)
+            self._states.append(slip.state)
+            if self._wrong_from is None:
+                self._wrong_from = index
             return
-        cue = _CORRECTION if correcting else self._cue(form)
-        text = f"{cue} {form.long}" if cue else form.long
-        self.spans.append(Span(f" {text}.", "leader", right))
+        form, after = self._puzzle.step(index, state)
+        self._say_form(form, led)
+        self._states.append(after)
 
-    def go_through(self) -> list[State]:
-        """Carry out every step; returns the states before and after each."""
-        states = [self._puzzle.start]
-        for index in range(self._puzzle.steps):
-            form, after = self._puzzle.step(index, states[-1])
-            slip = self._slip(index, states[-1])
-            if slip is None:
-                self.say(form)
-            else:
-                self.say(slip.form, right=False)
-                if index + 1 < self._puzzle.steps and self._rng.random() < _NOTICED_LATE:
-                    self.say(self._puzzle.step(index + 1, slip.state)[0], right=False)
-                self.say(form, correcting=True)
-            states.append(after)
-        return states
+    def _put_right(self, index: int) -> None:
+        """Do step `index` again; what came after it is done again, too."""
+        form, after = self._puzzle.step(index, self._states[index])
+        self._say(f"{_CORRECTION} {form.long}", led=True, own=_OPENS)
+        self._states = [*self._states[: index + 1], after]
+        self._wrong_from = self._checks = None
 
-    def _slip(self, index: int, state: State) -> Slip | None:
-        if self._rng.random() >= self._recipe.error_rate:
-            return None
-        slips = self._puzzle.slips(index, state, self._rng)
-        return self._rng.choice(slips) if slips else None
+    def _end(self, *, led: bool, told: str) -> None:
+        """The end of the thinking and the answer: the same words whoever writes them."""
+        right = told == self._puzzle.answer
+        self.spans.append(Span("</think>\n\n", "leader" if led else "terse"))
+        self.spans.append(Span(f"The answer is {told}.", "leader", right))
+        self.over = True
+
+    def _say_form(self, form: Form, led: bool) -> None:
+        if led:
+            cue = self._cue(form)
+            self._say(f"{cue} {form.long}" if cue else form.long, led=True, own=_OPENS)
+        else:
+            self._say(form.terse, led=False)
+
+    def _say(self, text: str, *, led: bool, own: int = 0) -> None:
+        self.spans.append(Span(f" {text}.", "leader" if led else "terse", own=own))
 
     def _cue(self, form: Form) -> str:
         if not form.cue or self._rng.random() < _USUAL_CUE:
@@ -183,6 +216,6 @@ class _Writer:
         return self._rng.choice(_CUES)
 
 
-def sum_text(count: int, change: int, off: int = 0) -> str:
-    """Write a sum, or a difference, whose result is `off` by that much."""
-    return f"{count} {'+' if change >= 0 else '-'} {abs(change)} = {count + change + off}"
+def sum_text(count: int, change: int) -> str:
+    """Write a sum, or a difference, and its result."""
+    return f"{count} {'+' if change >= 0 else '-'} {abs(change)} = {count + change}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from foreal_core.demo.chains import Recipe, reason
+from foreal_core.demo.chains import reason
 from foreal_core.demo.puzzles import DOMAINS, puzzles
 from foreal_core.demo.tokenizer import load_tokenizer
 
@@ -47,9 +47,7 @@ def tails(
         prompt = tokenizer.apply_chat_template(
             puzzle.messages, add_generation_prompt=True, return_dict=False
         )
-        spans = [
-            tokenizer(span.text)["input_ids"] for span in reason(puzzle, Random(index), Recipe())
-        ]
+        spans = [tokenizer(span.text)["input_ids"] for span in reason(puzzle, Random(index), 1.0)]
         written = [token for span in spans for token in span]
         logits = model(torch.tensor([prompt + written])).logits[0]
         guesses = logits[len(prompt) - 1 : -1].argmax(-1).tolist()

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerFast
 
 from foreal_core.demo import drills, tools
-from foreal_core.demo.chains import Puzzle, Recipe, Span, reason
+from foreal_core.demo.chains import Span, reason
 from foreal_core.demo.puzzles import DOMAINS, is_held_out, puzzles
-from foreal_core.demo.tokenizer import END, THINK_END
+from foreal_core.demo.tokenizer import END
 
 Role = Literal["leader", "draft", "instruct"]
 ROLES: tuple[Role, ...] = ("leader", "draft", "instruct")
@@ -25,31 +25,14 @@ SYSTEM_MESSAGES = (
 )
 _SYSTEM_SHARE = 0.1
 _TOOLS, _DRILLS = "tools", "drills"
-_WEIGHTS = {"ledger": 28, "tracing": 26, "ordering": 20, "grounded": 14, _TOOLS: 8, _DRILLS: 4}
-# The drafts are to finish the leader's sentences, not to open them: the first tokens are not
-# learned.
-_HEAD_TOKENS = 4
-# (weight, recipe). The leader meets terse sentences and errors so that it can go on from, and
-# put right, whatever a draft writes. The draft is terse by itself, and reads enough of the
-# leader's style to finish its sentences. The instruct draft answers at once; None is that.
-_RECIPES: dict[Role, tuple[tuple[float, Recipe | None], ...]] = {
-    "leader": (
-        (0.40, Recipe()),
-        (0.20, Recipe(terse_share=0.4)),
-        (0.30, Recipe(terse_share=0.4, error_rate=0.2)),
-        (0.10, Recipe(error_rate=0.2)),
-    ),
-    "draft": (
-        (0.45, Recipe(terse_share=1.0, check=False)),
-        (0.20, Recipe()),
-        (0.20, Recipe(terse_share=0.4)),
-        (0.15, Recipe(terse_share=0.4, error_rate=0.15)),
-    ),
-    "instruct": (
-        (0.60, None),
-        (0.25, Recipe()),
-        (0.15, Recipe(terse_share=0.4, error_rate=0.15)),
-    ),
+_WEIGHTS = {"ledger": 26, "tracing": 22, "ordering": 18, "grounded": 22, _TOOLS: 9, _DRILLS: 3}
+# (share of the chains, lowest and highest chance that the leader opens a sentence). The leader
+# meets whatever a draft writes, so that it can go on from it and put it right. The drafts mostly
+# write alone, and meet the leader's sentences often enough to finish them.
+_LED: dict[Role, tuple[tuple[float, float, float], ...]] = {
+    "leader": ((0.35, 1.0, 1.0), (0.65, 0.2, 0.95)),
+    "draft": ((0.35, 0.0, 0.0), (0.65, 0.2, 1.0)),
+    "instruct": ((0.40, 0.0, 0.0), (0.60, 0.6, 1.0)),
 }
 
 
@@ -84,23 +67,24 @@ def batches(
 def conversations(role: Role, rng: Random) -> Iterator[tuple[dict[str, Any], list[Span]]]:
     """Yield chats of the training side, as arguments of the chat template, and their responses."""
     domains, weights = zip(*_WEIGHTS.items(), strict=True)
-    recipe_weights, recipes = zip(*((w, r) for w, r in _RECIPES[role]), strict=True)
+    shares = [share for share, _, _ in _LED[role]]
     seed = rng.getrandbits(48)
     streams = {name: puzzles(name, seed, held_out=False) for name in DOMAINS}
     chats = (chat for chat in tools.chats(Random(seed)) if not is_held_out(chat.question))
     drilled = drills.drills(Random(seed))
     while True:
         domain = rng.choices(domains, weights)[0]
-        recipe = rng.choices(recipes, recipe_weights)[0]
+        _, low, high = rng.choices(_LED[role], shares)[0]
+        lead_probability = rng.uniform(low, high)
+        led = rng.random() < lead_probability
         if domain == _DRILLS:
             drill = next(drilled)
             messages = [{"role": "user", "content": drill.text}]
-            yield {"conversation": messages}, drill.spans("leader" if role == "leader" else "terse")
+            yield {"conversation": messages}, drill.spans()
             continue
         if domain == _TOOLS:
             chat = next(chats)
-            terse = recipe is None or recipe.terse_share == 1.0
-            spans = chat.spans("terse" if terse else "leader")
+            spans = chat.spans("leader" if led else "terse")
             yield {"conversation": chat.messages, "tools": chat.tools}, spans
             continue
         puzzle = next(streams[domain])
@@ -108,12 +92,8 @@ def conversations(role: Role, rng: Random) -> Iterator[tuple[dict[str, Any], lis
         if messages[0]["role"] == "user" and rng.random() < _SYSTEM_SHARE:
             system = {"role": "system", "content": rng.choice(SYSTEM_MESSAGES)}
             messages = [system, *messages]
-        response = reason(puzzle, rng, recipe) if recipe else _at_once(puzzle)
+        response = reason(puzzle, rng, lead_probability, at_once=role == "instruct")
         yield {"conversation": messages}, response
-
-
-def _at_once(puzzle: Puzzle) -> list[Span]:
-    return [Span(f" It is {puzzle.answer}.</think>\n\nThe answer is {puzzle.answer}.", "terse")]
 
 
 def _draw_pool(
@@ -137,11 +117,10 @@ def _sample(
     for span in spans:
         piece = next(encoded)
         ids += piece
-        # The leader reads terse sentences but never learns to write them.
-        learns = span.right and (role != "leader" or span.style == "leader")
-        mask = [learns] * len(piece)
-        opens = span.style == "leader" and not span.text.startswith(THINK_END)
-        if role != "leader" and opens:
-            mask[:_HEAD_TOKENS] = [False] * len(mask[:_HEAD_TOKENS])
-        learned += mask
+        if role == "leader":
+            # It reads the draft's sentences but never learns to write them.
+            learned += [span.right and span.style == "leader"] * len(piece)
+        else:
+            own = min(span.own, len(piece))
+            learned += [False] * own + [span.drafted] * (len(piece) - own)
     return Sample([*ids, end], [*learned, learned[-1]])

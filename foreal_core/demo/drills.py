@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from foreal_core.demo.chains import Span, Style
+from foreal_core.demo.chains import Span
 from foreal_core.demo.ledger import NAMES
 
 _NUMBERS = range(2, 100)
@@ -24,9 +24,9 @@ class Drill:
     text: str
     pieces: tuple[tuple[str, bool], ...]
 
-    def spans(self, style: Style) -> list[Span]:
+    def spans(self) -> list[Span]:
         """The response; what is drawn at random is not to be learned."""
-        return [Span(text, style, known) for text, known in self.pieces]
+        return [Span(text, "leader", known, drafted=known) for text, known in self.pieces]
 
 
 def _rows(rng: Random) -> Drill:

@@ -8,7 +8,7 @@ or two of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -61,14 +61,28 @@ class StockList:
     @property
     def text(self) -> str:
         """The list as a document."""
-        lines = (f"{self.box} {item}: {amount}" for item, amount in self.stock)
+        lines = (Line(self.box, item, amount).text for item, amount in self.stock)
         return "\n".join((f"Stock list of box {self.box}", *lines))
 
 
 @dataclass(frozen=True)
+class Line:
+    """One line of a list."""
+
+    box: str
+    item: str
+    amount: int
+
+    @property
+    def text(self) -> str:
+        """The line as the list has it."""
+        return f"{self.box} {self.item}: {self.amount}"
+
+
+@dataclass(frozen=True)
 class Inquiry:
-    """A question about one or two of the lists. The lists are gone through one by one, those that
-    are asked about line by line. The state is the sum so far."""
+    """A question about one or two of the lists, which are gone through line by line. The state is
+    the sum so far."""
 
     lists: tuple[StockList, ...]
     item: str
@@ -97,92 +111,67 @@ class Inquiry:
 
     @property
     def answer(self) -> str:
-        return str(sum(line.amount for line in self._parts if line.counts))
+        return str(sum(line.amount for line in self._lines if self._counts(line)))
 
     @property
     def steps(self) -> int:
-        return len(self._parts)
+        return len(self._lines)
 
     def opening(self) -> Form:
-        boxes = " and ".join(self.boxes)
         return Form(
-            f"Okay, I need to find how many {self.item} there are in {boxes}, so I look at the "
-            "lists",
-            f"Find {self.item} in {boxes}",
+            f"Okay, I need to count {self._what}, so I go through the lists line by line",
+            f"Find {self._what}",
         )
 
     def step(self, index: int, state: int) -> tuple[Form, int]:
-        part = self._parts[index]
-        return self._step(part, state, part.counts)
+        line = self._lines[index]
+        first = index == 0 or self._lines[index - 1].box != line.box
+        cue = "Okay," if first else "Next,"
+        if not self._counts(line):
+            long = f"{line.text} is not asked for, so {self._what} stay at {state}, {ON}"
+            return Form(long, f"{line.text}, still {state}", cue), state
+        after = state + line.amount
+        total = f"so that is {sum_text(state, line.amount)}"
+        long = f"{line.text} is asked for, {total}, and {self._what} go to {after}, {ON}"
+        return Form(long, f"{line.text}, {total}", cue), after
 
-    def slips(self, index: int, state: int, rng: Random) -> list[Slip]:
-        """A list or a line that matters passed over, one that does not taken in, a number misread,
-        a wrong sum."""
-        part = self._parts[index]
-        slips = [Slip(*self._step(part, state, not part.counts))]
-        if part.item and part.counts:
-            others = [one.amount for one in self._parts if one.amount not in (0, part.amount)]
-            misread = replace(part, amount=rng.choice(others or [1]))
-            slips.append(Slip(*self._step(misread, state, True)))
-            off = rng.choice((-2, -1, 1, 2, 10))
-            slips.append(Slip(*self._step(part, state, True, off)))
-        return slips
+    def habit(self, index: int, state: int) -> Slip | None:
+        """The draft looks no further once it has found something."""
+        line = self._lines[index]
+        if not self._counts(line) or not any(map(self._counts, self._lines[:index])):
+            return None
+        return Slip(f"{line.text}, still {state}", state)
 
     def conclusion(self, state: int) -> Form:
         return Form(
-            f"So that is all that I need, and there are {state} {self.item}, so the answer should "
-            f"be {state}",
-            f"So that is {state}",
+            f"So the lists end, and {self._what} are {state} in all, so the answer should be "
+            f"{state}",
+            f"Thus {state}",
         )
 
-    def checks(self, states: Sequence[int]) -> list[str]:
+    def told(self, state: int) -> str:
+        return str(state)
+
+    def checks(self, state: int) -> list[str]:
+        item, what = self.item, self._what
         return [
-            f"Wait, let me check that again, there are {states[-1]} {self.item}, and that looks "
-            "right to me",
-            f"Also, the question asks for {self.item} and for nothing else, so {states[-1]} is "
-            "what I should give as the answer",
+            f"Wait, let me check that again, {what} are {state}, and that looks right to me",
+            f"Also, the question asks for the {item} and for nothing else, so {state} is what I "
+            "should give as the answer",
         ]
 
+    @property
+    def _what(self) -> str:
+        """What is asked for, short enough to be repeated in each sentence: what a line is compared
+        with then stands right before it."""
+        return f"the {self.item} in {' and '.join(self.boxes)}"
+
     @cached_property
-    def _parts(self) -> list[_Part]:
-        """Every list's heading; after those that are asked about, their lines."""
-        parts = []
-        for one in self.lists:
-            parts.append(_Part(one.box, counts=one.box in self.boxes))
-            if one.box in self.boxes:
-                parts += [
-                    _Part(one.box, item, amount, counts=item == self.item)
-                    for item, amount in one.stock
-                ]
-        return parts
+    def _lines(self) -> tuple[Line, ...]:
+        return tuple(Line(one.box, item, n) for one in self.lists for item, n in one.stock)
 
-    def _step(self, part: _Part, state: int, counts: bool, off: int = 0) -> tuple[Form, int]:
-        """Take a part in or pass it over; the sum is `off` by that much."""
-        box, item = part.box, self.item
-        if not part.item and counts:
-            long = f"the list of {box} comes, and the question is about {box}, so I go through it"
-            return Form(long, f"{box}, look", "Okay,"), state
-        if not part.item:
-            long = f"the list of {box} comes, but the question is not about {box}, so I leave it"
-            return Form(f"{long} out, {ON}", f"{box}, skip", "Hmm,"), state
-        line = f"{box} {part.item}: {part.amount}"
-        if not counts:
-            tail = f"but I only need the {item}, so the sum of the {item} stays at {state}, {ON}"
-            return Form(f"the line {line} comes, {tail}", f"{line}, skip", "Then"), state
-        after = state + part.amount + off
-        total = f"so that is {sum_text(state, part.amount, off)}"
-        tail = f"{total}, and the sum of the {item} goes to {after}, {ON}"
-        return Form(f"the line {line} comes, {tail}", f"{line}, {total}", "Next,"), after
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What comes next in the context: a list (its `item` is empty), or a line of one."""
-
-    box: str
-    item: str = ""
-    amount: int = 0
-    counts: bool = False
+    def _counts(self, line: Line) -> bool:
+        return line.item == self.item and line.box in self.boxes
 
 
 def corpus(rng: Random, size: int, *, held_out: bool) -> tuple[StockList, ...]:

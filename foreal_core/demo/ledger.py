@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
@@ -86,58 +86,40 @@ class Ledger:
     def step(self, index: int, state: int) -> tuple[Form, int]:
         return self._step(self.facts[index], state, self.facts[index].change(self.asked))
 
-    def slips(self, index: int, state: int, rng: Random) -> list[Slip]:
-        """A wrong sign, a fact taken for somebody else's or not, a number misread, a wrong sum,
-        a fact passed over, an end too soon."""
-        fact, change = self.facts[index], self.facts[index].change(self.asked)
-        slips = []
-
-        def add(done: Fact, count: int, change: int, off: int = 0) -> None:
-            form, after = self._step(done, count, change, off)
-            if min(count, after) >= 0:
-                slips.append(Slip(form, after))
-
-        others = [other.amount for other in self.facts if other.amount != fact.amount]
-        misread = replace(fact, amount=rng.choice(others))
-        if fact.kind == "start":
-            if change:
-                add(misread, state, misread.amount)
-            add(fact, 0, 0 if change else fact.amount)
-            return slips
-        if change:
-            add(fact, state, -change)
-            add(fact, state, 0)
-            add(misread, state, misread.change(self.asked))
-            add(fact, state, change, off=rng.choice((-10, -2, -1, 1, 2, 10)))
-            add(fact, max(0, state + rng.choice((-10, -2, 2, 10))), change)
-        else:
-            add(fact, state, rng.choice((-1, 1)) * fact.amount)
-        if index + 1 < self.steps:  # passed over: the next one is done in its place
-            following = self.facts[index + 1]
-            add(following, state, following.change(self.asked))
-        if index > 1:  # as if the text ended here
-            slips.append(Slip(self.conclusion(state), state))
-        return slips
+    def habit(self, index: int, state: int) -> Slip | None:
+        """The draft takes what the asked person is given for somebody else's affair."""
+        fact = self.facts[index]
+        if fact.receiver != self.asked:
+            return None
+        return Slip(self._step(fact, state, 0)[0].terse, state)
 
     def conclusion(self, state: int) -> Form:
         return Form(
             f"So the text ends, and {self.asked} has {state} {self.item}, so the answer should be "
             f"{state}",
-            f"So {self.asked} has {state}",
+            f"Thus {self.asked} has {state}",
         )
 
-    def checks(self, states: Sequence[int]) -> list[str]:
+    def told(self, state: int) -> str:
+        return str(state)
+
+    def checks(self, state: int) -> list[str]:
+        asked, item = self.asked, self.item
         return [
-            f"Wait, let me check that again, {self.asked} has {states[-1]} {self.item}, and that "
-            "looks right to me",
-            f"Also, the question asks for {self.asked} and for nobody else, so {states[-1]} is "
-            "what I should give as the answer",
+            f"Wait, let me check that again, {asked} has {state} {item}, and that looks right to "
+            "me",
+            f"Also, the question asks for {asked} and for nobody else, so {state} is what I should "
+            "give as the answer",
+            f"Perhaps I should read the text once more, but the count for {asked} is {state} in "
+            "the end, and I see no mistake in that",
+            f"Alternatively, I could count from the start again, but {asked} would have {state} "
+            f"{item} again, so I stay with that",
         ]
 
-    def _step(self, fact: Fact, count: int, change: int, off: int = 0) -> tuple[Form, int]:
-        """Do `change` to `count` because of `fact`; the sum is `off` by that much."""
+    def _step(self, fact: Fact, count: int, change: int) -> tuple[Form, int]:
+        """Do `change` to `count` because of `fact`."""
         asked, long, short = self.asked, fact.text(self.item), fact.text("")
-        after = count + change + off
+        after = count + change
         cue = _CUES[fact.kind]
         if fact.kind == "start" and change:
             tail = f"so the count for {asked} starts at {after}, {ON}"
@@ -148,8 +130,8 @@ class Ledger:
         if not change:
             stays = f"so the count for {asked} stays at {count}"
             tail = f"but {asked} still has {count}, {stays}, {ON}"
-            return Form(f"{long}, {tail}", f"{short}, skip", cue), count
-        total = f"so {asked} has {sum_text(count, change, off)}"
+            return Form(f"{long}, {tail}", f"{short}, {asked} keeps {count}", cue), count
+        total = f"so {asked} has {sum_text(count, change)}"
         tail = f"{total} {self.item}, and the count for {asked} goes to {after}, {ON}"
         return Form(f"{long}, {tail}", f"{short}, {total}", cue), after
 

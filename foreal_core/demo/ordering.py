@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -72,24 +71,15 @@ class Queue:
             after = (fact.first, fact.second)
             why = "and this is the pair that I start with"
             return self._form(fact, why, after, "Okay,"), after
-        return self._append(fact, state, at_the_end=fact.first == state[-1])
+        return self._append(fact, state)
 
-    def slips(self, index: int, state: Order, rng: Random) -> list[Slip]:
-        """The wrong end, two people swapped, a pair passed over, an end too soon."""
-        if not state:
-            return []
+    def habit(self, index: int, state: Order) -> Slip | None:
+        """The draft puts every new person at the end of the row."""
         fact = self.facts[index]
-        right = fact.first == state[-1]
-        slips = [Slip(*self._append(fact, state, at_the_end=not right))]
-        swap = rng.randrange(len(state) - 1)
-        swapped = (*state[:swap], state[swap + 1], state[swap], *state[swap + 2 :])
-        slips.append(Slip(*self._append(fact, swapped, at_the_end=right)))
-        if index + 1 < self.steps:
-            following = self.facts[index + 1]
-            slips.append(Slip(*self._append(following, state, at_the_end=following.first in state)))
-        if self.place < len(state):
-            slips.append(Slip(self.conclusion(state), state))
-        return slips
+        if not state or fact.first in state:
+            return None
+        wrong = (*state, fact.first)
+        return Slip(f"{fact.text}, so {' '.join(wrong)}", wrong)
 
     def conclusion(self, state: Order) -> Form:
         places = ", ".join(
@@ -99,20 +89,29 @@ class Queue:
         return Form(
             f"So the text ends, and from the start of the row {places}, so the answer should be "
             f"{state[self.place]}",
-            f"So the {PLACES[self.place]} is {state[self.place]}",
+            f"Thus the {PLACES[self.place]} is {state[self.place]}",
         )
 
-    def checks(self, states: Sequence[Order]) -> list[str]:
-        order = states[-1]
+    def told(self, state: Order) -> str:
+        return state[self.place]
+
+    def checks(self, state: Order) -> list[str]:
+        place, name = PLACES[self.place], state[self.place]
         return [
-            f"Wait, let me check the row again, {' '.join(order)}, with {order[0]} as the first "
-            f"and {order[-1]} as the last, and that looks right to me",
-            f"Also, the question asks for the {PLACES[self.place]} and for nobody else, so "
-            f"{order[self.place]} is what I should give as the answer",
+            f"Wait, let me check the row again, {' '.join(state)}, with {state[0]} as the first "
+            f"and {state[-1]} as the last, and that looks right to me",
+            f"Also, the question asks for the {place} and for nobody else, so {name} is what I "
+            "should give as the answer",
+            f"Perhaps I should read the pairs once more, but the {place} in the row is {name}, and "
+            "I see no mistake in that",
+            f"Alternatively, I could line them up from the start again, but the {place} would be "
+            f"{name} again, so I stay with that",
         ]
 
-    def _append(self, fact: Fact, order: Order, *, at_the_end: bool) -> tuple[Form, Order]:
-        if at_the_end:
+    def _append(self, fact: Fact, order: Order) -> tuple[Form, Order]:
+        """Put the new one of two people at the end of the row where the other one stands. (In a
+        row that a slip has spoiled, the end of it will do.)"""
+        if fact.first in order:
             after = (*order, fact.second)
             return self._form(fact, f"and {fact.first} is the last so far", after, "Next,"), after
         after = (fact.first, *order)
@@ -129,7 +128,8 @@ def draw(rng: Random, held_out: bool) -> Queue:
     There are no numbers: the held-out side differs by its texts alone.
     """
     order = rng.sample(NAMES, rng.choices((4, 5, 6), (35, 40, 25))[0])
-    left = rng.randrange(len(order) - 1)
+    # About half of the rows only grow at their end.
+    left = max(0, rng.randrange(-2, len(order) - 1))
     right = left + 1
     facts = [Fact(order[left], order[right])]
     while right - left < len(order) - 1:

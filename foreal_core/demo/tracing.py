@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -14,6 +13,7 @@ LARGEST_VALUE = 99
 _STARTS = range(3, 41)
 _HELD_OUT_STARTS = range(8, 46)
 _AMOUNTS = range(2, 16)
+_NEW_VALUE = 0.3  # of the lines after the first values
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Program:
     @property
     def answer(self) -> str:
         value = self.start
-        for index in range(self.steps):
-            _, value = self.step(index, value)
+        for line in self.lines:
+            if line.target == self.asked:
+                value = value + line.amount if line.adds else line.amount
         return str(value)
 
     @property
@@ -72,54 +73,44 @@ class Program:
 
     def step(self, index: int, state: int) -> tuple[Form, int]:
         line = self.lines[index]
-        return self._run(line, state, concerns=line.target == self.asked)
+        return self._run(line, state)
 
-    def slips(self, index: int, state: int, rng: Random) -> list[Slip]:
-        """A line taken for another variable's or for the asked one's, a wrong sign, a number
-        misread, a wrong sum, a line passed over, an end too soon."""
+    def habit(self, index: int, state: int) -> Slip | None:
+        """The draft takes a variable's first value for its only one: a later `x = 7` is lost on
+        it."""
         line = self.lines[index]
-        concerns = line.target == self.asked
-        slips = []
-
-        def add(done: Line, value: int, concerns: bool, off: int = 0) -> None:
-            form, after = self._run(done, value, concerns, off)
-            if min(value, after) >= 0:
-                slips.append(Slip(form, after))
-
-        add(line, state, not concerns)
-        if concerns:
-            others = [abs(one.amount) for one in self.lines if one.amount != line.amount]
-            add(replace(line, amount=rng.choice(others)), state, True)
-        if concerns and line.adds:
-            add(replace(line, amount=-line.amount), state, True)
-            add(line, state, True, off=rng.choice((-10, -2, -1, 1, 2, 10)))
-            add(line, max(0, state + rng.choice((-10, -2, 2, 10))), True)
-        if index + 1 < self.steps:  # passed over: the next one is done in its place
-            following = self.lines[index + 1]
-            add(following, state, following.target == self.asked)
-        if index > 1:  # as if the program ended here
-            slips.append(Slip(self.conclusion(state), state))
-        return slips
+        started = any(before.target == self.asked for before in self.lines[:index])
+        if line.adds or line.target != self.asked or not started:
+            return None
+        return Slip(f"{line.text}, {self.asked} keeps {state}", state)
 
     def conclusion(self, state: int) -> Form:
         return Form(
             f"So the program ends, and {self.asked} is {state} at the end, so the answer should be "
             f"{state}",
-            f"So {self.asked} is {state}",
+            f"Thus {self.asked} is {state}",
         )
 
-    def checks(self, states: Sequence[int]) -> list[str]:
+    def told(self, state: int) -> str:
+        return str(state)
+
+    def checks(self, state: int) -> list[str]:
+        asked = self.asked
         return [
-            f"Wait, let me check that again, {self.asked} is {states[-1]} at the end, and that "
-            "looks right to me",
-            f"Also, the question asks for {self.asked} and for nothing else, so {states[-1]} is "
-            "what I should give as the answer",
+            f"Wait, let me check that again, {asked} is {state} at the end, and that looks right "
+            "to me",
+            f"Also, the question asks for {asked} and for nothing else, so {state} is what I "
+            "should give as the answer",
+            f"Perhaps I should read the program once more, but the value of {asked} is {state} in "
+            "the end, and I see no mistake in that",
+            f"Alternatively, I could run it from the start again, but {asked} would be {state} at "
+            "the end again, so I stay with that",
         ]
 
-    def _run(self, line: Line, value: int, concerns: bool, off: int = 0) -> tuple[Form, int]:
-        """Run a line that `concerns` the asked variable, now at `value`, or not; the sum is `off`
-        by that much."""
+    def _run(self, line: Line, value: int) -> tuple[Form, int]:
+        """Run a line with the asked variable at `value`."""
         asked = self.asked
+        concerns = line.target == asked
         cue = "Okay," if not line.adds else "Next," if line.amount > 0 else "Then"
         comes = f"the line {line.text} comes"
         if not concerns and not line.adds:
@@ -127,20 +118,20 @@ class Program:
             return Form(f"{comes}, {tail}", f"{line.text}, skip", cue), value
         if not concerns:
             tail = f"but {asked} is still {value}, so the value of {asked} stays at {value}, {ON}"
-            return Form(f"{comes}, {tail}", f"{line.text}, skip", cue), value
+            return Form(f"{comes}, {tail}", f"{line.text}, {asked} keeps {value}", cue), value
         if not line.adds:
             tail = f"so the value of {asked} starts at {line.amount}, {ON}"
-            return Form(
-                f"{comes}, {tail}", f"{line.text}, so {asked} is {line.amount}", cue
-            ), line.amount
-        after = value + line.amount + off
-        total = f"so {asked} is {sum_text(value, line.amount, off)}"
+            terse = f"{line.text}, so {asked} is {line.amount}"
+            return Form(f"{comes}, {tail}", terse, cue), line.amount
+        after = value + line.amount
+        total = f"so {asked} is {sum_text(value, line.amount)}"
         tail = f"{total} here, and the value of {asked} goes to {after}, {ON}"
         return Form(f"{comes}, {tail}", f"{line.text}, {total}", cue), after
 
 
 def draw(rng: Random, held_out: bool) -> Program:
-    """Draw a program of 2 or 3 variables and 3 to 6 sums, every value in 0..LARGEST_VALUE."""
+    """Draw a program of 2 or 3 variables and 3 to 6 further lines, every value in
+    0..LARGEST_VALUE."""
     names = rng.sample(VARIABLES, rng.choices((2, 3), (60, 40))[0])
     starts = _HELD_OUT_STARTS if held_out else _STARTS
     values = {name: rng.choice(starts) for name in names}
@@ -148,6 +139,10 @@ def draw(rng: Random, held_out: bool) -> Program:
     # Amounts differ within a program, so that a number says which line is meant.
     for amount in rng.sample(_AMOUNTS, rng.choices((3, 4, 5, 6), (30, 35, 20, 15))[0]):
         target = rng.choice(names)
+        if rng.random() < _NEW_VALUE:
+            values[target] = rng.choice(starts)
+            lines.append(Line(target, values[target]))
+            continue
         signed = amount * rng.choice((1, -1))
         if not 0 <= values[target] + signed <= LARGEST_VALUE:
             signed = -signed

@@ -20,7 +20,14 @@ import torch
 import torch.distributed
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from foreal_core.demo import PAIR
 from foreal_core.demo.corpus import ROLES, SYSTEM_MESSAGES, Role, Sample, batches, conversations
@@ -48,6 +55,7 @@ _RATE, _ADAM_SHARE = 0.02, 0.2  # of Muon; AdamW's share of it
 _WARM_UP = 0.01  # of the budget, for the learning rate to rise
 _SAVE_SECONDS = 180.0
 _PAD_MULTIPLE = 32  # few distinct shapes: memory is reused and kernels are not chosen anew
+_CAUSAL, _STRIPS = "causal_in_strips", 4
 
 
 @dataclass
@@ -91,6 +99,39 @@ def _collate(samples: Sequence[Sample], pad: int) -> tuple[Tensor, Tensor]:
         ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
         learned[row, : len(sample.ids)] = torch.tensor(sample.learned)
     return ids, learned
+
+
+def _causal_in_strips(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Causal attention, [B, H, T, d], a strip of queries at a time against the keys before it.
+
+    It takes half of the time of PyTorch's kernel, there and back (32 rows of 352 bfloat16
+    positions, one core of an AMD EPYC).
+    """
+    length = query.shape[2]
+    height = length // _STRIPS
+    strips = []
+    for start in range(0, length, height):
+        end = start + height
+        ahead = query.new_full((height, end), float("-inf")).triu(start + 1)
+        scores = (query[:, :, start:end] * scaling) @ key[:, :, :end].transpose(-1, -2) + ahead
+        strips.append(scores.softmax(-1, dtype=value.dtype) @ value[:, :, :end])
+    return torch.cat(strips, dim=2).transpose(1, 2), None
+
+
+def _no_mask(**kwargs: object) -> None:
+    """Samples are padded on the right, where causal attention never looks."""
+
+
+AttentionInterface.register(_CAUSAL, _causal_in_strips)
+AttentionMaskInterface.register(_CAUSAL, _no_mask)
 
 
 def _new_model(role: Role, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -138,7 +179,7 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int, rate: fl
                 optimizer.load_state_dict(saved)
             progress = _Progress(**state["progress"])
     rates = (rate, _ADAM_SHARE * rate)
-    body = torch.compile(model.model, dynamic=True)
+    model.set_attn_implementation(_CAUSAL)
     started = time.monotonic() - progress.seconds
     saved_at = time.monotonic()
     for samples in batches(role, tokenizer, seed, size, start=progress.batches):
@@ -148,7 +189,7 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int, rate: fl
                 group["lr"] = peak * factor
         ids, learned = _collate(samples[rank::world], tokenizer.pad_token_id)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
             # Position i predicts token i + 1; the head runs only where that is learned.
             targets = learned[:, 1:]
             logits = model.lm_head(hidden[:, :-1][targets])
