@@ -79,6 +79,12 @@ class Line:
         return f"{self.box} {self.item}: {self.amount}"
 
 
+def what(item: str, boxes: Sequence[str]) -> str:
+    """What is asked for, short enough to be repeated in each sentence: what a line is compared with
+    then stands right before it."""
+    return f"the {item} in {' and '.join(boxes)}"
+
+
 @dataclass(frozen=True)
 class Inquiry:
     """A question about one or two of the lists, which are gone through line by line. The state is
@@ -124,23 +130,25 @@ class Inquiry:
         )
 
     def step(self, index: int, state: int) -> tuple[Form, int]:
-        line = self._lines[index]
+        line, asked = self._lines[index], self._what
         first = index == 0 or self._lines[index - 1].box != line.box
         cue = "Okay," if first else "Next,"
         if not self._counts(line):
-            long = f"{line.text} is not asked for, so {self._what} stay at {state}, {ON}"
-            return Form(long, f"{line.text}, still {state}", cue), state
-        after = state + line.amount
-        total = f"so that is {sum_text(state, line.amount)}"
-        long = f"{line.text} is asked for, {total}, and {self._what} go to {after}, {ON}"
-        return Form(long, f"{line.text}, {total}", cue), after
+            long = f"{line.text} is not asked for, so {asked} stay at {state}, {ON}"
+            return Form(long, self._passed_over(line, state), cue), state
+        after, total = state + line.amount, sum_text(state, line.amount)
+        long = f"{line.text} is asked for, so that is {total}, and {asked} go to {after}, {ON}"
+        return Form(long, f"{line.text}, so {asked} are {total}", cue), after
 
     def habit(self, index: int, state: int) -> Slip | None:
         """The draft looks no further once it has found something."""
         line = self._lines[index]
         if not self._counts(line) or not any(map(self._counts, self._lines[:index])):
             return None
-        return Slip(f"{line.text}, still {state}", state)
+        return Slip(self._passed_over(line, state), state)
+
+    def _passed_over(self, line: Line, state: int) -> str:
+        return f"{line.text}, {self._what} stay {state}"
 
     def conclusion(self, state: int) -> Form:
         return Form(
@@ -153,18 +161,20 @@ class Inquiry:
         return str(state)
 
     def checks(self, state: int) -> list[str]:
-        item, what = self.item, self._what
+        item, asked = self.item, self._what
         return [
-            f"Wait, let me check that again, {what} are {state}, and that looks right to me",
+            f"Wait, let me check that again, {asked} are {state}, and that looks right to me",
             f"Also, the question asks for the {item} and for nothing else, so {state} is what I "
             "should give as the answer",
+            f"Perhaps I should read the lists once more, but {asked} are {state} in the end, and I "
+            "see no mistake in that",
+            f"Alternatively, I could count from the start again, but {asked} would be {state} "
+            "again, so I stay with that",
         ]
 
     @property
     def _what(self) -> str:
-        """What is asked for, short enough to be repeated in each sentence: what a line is compared
-        with then stands right before it."""
-        return f"the {self.item} in {' and '.join(self.boxes)}"
+        return what(self.item, self.boxes)
 
     @cached_property
     def _lines(self) -> tuple[Line, ...]:
@@ -175,11 +185,12 @@ class Inquiry:
 
 
 def corpus(rng: Random, size: int, *, held_out: bool) -> tuple[StockList, ...]:
-    """Draw lists of `size` different boxes (at most 20); all list the same items."""
+    """Draw lists of `size` different boxes (at most 20); all list the same items in the same
+    order."""
     items = rng.sample(ITEMS, 2)
     amounts = _HELD_OUT_AMOUNTS if held_out else _AMOUNTS
     return tuple(
-        StockList(box, tuple((item, rng.choice(amounts)) for item in rng.sample(items, 2)))
+        StockList(box, tuple((item, rng.choice(amounts)) for item in items))
         for box in rng.sample(BOXES, size)
     )
 

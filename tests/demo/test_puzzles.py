@@ -235,7 +235,7 @@ def test_importing_the_demo_loads_no_torch() -> None:
 @given(st.integers(0, 10**6))
 def test_drills_teach_what_is_right(seed: int) -> None:
     """Every sum comes out; every row is the one before it with the new person at the end that was
-    said."""
+    said; every line is said to count where it does."""
     drill = next(drills(Random(seed)))
     text = "".join(piece for piece, _ in drill.pieces)
     assert any(known for _, known in drill.pieces)
@@ -247,4 +247,8 @@ def test_drills_teach_what_is_right(seed: int) -> None:
     ]
     for (first, second), before, after in zip(facts, rows, rows[1:], strict=False):
         assert after == ([*before, second] if first == before[-1] else [first, *before])
-    assert len(facts) >= 6 or len(SUM.findall(text)) >= 2
+    lines = re.findall(r"(\w+) (\w+): \d+ is( not)? asked for", text)
+    for box, item, negated in lines:
+        ((asked, boxes),) = re.findall(r"the (\w+) in (.+)\.", drill.text)
+        assert (not negated) == (item == asked and box in boxes.split(" and "))
+    assert len(facts) >= 6 or len(SUM.findall(text)) >= 2 or len(lines) >= 8
