@@ -25,7 +25,7 @@ SYSTEM_MESSAGES = (
 )
 _SYSTEM_SHARE = 0.1
 _TOOLS, _DRILLS = "tools", "drills"
-_WEIGHTS = {"ledger": 22, "tracing": 18, "ordering": 16, "grounded": 22, _TOOLS: 9, _DRILLS: 13}
+_WEIGHTS = {"ledger": 22, "tracing": 18, "ordering": 16, "grounded": 24, _TOOLS: 9, _DRILLS: 11}
 # (share of the chains, lowest and highest chance that the leader opens a sentence). The leader
 # meets whatever a draft writes, so that it can go on from it and put it right. The drafts mostly
 # write alone, and meet the leader's sentences often enough to finish them.

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from random import Random
 
 from foreal_core.demo.chains import Span
-from foreal_core.demo.grounded import BOXES, Line, what
 from foreal_core.demo.ledger import ITEMS, NAMES
 
 _NUMBERS = range(2, 100)
 _LARGEST_SUM = 99
 _SUMS = 8
-_LINES = 16
+_FACTS = 16
 
 
 @dataclass(frozen=True)
@@ -66,28 +65,25 @@ def _sums(rng: Random) -> Drill:
     return Drill("The sum, step by step.", tuple(pieces))
 
 
-def _lines(rng: Random) -> Drill:
-    """Lines of stock lists, each with whether a question is about it. Half of them are."""
-    boxes = rng.sample(BOXES, rng.choice((1, 2, 2)))
-    item, other = rng.sample(ITEMS, 2)
-    asked = what(item, boxes)
-    others = rng.sample([box for box in BOXES if box not in boxes], 3)
-    pieces: list[tuple[str, bool]] = [(f" Find {asked}.", False)]
-    for _ in range(_LINES):
+def _facts(rng: Random) -> Drill:
+    """Facts about people, each with whether a question is about it. Half of them are."""
+    asked = rng.sample(NAMES, rng.choice((1, 2, 2)))
+    others = rng.sample([name for name in NAMES if name not in asked], 3)
+    named, item = " and ".join(asked), rng.choice(ITEMS)
+    pieces: list[tuple[str, bool]] = [(f" Find {named}.", False)]
+    for _ in range(_FACTS):
         counts = rng.random() < 0.5
-        box = rng.choice(boxes if counts or rng.random() < 0.5 else others)
-        named = item if counts or (box in others and rng.random() < 0.5) else other
-        line = Line(box, named, rng.randint(2, 30))
-        pieces.append((f" {rng.choice(('Okay,', 'Next,'))} {line.text} is", False))
-        verdict = f"{'' if counts else ' not'} asked for, so {asked}"
-        pieces += [(verdict, True), (f" {'go' if counts else 'stay'}.", False)]
-    return Drill(f"I need to count {asked}.", tuple(pieces))
+        person = rng.choice(asked if counts else others)
+        pieces.append((f" Okay, {person} has {rng.choice(_NUMBERS)} {item},", False))
+        pieces += [(f" so {named} too" if counts else f" but I only need {named}", True)]
+        pieces.append((".", False))
+    return Drill(f"I only need {named}.", tuple(pieces))
 
 
-_KINDS: tuple[Callable[[Random], Drill], ...] = (_rows, _sums, _lines, _lines, _lines, _lines)
+_KINDS: tuple[Callable[[Random], Drill], ...] = (_rows, _sums, _facts, _facts)
 
 
 def drills(rng: Random) -> Iterator[Drill]:
-    """Yield drills of all kinds, without end; lines more often than the others."""
+    """Yield drills of all kinds, without end; facts as often as the others together."""
     while True:
         yield rng.choice(_KINDS)(rng)

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from random import Random
 from typing import Any
 
 from foreal_core.demo.chains import ON, Form, Slip, sum_text
-from foreal_core.demo.ledger import ITEMS
+from foreal_core.demo.ledger import ITEMS, NAMES
 
-BOXES = (
-    "Amber", "Birch", "Cedar", "Delta", "Ember", "Fjord", "Grove", "Haven", "Iris", "Jade",
-    "Koala", "Lotus", "Maple", "Nova", "Opal", "Pearl", "Quartz", "River", "Sage", "Tulip",
-)  # fmt: skip
+BOXES = NAMES  # a box is called after the one whom it belongs to
 _AMOUNTS = range(3, 31)
 _HELD_OUT_AMOUNTS = range(6, 31)
 
@@ -56,39 +52,24 @@ class StockList:
     """What one box holds."""
 
     box: str
-    stock: tuple[tuple[str, int], ...]
-
-    @property
-    def text(self) -> str:
-        """The list as a document."""
-        lines = (Line(self.box, item, amount).text for item, amount in self.stock)
-        return "\n".join((f"Stock list of box {self.box}", *lines))
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a list."""
-
-    box: str
     item: str
     amount: int
 
     @property
+    def fact(self) -> str:
+        """The list's one entry, without its full stop."""
+        return f"{self.box} has {self.amount} {self.item}"
+
+    @property
     def text(self) -> str:
-        """The line as the list has it."""
-        return f"{self.box} {self.item}: {self.amount}"
-
-
-def what(item: str, boxes: Sequence[str]) -> str:
-    """What is asked for, short enough to be repeated in each sentence: what a line is compared with
-    then stands right before it."""
-    return f"the {item} in {' and '.join(boxes)}"
+        """The list as a document."""
+        return f"Stock list of the box {self.box}\n{self.fact}."
 
 
 @dataclass(frozen=True)
 class Inquiry:
-    """A question about one or two of the lists, which are gone through line by line. The state is
-    the sum so far."""
+    """A question about one or two of the lists, which are gone through one by one. The state is the
+    sum so far."""
 
     lists: tuple[StockList, ...]
     item: str
@@ -117,92 +98,87 @@ class Inquiry:
 
     @property
     def answer(self) -> str:
-        return str(sum(line.amount for line in self._lines if self._counts(line)))
+        return str(sum(one.amount for one in self.lists if one.box in self.boxes))
 
     @property
     def steps(self) -> int:
-        return len(self._lines)
+        return len(self.lists)
 
     def opening(self) -> Form:
         return Form(
-            f"Okay, I need to count {self._what}, so I go through the lists line by line",
-            f"Find {self._what}",
+            f"Okay, I need to find how many {self.item} {self._asked} {self._have} in all, so I go "
+            "through the lists",
+            f"Find {self._asked}",
         )
 
     def step(self, index: int, state: int) -> tuple[Form, int]:
-        line, asked = self._lines[index], self._what
-        first = index == 0 or self._lines[index - 1].box != line.box
-        cue = "Okay," if first else "Next,"
-        if not self._counts(line):
-            long = f"{line.text} is not asked for, so {asked} stay at {state}, {ON}"
-            return Form(long, self._passed_over(line, state), cue), state
-        after, total = state + line.amount, sum_text(state, line.amount)
-        long = f"{line.text} is asked for, so that is {total}, and {asked} go to {after}, {ON}"
-        return Form(long, f"{line.text}, so {asked} are {total}", cue), after
+        one, asked = self.lists[index], self._asked
+        if one.box not in self.boxes:
+            tail = f"but I only need {asked}, so the count for {asked} stays at {state}, {ON}"
+            return Form(f"{one.fact}, {tail}", self._passed_over(one, state), "Okay,"), state
+        after, total = state + one.amount, sum_text(state, one.amount)
+        tail = f"so {asked} {self._have} {total}, and the count for {asked} goes to {after}, {ON}"
+        terse = f"{one.box} has {one.amount}, so {asked} {self._have} {total}"
+        return Form(f"{one.fact}, {tail}", terse, "Okay,"), after
 
     def habit(self, index: int, state: int) -> Slip | None:
         """The draft looks no further once it has found something."""
-        line = self._lines[index]
-        if not self._counts(line) or not any(map(self._counts, self._lines[:index])):
+        one = self.lists[index]
+        found = any(before.box in self.boxes for before in self.lists[:index])
+        if one.box not in self.boxes or not found:
             return None
-        return Slip(self._passed_over(line, state), state)
-
-    def _passed_over(self, line: Line, state: int) -> str:
-        return f"{line.text}, {self._what} stay {state}"
+        return Slip(self._passed_over(one, state), state)
 
     def conclusion(self, state: int) -> Form:
         return Form(
-            f"So the lists end, and {self._what} are {state} in all, so the answer should be "
-            f"{state}",
-            f"Thus {state}",
+            f"So the lists end, and {self._asked} {self._have} {state} {self.item}, so the answer "
+            f"should be {state}",
+            f"Thus {self._asked} {self._have} {state}",
         )
 
     def told(self, state: int) -> str:
         return str(state)
 
     def checks(self, state: int) -> list[str]:
-        item, asked = self.item, self._what
+        asked = self._asked
         return [
-            f"Wait, let me check that again, {asked} are {state}, and that looks right to me",
-            f"Also, the question asks for the {item} and for nothing else, so {state} is what I "
-            "should give as the answer",
-            f"Perhaps I should read the lists once more, but {asked} are {state} in the end, and I "
-            "see no mistake in that",
-            f"Alternatively, I could count from the start again, but {asked} would be {state} "
-            "again, so I stay with that",
+            f"Wait, let me check that again, {asked} {self._have} {state} {self.item}, and that "
+            "looks right to me",
+            f"Also, the question asks for {asked} and for nobody else, so {state} is what I should "
+            "give as the answer",
+            f"Perhaps I should read the lists once more, but the count for {asked} is {state} in "
+            "the end, and I see no mistake in that",
+            f"Alternatively, I could count from the start again, but {asked} would have {state} "
+            f"{self.item} again, so I stay with that",
         ]
 
     @property
-    def _what(self) -> str:
-        return what(self.item, self.boxes)
+    def _asked(self) -> str:
+        return " and ".join(self.boxes)
 
-    @cached_property
-    def _lines(self) -> tuple[Line, ...]:
-        return tuple(Line(one.box, item, n) for one in self.lists for item, n in one.stock)
+    @property
+    def _have(self) -> str:
+        return "has" if len(self.boxes) == 1 else "have"
 
-    def _counts(self, line: Line) -> bool:
-        return line.item == self.item and line.box in self.boxes
+    def _passed_over(self, one: StockList, state: int) -> str:
+        keep = "keeps" if len(self.boxes) == 1 else "keep"
+        return f"{one.box} has {one.amount}, {self._asked} {keep} {state}"
 
 
 def corpus(rng: Random, size: int, *, held_out: bool) -> tuple[StockList, ...]:
-    """Draw lists of `size` different boxes (at most 20); all list the same items in the same
-    order."""
-    items = rng.sample(ITEMS, 2)
+    """Draw lists of `size` different boxes (at most 12), all of one kind of things."""
+    item = rng.choice(ITEMS)
     amounts = _HELD_OUT_AMOUNTS if held_out else _AMOUNTS
-    return tuple(
-        StockList(box, tuple((item, rng.choice(amounts)) for item in items))
-        for box in rng.sample(BOXES, size)
-    )
+    return tuple(StockList(box, item, rng.choice(amounts)) for box in rng.sample(BOXES, size))
 
 
 def ask(rng: Random, lists: Sequence[StockList], shape: str = "compact") -> Inquiry:
     """Draw a question about one (one time in four) or two of the lists."""
     boxes = rng.sample([one.box for one in lists], rng.choices((1, 2), (25, 75))[0])
-    item = rng.choice([item for item, _ in lists[0].stock])
-    return Inquiry(tuple(lists), item, tuple(boxes), shape)
+    return Inquiry(tuple(lists), lists[0].item, tuple(boxes), shape)
 
 
 def draw(rng: Random, held_out: bool) -> Inquiry:
-    """Draw a question over 2 to 4 lists, in any of the shapes."""
-    lists = corpus(rng, rng.choice((2, 3, 4)), held_out=held_out)
+    """Draw a question over 2 to 5 lists, in any of the shapes."""
+    lists = corpus(rng, rng.choice((2, 3, 3, 4, 5)), held_out=held_out)
     return ask(rng, lists, rng.choices(tuple(SHAPES), (45, 20, 35))[0])

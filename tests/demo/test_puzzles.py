@@ -22,7 +22,7 @@ SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
 EVENT = re.compile(r"(\w+) (\w+) (\d+) \w+(?: to (\w+))?\.")
 LINE = re.compile(r"^(\w) = (?:(\w) ([+-]) )?(\d+)$", re.MULTILINE)
 PAIR = re.compile(r"(\w+) is before (\w+)\.")
-STOCK = re.compile(r"^(\w+) (\w+): (\d+)$", re.MULTILINE)
+STOCK = re.compile(r"^(\w+) has (\d+) (\w+)\.$", re.MULTILINE)
 
 
 def count_of(question: str) -> str:
@@ -60,7 +60,7 @@ def person_at(question: str) -> str:
 
 
 def stock_of(question: str) -> str:
-    stock = {(box, item): int(amount) for box, item, amount in STOCK.findall(question)}
+    stock = {(box, item): int(amount) for box, amount, item in STOCK.findall(question)}
     ((item, boxes),) = re.findall(r"How many (\w+) do(?:es)? the box(?:es)? (.+) hold", question)
     return str(sum(stock[box, item] for box in boxes.removesuffix(" hold").split(" and ")))
 
@@ -100,7 +100,7 @@ def test_sides_are_disjoint_whatever_the_seeds(domain: str) -> None:
     [
         ("ledger", r"has (\d+)", {False: (5, 40), True: (8, 45)}),
         ("tracing", r"= (\d+)", {False: (3, 40), True: (8, 45)}),
-        ("grounded", r": (\d+)", {False: (3, 30), True: (6, 30)}),
+        ("grounded", r"has (\d+)", {False: (3, 30), True: (6, 30)}),
     ],
 )
 def test_the_held_out_side_has_a_number_range_of_its_own(
@@ -235,7 +235,7 @@ def test_importing_the_demo_loads_no_torch() -> None:
 @given(st.integers(0, 10**6))
 def test_drills_teach_what_is_right(seed: int) -> None:
     """Every sum comes out; every row is the one before it with the new person at the end that was
-    said; every line is said to count where it does."""
+    said; every fact is said to count where it does."""
     drill = next(drills(Random(seed)))
     text = "".join(piece for piece, _ in drill.pieces)
     assert any(known for _, known in drill.pieces)
@@ -247,8 +247,8 @@ def test_drills_teach_what_is_right(seed: int) -> None:
     ]
     for (first, second), before, after in zip(facts, rows, rows[1:], strict=False):
         assert after == ([*before, second] if first == before[-1] else [first, *before])
-    lines = re.findall(r"(\w+) (\w+): \d+ is( not)? asked for", text)
-    for box, item, negated in lines:
-        ((asked, boxes),) = re.findall(r"the (\w+) in (.+)\.", drill.text)
-        assert (not negated) == (item == asked and box in boxes.split(" and "))
-    assert len(facts) >= 6 or len(SUM.findall(text)) >= 2 or len(lines) >= 8
+    asked = re.findall(r"I only need (.+)\.", drill.text)
+    verdicts = re.findall(r"Okay, (\w+) has \d+ \w+, (so|but)", text)
+    for person, verdict in verdicts:
+        assert (verdict == "so") == (person in asked[0].split(" and "))
+    assert len(facts) >= 6 or len(SUM.findall(text)) >= 2 or len(verdicts) >= 8
