@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foreal_core import ConfigError
+from foreal_core import ConfigError, FoReaLConfig
 
 _MERGED = frozenset({"system", "user", "assistant"})
 
@@ -29,7 +29,23 @@ def joined_neighbours(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return joined
 
 
+def text_alone(kind: Any) -> ConfigError:
+    """The error of a message that holds a content block of another kind."""
+    return ConfigError(
+        f"a content block of type {kind!r} is not allowed: these models read text only."
+    )
+
+
 # -- tools -----------------------------------------------------------------------------------------
+
+
+def openai_call(call_id: Any, name: str, arguments: Any) -> dict[str, Any]:
+    """A call in OpenAI's JSON; chat templates take its arguments as a mapping."""
+    return {
+        "type": "function",
+        "id": call_id,
+        "function": {"name": name, "arguments": arguments},
+    }
 
 
 def chosen_tools(tools: Sequence[dict[str, Any]], choice: Any) -> tuple[list[dict[str, Any]], bool]:
@@ -58,6 +74,18 @@ def chosen_tools(tools: Sequence[dict[str, Any]], choice: Any) -> tuple[list[dic
             f"tool_choice={choice!r} is not allowed: auto, any, required, none or one of {names}."
         )
     return named, True
+
+
+def held_to_calls(
+    settings: FoReaLConfig, tools: Sequence[Mapping[str, Any]], *, forced: bool
+) -> FoReaLConfig:
+    """The settings under which these tools may be called: a forced answer is a call and nothing
+    else, one that has a schema is a call or follows it."""
+    if forced:
+        return settings.with_overrides(call_schema=call_schema(tools), json_schema=None)
+    if tools and settings.constrained:
+        return settings.with_overrides(call_schema=call_schema(tools))
+    return settings
 
 
 def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ else:
         },
     )
 
-# More text than this is encoded in a thread, so that the event loop goes on.
+# More text than this (in characters) is encoded in a thread, so that the event loop goes on.
 _LONG_PROMPT = 16_384
 
 
@@ -121,9 +121,9 @@ class PairFields(_Settings):
         loaded = self._source.loaded
         return loaded if loaded is not None else await asyncio.to_thread(self._source.get)
 
-    async def _aencode(self, decoder: FoReaLDecoder, size: int, **request: Any) -> list[int]:
-        """`encode`, in a thread for long texts; `size` is in characters."""
-        if size > _LONG_PROMPT:
+    async def _aencode(self, decoder: FoReaLDecoder, **request: Any) -> list[int]:
+        """`encode`, in a thread for long texts."""
+        if len(str(request)) > _LONG_PROMPT:
             return await asyncio.to_thread(decoder.encode, **request)
         return decoder.encode(**request)
 

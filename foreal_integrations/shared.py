@@ -25,6 +25,7 @@ from foreal_core import (
     AsyncTokenStream,
     ConfigError,
     FoReaLConfig,
+    Generation,
     TokenEvent,
     TokenStream,
 )
@@ -281,6 +282,21 @@ _COUNTS = (
     "handoffs",
 )
 _GROUPS = ("flops", "flops_written", "weight_bytes")
+
+
+def charge_of(end: Generation | BaseException) -> tuple[Record, bool] | None:
+    """What a request is to be charged: its cost record, and whether it was stopped early.
+
+    Args:
+        end: how it ended, as the engine tells it; an error carries what the request had cost.
+
+    Returns None where nothing is known of the cost.
+    """
+    cost = getattr(end, "cost", None)
+    if cost is None:
+        return None
+    early = not isinstance(end, Generation) or end.finish_reason == "cancelled"
+    return cost.to_dict(), early
 
 
 def free_of_charge(record: Mapping[str, Any]) -> Record:

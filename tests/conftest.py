@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from integrations import Passes
 from reference import Reference
 from toy import MAX_BATCH_SIZE, Family, fresh_pair, pair
 
@@ -55,3 +56,9 @@ def reference_of() -> Callable[[Family], Reference]:
         return made[family]
 
     return reference
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+    """Every pass of every model from here on."""
+    return Passes(monkeypatch)

@@ -15,7 +15,7 @@ from langchain_core.outputs import ChatGeneration, Generation as TextGeneration,
 from langchain_core.tracers.context import register_configure_hook
 
 from foreal_core import FoReaLConfig, Generation
-from foreal_integrations.shared import CostLedger
+from foreal_integrations.shared import CostLedger, charge_of
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
@@ -178,9 +178,8 @@ class Account:
             self._changed.wait_for(lambda: len(self._ends) >= len(self._futures))
 
     def _charge(self, end: Generation | BaseException) -> None:
-        cost = getattr(end, "cost", None)  # an error's, too
-        if cost is None:
+        if (charge := charge_of(end)) is None:
             return
-        early = not isinstance(end, Generation) or end.finish_reason == "cancelled"
+        record, early = charge
         for ledger in self._ledgers:
-            ledger.charge(cost.to_dict(), stopped_early=early)
+            ledger.charge(record, stopped_early=early)

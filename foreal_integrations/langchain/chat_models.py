@@ -25,7 +25,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
-from foreal_integrations.chats import call_schema, chosen_tools
+from foreal_integrations.chats import chosen_tools, held_to_calls
 from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.langchain.messages import MessageReader, to_chat
@@ -381,9 +381,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
     ) -> _Request:
         ask = self._ask(stop, arguments)
         decoder = await self._adecoder()
-        chat = to_chat(messages)
-        size = sum(len(message["content"]) for message in chat)
-        ids = await self._aencode(decoder, size, messages=chat, tools=ask.tools)
+        ids = await self._aencode(decoder, messages=to_chat(messages), tools=ask.tools)
         return self._request(decoder, ids, ask)
 
     def _ask(self, stop: Sequence[str] | None, arguments: Mapping[str, Any]) -> _Ask:
@@ -396,11 +394,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
             [convert_to_openai_tool(tool) for tool in arguments.get("tools") or ()],
             arguments.get("tool_choice"),
         )
-        if forced:
-            settings = settings.with_overrides(call_schema=call_schema(tools), json_schema=None)
-        elif tools and settings.constrained:
-            settings = settings.with_overrides(call_schema=call_schema(tools))
-        return _Ask(settings, tools or None)
+        return _Ask(held_to_calls(settings, tools, forced=forced), tools or None)
 
     def _request(self, decoder: FoReaLDecoder, ids: list[int], ask: _Ask) -> _Request:
         self._complete_profile(decoder)

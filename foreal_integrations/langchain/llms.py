@@ -194,10 +194,7 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
             return self._result([_joined(chunks)])
         settings = self._settings(stop, kwargs)
         decoder = await self._adecoder()
-        ids = [
-            await self._aencode(decoder, len(prompt), **self._request(decoder, prompt))
-            for prompt in prompts
-        ]
+        ids = [await self._aencode(decoder, **self._request(decoder, prompt)) for prompt in prompts]
         generations = await self._agenerations(decoder, ids, settings)
         return self._result([_text(generation) for generation in generations])
 
@@ -232,7 +229,7 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
     ) -> AsyncIterator[GenerationChunk]:
         settings = self._settings(stop, kwargs)
         decoder = await self._adecoder()
-        ids = await self._aencode(decoder, len(prompt), **self._request(decoder, prompt))
+        ids = await self._aencode(decoder, **self._request(decoder, prompt))
         async with self._astreaming(decoder, ids, settings) as stream:
             async for event in events_in_time(stream, self.timeout):
                 if event.text:

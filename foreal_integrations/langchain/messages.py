@@ -22,7 +22,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from foreal_core import ConfigError, CostReport, Generation
-from foreal_integrations.chats import joined_neighbours
+from foreal_integrations.chats import joined_neighbours, openai_call, text_alone
 from foreal_integrations.replies import (
     BrokenCall,
     Part,
@@ -63,12 +63,7 @@ def _to_dict(message: BaseMessage) -> dict[str, Any]:
             own["reasoning_content"] = reasoning
         if message.tool_calls:
             own["tool_calls"] = [
-                {
-                    "type": "function",
-                    "id": call["id"],
-                    "function": {"name": call["name"], "arguments": call["args"]},
-                }
-                for call in message.tool_calls
+                openai_call(call["id"], call["name"], call["args"]) for call in message.tool_calls
             ]
         return own
     if isinstance(message, ToolMessage):
@@ -98,10 +93,7 @@ def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
         elif block.get("type") == "text":
             parts.append(str(block["text"]))
         elif block.get("type") not in _LEFT_OUT:
-            raise ConfigError(
-                f"a content block of type {block.get('type')!r} is not allowed: these models read "
-                "text only."
-            )
+            raise text_alone(block.get("type"))
     return "\n".join(parts)
 
 

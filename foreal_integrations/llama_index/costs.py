@@ -17,7 +17,7 @@ from llama_index.core.instrumentation.span import active_span_id
 from pydantic import Field
 
 from foreal_core import Generation
-from foreal_integrations.shared import CostLedger, Record
+from foreal_integrations.shared import CostLedger, Record, charge_of
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -92,12 +92,10 @@ class Account:
 
     def settle(self, end: Generation | BaseException) -> None:
         """Charges what the call had cost at its end; for the engine."""
-        generation = end if isinstance(end, Generation) else None
-        cost = getattr(end, "cost", None)  # an error's, too
-        if cost is None:
+        if (charge := charge_of(end)) is None:
             return
-        record = cost.to_dict()
-        early = generation is None or generation.finish_reason == "cancelled"
+        record, early = charge
+        generation = end if isinstance(end, Generation) else None
         for bill in self._bills:
             bill.add(record, generation, stopped_early=early)
         event = FoReaLCostEvent(

@@ -159,48 +159,67 @@ def against(run: Mapping[str, Any], leader: Mapping[str, Any]) -> dict[str, floa
     return {count: run["bill"][count]["total"] / leader["bill"][count]["total"] for count in COUNTS}
 
 
-def tree(decoder: FoReaLDecoder, repeats: int, **settings: Any) -> dict[str, Any]:
-    """`tree_summarize` over `CHUNKS` chunks and what it makes of them: its calls together
-    (`use_async`) and one by one, in turn, after one round that does not count."""
-    rng = Random(f"llama_index/{SEED}/tree")
-    corpora = [corpus(rng, LISTS_PER_CHUNK, held_out=True) for _ in range(CHUNKS)]
-    documents = ["\n\n".join(one.text for one in lists) for lists in corpora]
-    query = ask(rng, corpora[0]).query
-    llm = _model(decoder, SEED, settings)
-    helper = PromptHelper(
-        context_window=llm.metadata.context_window,
-        num_output=llm.metadata.num_output,
-        chunk_overlap_ratio=0.0,
-        # So that a document, and not all of them, is a chunk; with a little room for the cuts.
-        chunk_size_limit=len(llm.get_token_ids("\n\n".join(documents))) // CHUNKS + 4,
-        tokenizer=llm.get_token_ids,
-    )
+@dataclass(frozen=True)
+class Summary:
+    """What a tree's calls came to: seconds, the last text, the cost record of each call."""
 
-    def summarize(use_async: bool) -> tuple[float, str, list[Record]]:
+    seconds: float
+    text: str
+    records: list[Record]
+
+
+class Tree:
+    """`tree_summarize` over `CHUNKS` chunks, and then over what it made of them.
+
+    Args:
+        llm: writes.
+    """
+
+    def __init__(self, llm: FoReaLLLM) -> None:
+        rng = Random(f"llama_index/{SEED}/tree")
+        corpora = [corpus(rng, LISTS_PER_CHUNK, held_out=True) for _ in range(CHUNKS)]
+        self._llm = llm
+        self._documents = ["\n\n".join(one.text for one in lists) for lists in corpora]
+        self._query = ask(rng, corpora[0]).query
+        self._helper = PromptHelper(
+            context_window=llm.metadata.context_window,
+            num_output=llm.metadata.num_output,
+            chunk_overlap_ratio=0.0,
+            # So that a document, and not all of them, is a chunk; with a little room for the cuts.
+            chunk_size_limit=len(llm.get_token_ids("\n\n".join(self._documents))) // CHUNKS + 4,
+            tokenizer=llm.get_token_ids,
+        )
+
+    def summarize(self, *, use_async: bool) -> Summary:
+        """The calls for the chunks together, or one by one."""
         synthesizer = get_response_synthesizer(
-            llm=llm,
+            llm=self._llm,
             response_mode=ResponseMode.TREE_SUMMARIZE,
             use_async=use_async,
-            prompt_helper=helper,
+            prompt_helper=self._helper,
         )
         start = time.perf_counter()
-        with llm.track_costs() as bill:
-            text = str(synthesizer.get_response(query, documents))
-        return time.perf_counter() - start, text, bill.records
+        with self._llm.track_costs() as bill:
+            text = str(synthesizer.get_response(self._query, self._documents))
+        return Summary(time.perf_counter() - start, text, bill.records)
 
+
+def measured_tree(decoder: FoReaLDecoder, repeats: int, **settings: Any) -> dict[str, Any]:
+    """A tree's calls together and one by one, in turn, after one round that does not count."""
+    tree = Tree(_model(decoder, SEED, settings))
     taken = []
     same_text = True
     for repeat in range(repeats + 1):
         order = (True, False) if repeat % 2 else (False, True)
-        done = {use_async: summarize(use_async) for use_async in order}
-        same_text &= done[True][1] == done[False][1]
+        done = {use_async: tree.summarize(use_async=use_async) for use_async in order}
+        same_text &= done[True].text == done[False].text
         if repeat:
-            taken.append({"together": done[True][0], "one_by_one": done[False][0]})
+            taken.append({"together": done[True].seconds, "one_by_one": done[False].seconds})
     ratios = [each["one_by_one"] / each["together"] for each in taken]
     return {
         "chunks": CHUNKS,
         "lists_per_chunk": LISTS_PER_CHUNK,
-        "calls": len(done[True][2]),
+        "calls": len(done[True].records),
         "same_text": same_text,
         "seconds": taken,
         "ratios": ratios,
@@ -288,7 +307,7 @@ def measure(
             progress(_line(name, run))
         record["tree_summarize"] = {}
         for name in TREES:
-            taken = tree(decoder, repeats, max_new_tokens=max_new_tokens, **RUNS[name])
+            taken = measured_tree(decoder, repeats, max_new_tokens=max_new_tokens, **RUNS[name])
             record["tree_summarize"][name] = taken
             progress(f"{name:18}  tree_summarize, one by one / together: {taken['median']:.2f}")
         record["event_loop"] = loop_gap(decoder, repeats, max_new_tokens=max_new_tokens)

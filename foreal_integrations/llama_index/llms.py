@@ -27,7 +27,7 @@ from llama_index.core.llms.llm import ToolSelection, default_completion_to_promp
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
-from foreal_integrations.chats import call_schema, chosen_tools
+from foreal_integrations.chats import chosen_tools, held_to_calls
 from foreal_integrations.fields import PairFields, check_timeout
 from foreal_integrations.llama_index.calls import Call, RequestRefusedError, refusing
 from foreal_integrations.llama_index.costs import Account, Bill, Meter
@@ -283,10 +283,8 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             tools, forced = chosen_tools(given, arguments.get("tool_choice"))
             overrides = {name: arguments[name] for name in SETTINGS if name in arguments}
             settings = self._settings(overrides.pop("stop", None), overrides)
-            if forced:
-                settings = settings.with_overrides(call_schema=call_schema(tools))
             yield _Ask(
-                settings=settings,
+                settings=held_to_calls(settings, tools, forced=forced),
                 timeout=timeout,
                 tools=tools,
                 forced=forced,
@@ -309,7 +307,7 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             decoder = await self._adecoder()
             with refusing():
                 request = self._of_prompt(decoder, prompt, formatted or ask.raw_prompt)
-                ids = await self._aencode(decoder, len(prompt), **request)
+                ids = await self._aencode(decoder, **request)
                 return self._call(decoder, ids, ask)
 
     def _chat_call(self, messages: Sequence[ChatMessage], arguments: Mapping[str, Any]) -> Call:
@@ -326,7 +324,7 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             decoder = await self._adecoder()
             with refusing():
                 request = self._of_chat(decoder, messages, ask)
-                ids = await self._aencode(decoder, len(str(request)), **request)
+                ids = await self._aencode(decoder, **request)
                 return self._call(decoder, ids, ask)
 
     def _of_prompt(self, decoder: FoReaLDecoder, prompt: str, ready: bool) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms.utils import parse_partial_json
 
-from foreal_core import ConfigError
-from foreal_integrations.chats import joined_neighbours
+from foreal_integrations.chats import joined_neighbours, openai_call, text_alone
 from foreal_integrations.replies import THINK_END, Part, Piece, ReplyReader, ToolCall, parse_call
 
 _ROLES = {
@@ -71,10 +70,7 @@ def _text(message: ChatMessage) -> str:
         if isinstance(block, TextBlock):
             parts.append(block.text)
         elif block.block_type not in _LEFT_OUT:
-            raise ConfigError(
-                f"a content block of type {block.block_type!r} is not allowed: these models read "
-                "text only."
-            )
+            raise text_alone(block.block_type)
     return "\n".join(parts)
 
 
@@ -90,14 +86,7 @@ def _calls(message: ChatMessage) -> list[dict[str, Any]]:
             known = call if isinstance(call, Mapping) else call.model_dump()
             calls.append((known["id"], known["function"]["name"], known["function"]["arguments"]))
     return [
-        {
-            "type": "function",
-            "id": call_id,
-            "function": {
-                "name": name,
-                "arguments": json.loads(given) if isinstance(given, str) else given,
-            },
-        }
+        openai_call(call_id, name, json.loads(given) if isinstance(given, str) else given)
         for call_id, name, given in calls
     ]
 
@@ -162,7 +151,9 @@ class Reply:
             blocks.insert(0, thinking)
         message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
         if calls:  # where LlamaIndex's programs and chat engines look for them
-            message.additional_kwargs["tool_calls"] = [_as_openai(call) for call in calls]
+            message.additional_kwargs["tool_calls"] = [
+                openai_call(call.id, call.name, json.dumps(call.arguments)) for call in calls
+            ]
         return ChatResponse(message=message, raw=raw, **_changes(delta))
 
     def completion(
@@ -212,11 +203,3 @@ def _changes(delta: Delta | None) -> dict[str, Any]:
     if delta.thinking:
         return {"delta": "", "additional_kwargs": {"thinking_delta": delta.thinking}}
     return {"delta": delta.text}
-
-
-def _as_openai(call: ToolCall) -> dict[str, Any]:
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
-    }

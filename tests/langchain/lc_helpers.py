@@ -48,9 +48,3 @@ def ask(model: Any, prompt: str, **arguments: Any) -> Answer:
 async def aask(model: Any, prompt: str, **arguments: Any) -> Answer:
     result = await model.agenerate_prompt([StringPromptValue(text=prompt)], **arguments)
     return answer_of(result.generations[0][0])
-
-
-def same_work(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Equal records, apart from what depends on the clock and on who shared the passes."""
-    timed = ("seconds", "tokens_per_second", "weight_bytes")
-    return all(one[name] == other[name] for name in one if name not in timed)

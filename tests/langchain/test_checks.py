@@ -13,12 +13,13 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
+from integrations import Passes, same_work
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
-from lc_helpers import QUESTIONS, Answer, aask, ask, same_work, text_of
+from lc_helpers import QUESTIONS, Answer, aask, ask, text_of
 from toy import CUT_CHARACTERS, Family
 
 from foreal_core import ConfigError, ContextOverflowError, EngineClosedError, FoReaLDecoder
@@ -322,27 +323,16 @@ def test_a_stream_that_is_closed_early_is_charged(
     assert record["leader_tokens"] + record["draft_tokens"] == record["completion_tokens"]
 
 
-def test_the_loop_stays_responsive(make: Make) -> None:
+def test_the_loop_turns_between_all_passes(make: Make, passes: Passes) -> None:
     model = make(max_new_tokens=60)
     expected = [text_of(model.invoke(question)) for question in QUESTIONS[:4]]
 
-    async def run() -> tuple[list[Any], int]:
-        ticks = 0
+    async def run() -> list[Any]:
+        return await passes.one_per_turn(
+            asyncio.gather(*(model.ainvoke(question) for question in QUESTIONS[:4]))
+        )
 
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.005)
-                ticks += 1
-
-        ticker = asyncio.create_task(tick())
-        answers = await asyncio.gather(*(model.ainvoke(question) for question in QUESTIONS[:4]))
-        ticker.cancel()
-        return answers, ticks
-
-    answers, ticks = asyncio.run(run())
-    assert list(map(text_of, answers)) == expected
-    assert ticks > 5
+    assert list(map(text_of, asyncio.run(run()))) == expected
 
 
 @pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])

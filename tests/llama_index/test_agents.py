@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from li_helpers import METHODS, QUESTION, WAIT_S, Events, Recorder, chat_of, text_of, thinking_of
+from integrations import WAIT_S
+from li_helpers import METHODS, QUESTION, Events, Recorder, chat_of, text_of, thinking_of
 from llama_index.core.agent.workflow import AgentStream, FunctionAgent, ReActAgent, ToolCallResult
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import PromptTemplate
@@ -85,17 +86,11 @@ def test_a_react_agent_never_sees_the_thinking(streaming: bool) -> None:
 def test_the_constructors_stop_strings_reach_every_call_of_an_agent() -> None:
     recorder = Recorder(pair_with_tools(WITHOUT_THINKING))
     llm = FoReaLLLM(decoder=recorder, max_new_tokens=4, stop="\nObservation:")
-    settings = []
-    stream = recorder.astream
-    recorder.astream = lambda ids, config, on_done: (  # type: ignore[method-assign]
-        settings.append(config),
-        stream(ids, config, on_done),
-    )[1]
     agent = ReActAgent(tools=TOOLS, llm=llm)
     asyncio.run(
         asyncio.wait_for(agent._get_response([ChatMessage(role="user", content="1")]), WAIT_S)
     )
-    assert settings[0].stop == ("\nObservation:",)
+    assert recorder.settings[0].stop == ("\nObservation:",)
 
 
 @pytest.mark.parametrize("streaming", STREAMING)
@@ -177,6 +172,19 @@ def test_what_is_no_call_is_shown_as_text(body: str) -> None:
     assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
     with pytest.raises(ValueError, match="none"):
         llm.get_tool_calls_from_response(response)
+
+
+@pytest.mark.parametrize("choice", [None, "required"])
+def test_tools_beside_an_answer_under_a_schema(choice: str | None) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra json")
+    recorder = Recorder(pair_with_tools(WITHOUT_THINKING))
+    llm = FoReaLLLM(decoder=recorder, max_new_tokens=2)
+    schema = {"type": "object", "properties": {}}
+    llm.chat_with_tools(TOOLS, QUESTION, json_schema=schema, tool_choice=choice)
+    (settings,) = recorder.settings
+    assert settings.call_schema is not None
+    # A forced answer is a call; else the answer may be either.
+    assert (settings.json_schema is None) == (choice == "required")
 
 
 def test_tools_that_are_not_shown_are_not_looked_for() -> None:

@@ -4,15 +4,17 @@ cost and no old thinking."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from li_helpers import QUESTION, WAIT_S, Events, Recorder, text_of, wait_until_stopped
+from integrations import WAIT_S, Passes
+from li_helpers import QUESTION, Events, Recorder, text_of, wait_until_stopped
 from llama_index.core import Settings, SummaryIndex, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import (
@@ -23,8 +25,7 @@ from llama_index.core.chat_engine import (
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
-from llama_index.core.response_synthesizers import get_response_synthesizer
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import TextNode
 from llama_index.core.text_splitter import SentenceSplitter
 from scripted import WITHOUT_THINKING, ScriptedDecoder, pair_with_tools
 
@@ -36,6 +37,7 @@ Make = Callable[..., FoReaLLLM]
 LISTS = grounded.corpus(Random(0), 3, held_out=True)
 NODES = [TextNode(text=one.text) for one in LISTS]
 MODES = ["compact", "refine", "tree_summarize"]
+EMPTY = "Empty Response"  # what some synthesizers make of errors
 
 
 @pytest.fixture
@@ -63,10 +65,10 @@ def own_tokens(speaker: FoReaLLLM) -> Iterator[None]:
     Settings.tokenizer = before
 
 
-def index_of(kind: str) -> SummaryIndex | VectorStoreIndex:
+def index_of(kind: str, nodes: Sequence[TextNode] = NODES) -> SummaryIndex | VectorStoreIndex:
     if kind == "summary":
-        return SummaryIndex(NODES)
-    return VectorStoreIndex(NODES, embed_model=MockEmbedding(embed_dim=4))
+        return SummaryIndex(nodes)
+    return VectorStoreIndex(nodes, embed_model=MockEmbedding(embed_dim=4))
 
 
 def ask(engine: Any, how: str) -> str:
@@ -96,7 +98,7 @@ def test_one_event_per_call_of_a_query(
     )
     with speaker.track_costs() as bill:
         answer = ask(engine, how)
-    assert answer and answer != "Empty Response"
+    assert answer and answer != EMPTY
     calls = {"compact": 1, "refine": 3 if kind == "summary" else 2, "tree_summarize": 1}[mode]
     assert len(events.costs) == events.calls == bill.totals()["calls"] == calls
     assert not any(cost.stopped_early for cost in events.costs)
@@ -106,17 +108,38 @@ def test_one_event_per_call_of_a_query(
 
 
 @pytest.mark.parametrize("use_async", [True, False])
+@pytest.mark.parametrize("how", ["query", "aquery", "streaming"])
 def test_a_tree_pays_for_all_its_branches(
-    speaker: FoReaLLLM, events: Events, own_tokens: None, use_async: bool
+    speaker: FoReaLLLM, events: Events, own_tokens: None, use_async: bool, how: str
 ) -> None:
     # Lists so long that they fit no prompt together.
-    lists = [NodeWithScore(node=TextNode(text=f"{one.text}\n" * 40)) for one in LISTS]
-    summarize = get_response_synthesizer(
-        llm=speaker, response_mode="tree_summarize", use_async=use_async
+    index = SummaryIndex([TextNode(text=f"{one.text}\n" * 40) for one in LISTS])
+    engine = index.as_query_engine(
+        llm=speaker,
+        response_mode="tree_summarize",
+        use_async=use_async,
+        streaming=how == "streaming",
     )
     with speaker.track_costs() as bill:
-        assert str(summarize.synthesize("How many?", lists))
-    assert bill.totals()["calls"] == events.calls > 2
+        assert ask(engine, how)
+    assert bill.totals()["calls"] == len(events.costs) == events.calls > 2
+
+
+def test_the_branches_of_a_tree_are_one_batch(decoder: FoReaLDecoder, passes: Passes) -> None:
+    pytest.importorskip("llama_index.retrievers.bm25", reason="needs llama-index-retrievers-bm25")
+    from foreal_integrations.llama_index.grounded import CHUNKS, Tree
+
+    # An answer, so that the answers fit one prompt; the leader alone, so that all rows keep step.
+    llm = FoReaLLLM(decoder=decoder, max_new_tokens=6, seed=1, policy="leader")
+    tree = Tree(llm)
+    alone = tree.summarize(use_async=False)
+    one_by_one = len(passes.rows)
+    passes.rows.clear()
+    passes.start_together(decoder, CHUNKS)  # or else it hangs, and fails
+    together = tree.summarize(use_async=True)
+    assert together.text == alone.text
+    assert len(together.records) == len(alone.records) > CHUNKS
+    assert max(passes.rows) == CHUNKS and len(passes.rows) * 3 < one_by_one
 
 
 def test_streamed_deltas_come_one_by_one(speaker: FoReaLLLM) -> None:
@@ -127,7 +150,7 @@ def test_streamed_deltas_come_one_by_one(speaker: FoReaLLLM) -> None:
     assert "".join(deltas) == str(index.as_query_engine(llm=speaker).query("How many?"))
 
 
-def test_a_response_that_is_left_early_stops_and_is_charged() -> None:
+def test_a_response_that_is_left_early_stops_and_is_charged(passes: Passes) -> None:
     decoder = pair_with_tools(WITHOUT_THINKING)
     llm = FoReaLLLM(decoder=decoder, max_new_tokens=1500, repetition_penalty=1.3)
     engine = index_of("summary").as_query_engine(llm=llm, streaming=True)
@@ -135,7 +158,7 @@ def test_a_response_that_is_left_early_stops_and_is_charged() -> None:
         response = engine.query("How many?")
         next(iter(response.response_gen))
         del response
-    wait_until_stopped(decoder, bill)
+    wait_until_stopped(decoder, bill, passes, len(passes.rows))
     assert bill.totals()["stopped_early"] == 1
     assert 0 < bill.totals()["completion_tokens"] < 1000
 
@@ -154,40 +177,34 @@ def test_the_pair_was_trained_on_the_prompts_of_query_engines(
 # -- errors ----------------------------------------------------------------------------------------
 
 
-class Failing:
-    """A decoder whose device runs out of memory."""
-
-    def __init__(self, decoder: FoReaLDecoder) -> None:
-        self._decoder = decoder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._decoder, name)
-
-    def stream(self, *arguments: Any, **settings: Any) -> Any:
-        raise OutOfMemoryError("no room")
-
-    astream = stream
+def full_device() -> None:
+    raise torch.OutOfMemoryError("no room")
 
 
+@pytest.mark.parametrize("kind", ["summary", "vector"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("how", ["query", "aquery", "streaming"])
 def test_errors_are_no_empty_response(
-    make: Make, decoder: FoReaLDecoder, mode: str, how: str
+    speaker: FoReaLLLM, passes: Passes, kind: str, mode: str, how: str
 ) -> None:
     # Far more of the pair's tokens than LlamaIndex's own tokenizer counts.
-    long = SummaryIndex([TextNode(text="Constantinople xylophonist " * 150)])
-    broken = SummaryIndex([TextNode(text="a page of bytes: \udce9")])
-    plain = index_of("summary")
-    failing = make(decoder=Failing(decoder))
-    for index, llm, error in (
-        (long, make(), ContextOverflowError),
-        (plain, failing, OutOfMemoryError),
-        (broken, make(), RequestRefusedError),
+    long = TextNode(text="Constantinople xylophonist " * 150)
+    broken = TextNode(text="a page of bytes: \udce9")
+    for node, before, error in (
+        (long, None, ContextOverflowError),
+        (NODES[0], full_device, OutOfMemoryError),
+        (broken, None, RequestRefusedError),
     ):
-        engine = index.as_query_engine(llm=llm, response_mode=mode, streaming=how == "streaming")
-        with llm.track_costs() as bill, pytest.raises(error):
+        engine = index_of(kind, [node]).as_query_engine(
+            llm=speaker, response_mode=mode, streaming=how == "streaming"
+        )
+        passes.before = before
+        with speaker.track_costs() as bill, pytest.raises(error):
             ask(engine, how)
         assert bill.totals()["failed"] >= 1
+        assert not issubclass(error, ValueError | TypeError)  # what synthesizers swallow
+    passes.before = None
+    assert ask(index_of(kind).as_query_engine(llm=speaker, response_mode=mode), "query") != EMPTY
 
 
 def test_the_prompt_helper_may_count_the_pairs_own_tokens(

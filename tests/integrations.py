@@ -1,0 +1,81 @@
+"""What the tests of every framework's integration look at: records, and the models' passes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+from torch import Tensor
+
+from foreal_core import FoReaLDecoder
+from foreal_core.model_runner import ModelRunner
+
+T = TypeVar("T")
+
+# Longer than anything takes; what waits for that long hangs.
+WAIT_S = 60
+
+
+def same_work(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Equal records, apart from what depends on the clock and on who shared the passes."""
+    timed = ("seconds", "tokens_per_second", "weight_bytes")
+    return all(one[name] == other[name] for name in one if name not in timed)
+
+
+class Passes:
+    """Every pass of every model, in its order. Passes can be held up or fail, so that tests of
+    what runs at the same time need no clock.
+
+    Attributes:
+        rows: how many requests each pass served.
+        before: called before each pass, in the engine's thread.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        self.before: Callable[[], None] | None = None
+        forward = ModelRunner.forward
+
+        def watched(runner: ModelRunner, chunks: Any, drawn: Tensor | None = None) -> Tensor:
+            if self.before is not None:
+                self.before()
+            self.rows.append(len(chunks))
+            return forward(runner, chunks, drawn)
+
+        monkeypatch.setattr(ModelRunner, "forward", watched)
+
+    async def one_per_turn(self, work: Awaitable[T]) -> T:
+        """What `work` gives, while each pass waits for a turn of this event loop: whatever keeps
+        the loop from turning while models run stops the models, and fails."""
+        turn = threading.Event()
+
+        def wait_for_turn() -> None:
+            assert turn.wait(WAIT_S), "the event loop did not turn between two passes"
+            turn.clear()
+
+        self.before = wait_for_turn
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                turn.set()
+                await asyncio.sleep(0.001)
+            return await task
+        finally:
+            self.before = None
+            turn.set()
+
+    def start_together(self, decoder: FoReaLDecoder, count: int) -> None:
+        """Holds the next pass up until the decoder has so many requests."""
+
+        def wait_for_all() -> None:
+            end = time.monotonic() + WAIT_S
+            while (stats := decoder.stats())["active"] + stats["queued"] < count:
+                assert time.monotonic() < end, f"never {count} requests at a time: {stats}"
+                time.sleep(0.001)
+            self.before = None
+
+        self.before = wait_for_all
