@@ -17,14 +17,12 @@ from foreal_core.terminal import LiveText, cost_view
 def demo(settings: dict[str, Any]) -> int:
     """Let the bundled pair solve a word problem that it has never seen.
 
-    --seed picks the problem and the gate's draws. Every sentence is led unless
-    --lead-probability says otherwise: this draft cannot plan.
+    --seed picks the problem and the gate's draws.
     """
     from foreal_core.demo import problems
 
     console = CommandConsole(highlight=False)
     seed = settings.setdefault("seed", 1)
-    settings.setdefault("lead_probability", 1.0)
     config = FoReaLConfig(**settings)
     [problem] = problems("ledger", seed, 1)
     console.print(Panel(Text(problem.question), title=f"Problem {seed}", title_align="left"))
