@@ -1,9 +1,8 @@
 """Linear layers in bfloat16 on a CPU, their weights in the layout that oneDNN's kernels read.
 
-A plain weight is brought into that layout anew in every product, which for the few rows of a
-decoding pass takes longer than the product itself. Packed once, the same kernels run two to three
-times as fast and give the same numbers, for a second copy of the weights. The model is changed for
-the time of a pass only, and keeps its plain weights.
+For the few rows of a decoding pass a product with a plain weight takes up to three times as long as
+with a packed one; the numbers are the same. The price is a second copy of the weights. The model is
+changed for the time of a pass only, and keeps its plain weights.
 
 The operators are those that torch.compile packs weights with; where they are missing nothing is
 packed.
