@@ -17,6 +17,7 @@ from foreal_core.chunks import Chunk as Chunk, wanted_columns, wanted_logits
 from foreal_core.cost import ModelProfile
 from foreal_core.errors import UnsupportedModelError
 from foreal_core.kv_cache import RowCache
+from foreal_core.packed_linear import PackedLinears
 from foreal_core.static_passes import StaticPasses
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -73,6 +74,8 @@ class ModelRunner:
             max_rows=max_rows,
             last_position=self._last_position,
         )
+        # A compiler chooses layouts itself.
+        self._packed = PackedLinears([] if compiled else model.modules())
         _borrow_attention(model)
         model.eval()
 
@@ -86,11 +89,12 @@ class ModelRunner:
         Returns [sum of keep, V]: the logits that each chunk wants, chunk after chunk. The pass
         writes to the rows' slots only, so it can be repeated.
         """
-        if self.static and self._static_passes.takes(chunks):
-            logits = self._static_passes.run(chunks, drawn)
-            if logits is not None:
-                return logits
-        return self._plain(chunks, drawn)
+        with self._packed.in_use():
+            if self.static and self._static_passes.takes(chunks):
+                logits = self._static_passes.run(chunks, drawn)
+                if logits is not None:
+                    return logits
+            return self._plain(chunks, drawn)
 
     def _plain(self, chunks: Sequence[Chunk], drawn: Tensor | None) -> Tensor:
         lengths = [len(chunk.tokens) for chunk in chunks]
@@ -136,6 +140,7 @@ class ModelRunner:
         """Gives the cache's memory back, and the model its own attention if no other runner uses
         it."""
         self._static_passes.clear()
+        self._packed.clear()
         self.cache.release()
         _return_attention(self.model)
 

@@ -31,6 +31,7 @@ RANKS = {
     "engine": 6,
     "streams": 7,
     "placement": 1,
+    "packed_linear": 2,
     "loading": 7,
     "decoder": 8,
 }

@@ -1,0 +1,77 @@
+"""Packed weights give what plain ones give, in our passes only, and leave the model as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from toy import FAMILIES, Family, fresh_pair
+
+from foreal_core import FoReaLDecoder, packed_linear
+from foreal_core.chunks import Chunk
+from foreal_core.model_runner import ModelRunner
+from foreal_core.packed_linear import PackedLinears
+
+# A processor without vector instructions for bfloat16 packs nothing.
+here_packed = pytest.mark.skipif(
+    not PackedLinears([nn.Linear(8, 8, dtype=torch.bfloat16)]), reason="nothing is packed here"
+)
+
+
+def runner_of(model: nn.Module) -> ModelRunner:
+    return ModelRunner(model, "model", max_rows=4, max_slots=64, static=False)
+
+
+@here_packed
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_pass_gives_the_plain_logits(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh_pair(family).leader.to(torch.bfloat16)
+    packed = runner_of(model)
+    monkeypatch.setattr(packed_linear, "_can_be_packed", lambda module: False)
+    plain = runner_of(model)
+    for chunks in (
+        [Chunk(0, 0, [5, 6, 7], 3), Chunk(2, 0, [8, 9], 1)],
+        [Chunk(0, 3, [11], 1)],
+        [Chunk(0, 4, [12, 13, 14, 15, 16, 17], 6)],
+    ):
+        torch.testing.assert_close(packed.forward(chunks), plain.forward(chunks))
+
+
+@here_packed
+def test_the_model_is_changed_within_a_pass_only() -> None:
+    layer = nn.Linear(8, 4, dtype=torch.bfloat16)
+    packed = PackedLinears([layer])
+    with packed.in_use():
+        assert "forward" in vars(layer)
+        with packed.in_use():  # another thread's pass that ends first
+            pass
+        layer(torch.ones(1, 8, dtype=torch.bfloat16))
+    assert "forward" not in vars(layer)
+    layer(torch.ones(1, 8, dtype=torch.bfloat16)).sum().backward()
+    assert layer.weight.grad is not None
+    packed.clear()
+    assert not packed
+
+
+def test_what_is_not_plain_bfloat16_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(nn.Linear):
+        pass
+
+    hooked = nn.Linear(8, 8, dtype=torch.bfloat16)
+    hooked.forward = hooked.forward  # what accelerate does
+    assert not PackedLinears([nn.Linear(8, 8), Own(8, 8, dtype=torch.bfloat16), hooked])
+    plain = nn.Linear(8, 8, dtype=torch.bfloat16)
+    for free in (None, 100):
+        monkeypatch.setattr(packed_linear, "free_memory", lambda where, free=free: free)
+        assert not PackedLinears([plain])
+
+
+def test_a_pair_in_bfloat16_writes() -> None:
+    two = fresh_pair("qwen2")
+    models = [model.to(torch.bfloat16) for model in (two.leader, two.draft)]
+    with FoReaLDecoder(*models, two.tokenizer) as decoder:
+        alone = decoder.generate("Wait", max_new_tokens=20, policy="leader")
+    with FoReaLDecoder(*models, two.tokenizer) as decoder:
+        again = decoder.generate("Wait", max_new_tokens=20, policy="leader")
+    assert alone.token_ids == again.token_ids
