@@ -7,35 +7,45 @@ from foreal_core.policies import Write
 
 # Proposals of a hit test may exceed the length up to here: most runs are this short.
 _USUAL_RUN = 8
-# Proposals per pass where the length is left open. They grow and shrink as transformers'
-# "heuristic" schedule does, which settles where the leader takes all of them over in a third of its
-# passes; more than the longest are hardly worth the draft's passes.
-_FIRST_LENGTH = 5
+# Where the length is left open: one more is proposed while the chance that the leader takes it and
+# all before it over is no less than this. With a draft pass at r leader passes and v of them a
+# token, the break-even is r / v: 0.2 to 0.5 for the pairs that the method is for.
+_LEAST_CHANCE = 0.4
+# More than these are hardly worth the draft's passes.
 _LONGEST_LENGTH = 24
-_LONGER, _SHORTER = 2, 1
+# Two models part where a sentence is planned, at its start, and agree further on: each of its first
+# places has a chance of its own, all later ones share the last.
+_PLACES = 8
+_FIRST_CHANCE = 0.85
+# Weight of the newest proposal in the chance of its place; and of `_FIRST_CHANCE` wherever nothing
+# was proposed, so that a place that went badly is tried again now and then.
+_NEWEST, _FORGOTTEN = 0.1, 0.05
 
 
 class ProposalLength:
     """How many proposals per pass suit one request.
 
-    Spans whose `propose` is None leave it open; then it follows how the leader took the last ones.
+    Spans whose `propose` is None leave it open; then it follows how the leader took former
+    proposals at the same places of their sentences.
     """
 
     def __init__(self) -> None:
-        self._open = _FIRST_LENGTH
+        # That a proposal at a place is taken over, given that all before it were.
+        self._chances = [_FIRST_CHANCE] * _PLACES
 
-    def wanted(self, span: Write, written: int, hits: int, room: int) -> int:
+    def wanted(self, span: Write, written: int, place: int, hits: int, room: int) -> int:
         """How many tokens the leader is to check in its next pass.
 
         Args:
             span: what is being written, by the leader.
             written: tokens of the span so far.
+            place: where the next token stands in its sentence, as far as that is known.
             hits: the run of aligned positions that it ends with.
             room: how many more the text could take, one for the leader's own draw left out.
         """
-        propose = self._open if span.propose is None else span.propose
-        if propose == 0:
+        if span.propose == 0:
             return 0
+        propose = self._open(place) if span.propose is None else span.propose
         if span.hand_over is None:
             return min(propose, room)
         lead = span.hand_over.lead_count - written
@@ -48,11 +58,28 @@ class ProposalLength:
         from_start = span.hand_over.counted_from == 0
         return min(propose, room, max(lead, run) if from_start else lead + run)
 
-    def follow(self, span: Write, proposed: int, taken_over: int) -> None:
-        """Of `proposed` tokens in the span the leader took the first `taken_over` over."""
-        if span.propose is not None or proposed == 0:
+    def follow(self, span: Write, place: int, taken_over: int, refused: bool) -> None:
+        """From `place` on the leader took so many proposals over, and then `refused` one or had no
+        more to judge."""
+        if span.propose is not None:
             return
-        if taken_over < proposed:
-            self._open = max(self._open - _SHORTER, 1)
-        elif proposed >= self._open:
-            self._open = min(self._open + _LONGER, _LONGEST_LENGTH)
+        for taken in range(place, place + taken_over):
+            self._learn(taken, 1.0, _NEWEST)
+        if refused:
+            self._learn(place + taken_over, 0.0, _NEWEST)
+        elif taken_over == 0:
+            self._learn(place, _FIRST_CHANCE, _FORGOTTEN)
+
+    def _open(self, place: int) -> int:
+        length, chance = 0, self._chance(place)
+        while chance >= _LEAST_CHANCE and length < _LONGEST_LENGTH:
+            length += 1
+            chance *= self._chance(place + length)
+        return length
+
+    def _chance(self, place: int) -> float:
+        return self._chances[min(place, _PLACES - 1)]
+
+    def _learn(self, place: int, outcome: float, weight: float) -> None:
+        index = min(place, _PLACES - 1)
+        self._chances[index] += weight * (outcome - self._chances[index])

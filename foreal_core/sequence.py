@@ -264,7 +264,9 @@ class Sequence:
     def _take_leader(self, positions: range, draws: Draws) -> None:
         """Commits the leader's own draws for as long as the proposals agree with them."""
         proposals, self._proposals = self._proposals, []
+        span, place = self._span, self._place()
         agreed = positions[0]  # the text that both models have seen ends here
+        refused = False
         for position, token, look in zip(positions, draws.tokens, draws.argmax, strict=True):
             if self._span.hand_over is not None:
                 self._seen[LEADER].looks[position] = look
@@ -272,14 +274,14 @@ class Sequence:
             self._note_shortening(drawn, token)
             index = position - positions[0]
             taken_over = index < len(proposals) and token == proposals[index]
-            if not taken_over:
-                self._proposal_length.follow(self._span, len(proposals), taken_over=index)
             self._commit(token, LEADER)
             if not taken_over:
+                refused = index < len(proposals)
                 break
             agreed += 1
             if not self._goes_on(LEADER):
                 break
+        self._proposal_length.follow(span, place, agreed - positions[0], refused)
         self._forget_beyond(min(agreed, len(self.tokens)))
 
     def _take_draft(self, positions: range, draws: Draws) -> None:
@@ -494,7 +496,13 @@ class Sequence:
         written = len(self.tokens) - self._span_start
         # The leader's own draw follows the last proposal, so the limit needs no proposal.
         room = self._limit - len(self.tokens) - 1
-        return self._proposal_length.wanted(self._span, written, self._hits, room)
+        return self._proposal_length.wanted(self._span, written, self._place(), self._hits, room)
+
+    def _place(self) -> int:
+        """Tokens of the span so far; none after a mark that may have ended the sentence."""
+        if self._mark is not None and self._mark.position == len(self.tokens):
+            return 0
+        return len(self.tokens) - self._span_start
 
     # -- what each model has seen ---------------------------------------------------------------
 
