@@ -51,12 +51,13 @@ SEED = 2026
 RUNS: dict[str, dict[str, Any]] = {
     "leader alone": {"policy": "leader"},
     "draft alone": {"policy": "draft"},
-    "FoReaL n=25 p=1.0": {"lead_count": 25, "lead_probability": 1.0},
     "FoReaL n=15 p=1.0": {"lead_count": 15, "lead_probability": 1.0},
+    "FoReaL n=15 p=0.8": {"lead_count": 15, "lead_probability": 0.8},
+    "FoReaL n=5 p=0.8": {"lead_count": 5, "lead_probability": 0.8},
     "FoReaL n=15 p=0.6": {"lead_count": 15, "lead_probability": 0.6},
 }
 TREES = ("leader alone", "FoReaL n=15 p=1.0", "FoReaL n=15 p=0.6")
-LISTS = 20  # of each corpus
+LISTS = 12  # of each corpus
 QUESTIONS = 20  # about each corpus
 TOP_K = 3
 CHUNKS = 16
