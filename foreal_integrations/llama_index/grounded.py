@@ -61,7 +61,7 @@ LISTS = 12  # of each corpus
 QUESTIONS = 20  # about each corpus
 TOP_K = 3
 CHUNKS = 16
-LISTS_PER_CHUNK = 5
+LISTS_PER_CHUNK = 8
 GATHERED = 4
 COUNTS = {
     "flops_written": "written FLOPs",
