@@ -14,7 +14,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 BASELINE = "transformers-leader"
-FOREAL = ("foreal-p1.0", "foreal-p0.8", "foreal-p0.6")
+FOREAL = ("foreal-p1.0", "foreal-p0.6")
 _AIMS: dict[str, dict[tuple[str, str], float]] = {
     "cpu": {
         ("foreal-p1.0", BASELINE): 1.7,
