@@ -28,6 +28,7 @@ from foreal_core.errors import (
     OutOfMemoryError,
 )
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
+from foreal_core.groups import split
 from foreal_core.model_runner import ModelRunner
 from foreal_core.passes import Passes, Work
 from foreal_core.sampling import Draws
@@ -36,8 +37,6 @@ from foreal_core.tokenizer import PairTokenizer
 
 # Rows that wait for one model wait for at most this many passes of the other.
 _LONGEST_WAIT = 16
-# Rows share a pass while the longest is at most this much longer than twice the shortest.
-_PADDING_SLACK = 16
 
 
 class Request:
@@ -267,21 +266,20 @@ class Engine:
         return chosen
 
     def _groups(self, author: Author, works: list[Work]) -> list[list[Work]]:
-        """Splits a pass so that a long prompt does not pad everyone else to its length, and so
-        that it fits the device."""
+        """Splits a pass so that long rows do not pad everyone else to their length where that
+        costs more than a further pass, and so that it fits the device."""
         most = self._most_rows.get(author, self.max_batch_size)
         if self._runners[author].one_row_at_a_time:
             most = 1
-        groups: list[list[Work]] = []
-        shortest = 0
-        for one in sorted(works, key=lambda one: len(one.plan.tokens)):
-            length = len(one.plan.tokens)
-            too_long = length > 2 * shortest + _PADDING_SLACK
-            if not groups or too_long or len(groups[-1]) == most:
-                groups.append([])
-                shortest = length
-            groups[-1].append(one)
-        return [sorted(group, key=lambda one: one.row) for group in groups]
+        works = sorted(works, key=lambda one: len(one.plan.tokens))
+        groups = split(
+            [len(one.plan.tokens) for one in works],
+            overhead=self._runners[author].pass_overhead,
+            most=most,
+        )
+        return [
+            sorted((works[index] for index in group), key=lambda one: one.row) for group in groups
+        ]
 
     def _pass(self, author: Author, works: list[Work]) -> None:
         """Runs one pass; on a full device it is halved, and only what does not fit alone fails."""

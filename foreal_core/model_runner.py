@@ -20,6 +20,9 @@ from foreal_core.kv_cache import RowCache
 from foreal_core.packed_linear import PackedLinears
 from foreal_core.static_passes import StaticPasses
 
+# What a pass costs beyond its tokens, in tokens: how many of them take as long to compute as the
+# weights take to read. A CPU computes slowly for its bandwidth, a GPU fast.
+_CPU_PASS_OVERHEAD, _GPU_PASS_OVERHEAD = 32, 256
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -38,6 +41,7 @@ class ModelRunner:
 
     Attributes:
         static: whether short passes have fixed shapes.
+        pass_overhead: what a pass costs beyond its tokens, in tokens.
 
     Raises:
         UnsupportedModelError: the model's state cannot be rolled back token by token.
@@ -62,6 +66,8 @@ class ModelRunner:
         # neighbours would change each other's text.
         self.one_row_at_a_time = _rope_type(model) == "longrope"
         self.device: torch.device = model.get_input_embeddings().weight.device
+        on_cpu = self.device.type == "cpu"
+        self.pass_overhead = _CPU_PASS_OVERHEAD if on_cpu else _GPU_PASS_OVERHEAD
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
         if static is None:
             static = self.device.type == "cuda"

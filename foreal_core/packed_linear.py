@@ -1,26 +1,36 @@
-"""Linear layers in bfloat16 on a CPU, their weights in the layout that oneDNN's kernels read.
+"""Linear layers in half precision on a CPU, their weights in a layout that fast kernels read.
 
-For the few rows of a decoding pass a product with a plain weight takes up to three times as long as
-with a packed one; the numbers are the same. The price is a second copy of the weights. The model is
-changed for the time of a pass only, and keeps its plain weights.
+For the few rows of a decoding pass a product with a plain weight takes several times as long as
+with a packed one. Two libraries that come with PyTorch pack them:
 
-The operators are those that torch.compile packs weights with; where they are missing nothing is
-packed.
+- oneDNN, bfloat16, on processors with instructions for it (AVX-512 and newer). The numbers are
+  those of plain weights. The operators are what torch.compile packs weights with.
+- FBGEMM, on other x86 processors (AVX2), where PyTorch's own bfloat16 and float16 kernels take as
+  long for each further row as for the first. It holds float16 and multiplies and adds in float32,
+  so it is used where a layer's weights are float16 numbers, or as good as: results differ from
+  exact ones by a thousandth of what rounding them to bfloat16 takes.
+
+The price is a second copy of the weights. The model is changed for the time of a pass only, and
+keeps its plain weights. Where neither library does it nothing is packed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from foreal_core.placement import free_memory
 
+Forward: TypeAlias = Callable[[Tensor], Tensor]
+
 # Further memory has to be left for the cache and for everyone else.
 _SHARE_OF_FREE_MEMORY = 0.5
+_FLOAT16_ERROR = 2**-12
 
 
 class PackedLinears:
@@ -35,9 +45,12 @@ class PackedLinears:
         layers = [
             module for module in modules if isinstance(module, nn.Linear) and _can_be_packed(module)
         ]
-        self._forwards = (
-            [(layer, _packed_forward(layer)) for layer in layers] if _fit(layers) else []
-        )
+        self._forwards: list[tuple[nn.Linear, Forward]] = []
+        if _fit(layers):
+            for layer in layers:
+                forward = packed_forward(layer)
+                if forward is not None:
+                    self._forwards.append((layer, forward))
 
     def __len__(self) -> int:
         return len(self._forwards)
@@ -65,40 +78,70 @@ def _can_be_packed(module: nn.Linear) -> bool:
     return (
         type(module) is nn.Linear
         and module.weight.device.type == "cpu"
-        and module.weight.dtype == torch.bfloat16
+        and module.weight.dtype in (torch.bfloat16, torch.float16)
         and "forward" not in module.__dict__
     )
 
 
 def _fit(layers: list[nn.Linear]) -> bool:
-    if not layers or not _can_pack():
-        return False
     size = sum(layer.weight.nbytes for layer in layers)
     free = free_memory("cpu")
     return free is not None and size <= _SHARE_OF_FREE_MEMORY * free
 
 
+def packed_forward(layer: nn.Linear) -> Forward | None:
+    """The layer's forward with a packed weight; None where none is faster and as good."""
+    dtype = layer.weight.dtype
+    if dtype == torch.bfloat16 and _works(onednn_forward, dtype):
+        return onednn_forward(layer)
+    if _works(fbgemm_forward, dtype) and _is_as_good_in_float16(layer.weight):
+        return fbgemm_forward(layer)
+    return None
+
+
+def onednn_forward(layer: nn.Linear) -> Forward:
+    """The layer's forward by oneDNN; RuntimeError where the processor lacks the instructions."""
+    with torch.inference_mode():
+        # Without a number of rows the layout suits any.
+        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
+    return functools.partial(_onednn_linear, packed, layer.bias)
+
+
+def fbgemm_forward(layer: nn.Linear) -> Forward:
+    """The layer's forward by FBGEMM; RuntimeError where PyTorch is built without it."""
+    bias = None if layer.bias is None else layer.bias.float()
+    with torch.inference_mode():
+        packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.float(), bias)
+    return functools.partial(_fbgemm_linear, packed)
+
+
+def _onednn_linear(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return product
+
+
+def _fbgemm_linear(packed: Any, rows: Tensor) -> Tensor:
+    product: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows.float(), packed)
+    return product.to(rows.dtype)
+
+
 @functools.cache
-def _can_pack() -> bool:
-    """Whether this build of torch, on this processor, packs bfloat16 weights."""
-    if not torch.backends.mkldnn.is_available():
-        return False
+def _works(pack: Callable[[nn.Linear], Forward], dtype: torch.dtype) -> bool:
+    """Whether this build of torch, on this processor, packs and multiplies so."""
     try:
-        probe = nn.Linear(32, 32, dtype=torch.bfloat16)
+        probe = nn.Linear(32, 32, dtype=dtype)
         with torch.inference_mode():
-            _packed_forward(probe)(torch.ones(1, 32, dtype=torch.bfloat16))
+            pack(probe)(torch.ones(1, 32, dtype=dtype))
     except (AttributeError, RuntimeError):
         return False
     return True
 
 
-def _packed_forward(layer: nn.Linear) -> functools.partial[Tensor]:
-    with torch.inference_mode():
-        # Without a number of rows the layout suits any.
-        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
-    return functools.partial(_linear, packed, layer.bias)
-
-
-def _linear(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return product
+def _is_as_good_in_float16(weight: Tensor) -> bool:
+    """Whether float16 holds each row [in] up to an error that bfloat16 results do not show:
+    relative to the row no more than 2^-12, where bfloat16 rounds at 2^-9. Outside float16's range
+    (6e-5 to 65,504 in full precision) it may not."""
+    exact = weight.float()
+    error = exact - exact.half().float()
+    within = error.norm(dim=1) <= _FLOAT16_ERROR * exact.norm(dim=1)
+    return bool(within.all())

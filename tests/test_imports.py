@@ -19,7 +19,7 @@ ROOT = Path(foreal_core.__file__).parent
 # knowledge (0). What is not listed stands on top and may import everything but `report`.
 RANKS = {
     **dict.fromkeys(("errors", "closing", "config", "cost", "events", "randomness"), 0),
-    **dict.fromkeys(("tokenizer", "sentence", "sampling", "constraint", "policies"), 1),
+    **dict.fromkeys(("tokenizer", "sentence", "sampling", "constraint", "policies", "groups"), 1),
     **dict.fromkeys(("attention", "chunks", "seen"), 1),
     "opening": 2,
     "proposals": 2,
@@ -40,7 +40,7 @@ RANKS = {
 EXCEPTIONS = {("decoder", "demo"), ("events", "report")}
 WITHOUT_TORCH = (
     *("errors", "config", "cost", "events", "randomness", "policies", "sentence"),
-    *("proposals", "seen"),
+    *("proposals", "seen", "groups"),
 )
 
 PUBLIC = {

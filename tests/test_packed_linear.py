@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -10,9 +13,10 @@ from toy import FAMILIES, Family, fresh_pair
 from foreal_core import FoReaLDecoder, packed_linear
 from foreal_core.chunks import Chunk
 from foreal_core.model_runner import ModelRunner
-from foreal_core.packed_linear import PackedLinears
+from foreal_core.packed_linear import Forward, PackedLinears, fbgemm_forward, onednn_forward
 
-# A processor without vector instructions for bfloat16 packs nothing.
+HALVES = (torch.bfloat16, torch.float16)
+# Neither library is there on every processor.
 here_packed = pytest.mark.skipif(
     not PackedLinears([nn.Linear(8, 8, dtype=torch.bfloat16)]), reason="nothing is packed here"
 )
@@ -20,6 +24,45 @@ here_packed = pytest.mark.skipif(
 
 def runner_of(model: nn.Module) -> ModelRunner:
     return ModelRunner(model, "model", max_rows=4, max_slots=64, static=False)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("pack", "dtype"),
+    [(onednn_forward, torch.bfloat16), *((fbgemm_forward, dtype) for dtype in HALVES)],
+)
+@torch.inference_mode()
+def test_a_packed_product_is_the_exact_one_rounded(
+    pack: Callable[[nn.Linear], Forward], dtype: torch.dtype, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(384, 96, bias=bias, dtype=dtype)
+    if not packed_linear._works(pack, dtype):
+        pytest.skip(f"no {pack.__name__} of {dtype} on this processor")
+    forward = pack(layer)
+    exact_layer = copy.deepcopy(layer).double()
+    for rows in (1, 2, 7, 40):
+        given = torch.randn(2, rows, 384, dtype=dtype)
+        product, exact = forward(given), exact_layer(given.double())
+        assert product.dtype == dtype
+        # Half a unit in the last place, and what a sum in float32 may lose.
+        torch.testing.assert_close(
+            product.double(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("size", [1e6, 1e-8])
+def test_fbgemm_leaves_weights_alone_that_float16_cannot_hold(
+    size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_linear, "_works", lambda pack, dtype: pack is fbgemm_forward)
+    held, lost = (nn.Linear(8, 4, dtype=torch.bfloat16) for _ in range(2))
+    with torch.no_grad():
+        held.weight[1] = 0  # nothing is lost there
+        lost.weight[2] *= size
+    if not PackedLinears([held]):
+        pytest.skip("no FBGEMM here")
+    assert len(PackedLinears([held, lost])) == 1
 
 
 @here_packed
@@ -54,7 +97,7 @@ def test_the_model_is_changed_within_a_pass_only() -> None:
     assert not packed
 
 
-def test_what_is_not_plain_bfloat16_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_plain_and_half_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(nn.Linear):
         pass
 
