@@ -18,10 +18,12 @@ _LARGEST_DIGESTED = 2**30
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, threads, GPU and the load at this moment."""
+    """Processor, the vector instructions that torch uses on it, cores, threads, GPU and the load
+    at this moment."""
     return {
         "platform": platform.platform(),
         "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -17,6 +17,7 @@ from foreal_core.chunks import Chunk as Chunk, wanted_columns, wanted_logits
 from foreal_core.cost import ModelProfile
 from foreal_core.errors import UnsupportedModelError
 from foreal_core.kv_cache import RowCache
+from foreal_core.lean_pass import LeanPass
 from foreal_core.packed_linear import PackedLinears
 from foreal_core.static_passes import StaticPasses
 
@@ -80,10 +81,12 @@ class ModelRunner:
             max_rows=max_rows,
             last_position=self._last_position,
         )
-        # A compiler chooses layouts itself.
-        self._packed = PackedLinears([] if compiled else model.modules())
         _borrow_attention(model)
         model.eval()
+        # Static passes bring their own remedy against dispatch, a compiler chooses layouts itself.
+        plain = not self.static and not self._spread and not compiled
+        self._lean = LeanPass.of(model, self.cache) if plain else None
+        self._packed = PackedLinears([] if compiled or self._lean else model.modules())
 
     def forward(self, chunks: Sequence[Chunk], drawn: Tensor | None = None) -> Tensor:
         """One pass over all chunks, rows ascending.
@@ -119,14 +122,21 @@ class ModelRunner:
         if self._spread:  # no index is on the right device for a head that is somewhere else
             columns = list(range(columns[0], width))
         are_last = columns[0] == width - len(columns)
-        logits: Tensor = self.model(
-            input_ids=ids.view(len(chunks), width),
-            # Padding may run past the last position that the model knows; it is never looked at.
-            position_ids=positions.clamp_(max=self._last_position),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=len(columns) if are_last else torch.tensor(columns, device=self.device),
-        ).logits
+        keep = len(columns) if are_last else torch.tensor(columns, device=self.device)
+        ids = ids.view(len(chunks), width)
+        # Padding may run past the last position that the model knows; it is never looked at.
+        positions.clamp_(max=self._last_position)
+        logits: Tensor
+        if self._lean is not None:
+            logits = self._lean(ids, positions, self.cache, keep)
+        else:
+            logits = self.model(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            ).logits
         flat = logits.flatten(0, 1)
         wanted = wanted_logits(chunks, columns, range(len(chunks)), len(columns))
         if len(wanted) == len(flat):
@@ -147,6 +157,7 @@ class ModelRunner:
         it."""
         self._static_passes.clear()
         self._packed.clear()
+        self._lean = None
         self.cache.release()
         _return_attention(self.model)
 

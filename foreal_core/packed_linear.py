@@ -19,13 +19,16 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from foreal_core.placement import free_memory
 
+Given = TypeVar("Given")
+Packed = TypeVar("Packed")
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 
 # Further memory has to be left for the cache and for everyone else.
@@ -43,14 +46,16 @@ class PackedLinears:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         layers = [
-            module for module in modules if isinstance(module, nn.Linear) and _can_be_packed(module)
+            module for module in modules if isinstance(module, nn.Linear) and can_be_packed(module)
         ]
         self._forwards: list[tuple[nn.Linear, Forward]] = []
-        if _fit(layers):
-            for layer in layers:
-                forward = packed_forward(layer)
-                if forward is not None:
-                    self._forwards.append((layer, forward))
+        if fit(layers):
+            forwards = side_by_side(packed_forward, layers)
+            self._forwards = [
+                (layer, forward)
+                for layer, forward in zip(layers, forwards, strict=True)
+                if forward is not None
+            ]
 
     def __len__(self) -> int:
         return len(self._forwards)
@@ -74,7 +79,8 @@ class PackedLinears:
         self._forwards.clear()
 
 
-def _can_be_packed(module: nn.Linear) -> bool:
+def can_be_packed(module: nn.Linear) -> bool:
+    """Whether the layer is one that a library may have a layout for."""
     return (
         type(module) is nn.Linear
         and module.weight.device.type == "cpu"
@@ -83,10 +89,17 @@ def _can_be_packed(module: nn.Linear) -> bool:
     )
 
 
-def _fit(layers: list[nn.Linear]) -> bool:
+def fit(layers: list[nn.Linear]) -> bool:
+    """Whether there is memory for a second copy of their weights."""
     size = sum(layer.weight.nbytes for layer in layers)
     free = free_memory("cpu")
     return free is not None and size <= _SHARE_OF_FREE_MEMORY * free
+
+
+def side_by_side(pack: Callable[[Given], Packed], given: Iterable[Given]) -> list[Packed]:
+    """Packs many layers, as many at a time as torch has threads: a library packs with one."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(pack, given))
 
 
 def packed_forward(layer: nn.Linear) -> Forward | None:
@@ -109,8 +122,8 @@ def onednn_forward(layer: nn.Linear) -> Forward:
 
 def fbgemm_forward(layer: nn.Linear) -> Forward:
     """The layer's forward by FBGEMM; RuntimeError where PyTorch is built without it."""
-    bias = None if layer.bias is None else layer.bias.float()
     with torch.inference_mode():
+        bias = None if layer.bias is None else layer.bias.float()
         packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.float(), bias)
     return functools.partial(_fbgemm_linear, packed)
 
@@ -141,7 +154,8 @@ def _is_as_good_in_float16(weight: Tensor) -> bool:
     """Whether float16 holds each row [in] up to an error that bfloat16 results do not show:
     relative to the row no more than 2^-12, where bfloat16 rounds at 2^-9. Outside float16's range
     (6e-5 to 65,504 in full precision) it may not."""
-    exact = weight.float()
-    error = exact - exact.half().float()
-    within = error.norm(dim=1) <= _FLOAT16_ERROR * exact.norm(dim=1)
-    return bool(within.all())
+    with torch.inference_mode():
+        exact = weight.float()
+        error = exact - exact.half().float()
+        within = error.norm(dim=1) <= _FLOAT16_ERROR * exact.norm(dim=1)
+        return bool(within.all())

@@ -32,6 +32,7 @@ RANKS = {
     "streams": 7,
     "placement": 1,
     "packed_linear": 2,
+    "lean_pass": 3,
     "loading": 7,
     "decoder": 8,
 }

@@ -20,7 +20,7 @@ from foreal_core.report.speed import (
 )
 
 # Blue, vermilion, green and purple of Okabe and Ito's palette.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7")
 
 
 def table(record: Record) -> str:

@@ -333,10 +333,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="questions of each run")
     parser.add_argument("--repeats", type=int, default=5, help="of the two clocks")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="torch's threads (default: its own)"
+    )
     parser.add_argument("--out", type=Path, default=None, help="where the JSON record goes")
     arguments = parser.parse_args()
-    # Matrices this small gain nothing from several threads and suffer on a busy machine.
-    torch.set_num_threads(1)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     record = measure(
         count=arguments.count,
         repeats=arguments.repeats,

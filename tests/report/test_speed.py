@@ -137,6 +137,16 @@ def test_targets_are_those_of_the_pair(record: dict[str, Any]) -> None:
     assert speed.targets(record) == []
 
 
+def test_a_batch_is_measured_against_answers_of_its_own_length(record: dict[str, Any]) -> None:
+    record["measurements"].append(measurement("foreal-p0.6", 16, 0, 4.0))
+    what = "foreal-p0.6: tokens/s, batch 16 / batch 1"
+    [found] = [target for target in speed.targets(record) if target["what"] == what]
+    assert found["value"] == pytest.approx((16 / 4.0) / (1 / 3.0)) and found["met"]
+    for answer in record["measurements"][-1]["answers"]:
+        answer["finished"] = False  # the first tokens only
+    assert what not in {target["what"] for target in speed.targets(record)}
+
+
 def test_the_table_shows_what_was_measured_and_what_failed(record: dict[str, Any]) -> None:
     failed = {"method": "draft", "batch": 64, "context": 256, "repeat": 0, "error": "no room"}
     record["measurements"].append(failed)

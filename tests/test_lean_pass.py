@@ -1,0 +1,171 @@
+"""The lean pass computes what the model computes, and steps aside where it cannot."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from toy import Family, fresh_pair
+
+from foreal_core import FoReaLDecoder, lean_pass
+from foreal_core.chunks import Chunk
+from foreal_core.lean_pass import LeanPass
+from foreal_core.model_runner import ModelRunner
+from foreal_core.packed_linear import PackedLinears
+
+LEAN: tuple[Family, ...] = ("qwen2", "llama")
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def plain_forward(layer: nn.Linear) -> Any:
+    return functools.partial(nn.functional.linear, weight=layer.weight, bias=layer.bias)
+
+
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is packed and everything is exact: what is left is the order of operations."""
+    monkeypatch.setattr(lean_pass, "can_be_packed", lambda layer: type(layer) is nn.Linear)
+    monkeypatch.setattr(lean_pass, "packed_forward", plain_forward)
+
+
+def runner_of(model: nn.Module, **more: Any) -> ModelRunner:
+    return ModelRunner(model, "model", max_rows=4, max_slots=64, static=False, **more)
+
+
+def is_lean(decoder: FoReaLDecoder) -> list[bool]:
+    return [runner._lean is not None for runner in decoder._engine._runners.values()]
+
+
+@pytest.mark.parametrize("family", LEAN)
+def test_every_policy_writes_the_plain_text_in_float32(
+    family: Family, in_float32: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["Wait", "So the", "Hmm, let me think about it once more"]
+    written: dict[bool, list[Any]] = {}
+    for lean in (True, False):
+        if not lean:
+            monkeypatch.setattr(LeanPass, "of", lambda model, cache: None)
+        two = fresh_pair(family)
+        with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=3) as decoder:
+            assert is_lean(decoder) == [lean, lean]
+            written[lean] = [
+                decoder.generate(prompts, max_new_tokens=60, seed=3, policy=policy, lead_count=4)
+                for policy in ("leader", "draft", "foreal", "speculative")
+            ]
+    for ours, plain in zip(written[True], written[False], strict=True):
+        assert [one.token_ids for one in ours] == [one.token_ids for one in plain]
+        assert [one.authors for one in ours] == [one.authors for one in plain]
+
+
+CHUNKS = st.lists(
+    st.tuples(st.integers(0, 20), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4
+)
+
+
+@pytest.mark.parametrize("family", LEAN)
+@settings(max_examples=25, deadline=None)
+@given(rows=CHUNKS)
+def test_passes_give_the_models_logits_in_float32(
+    family: Family, rows: list[tuple[int, int, int]]
+) -> None:
+    """Rows of any lengths after any lengths, whatever logits are wanted."""
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(lean_pass, "can_be_packed", lambda layer: type(layer) is nn.Linear)
+        patch.setattr(lean_pass, "packed_forward", plain_forward)
+        model = fresh_pair(family).leader
+        lean = runner_of(model)
+        assert lean._lean is not None
+        patch.setattr(LeanPass, "of", lambda model, cache: None)
+        plain = runner_of(model)
+        before = [
+            Chunk(row, 0, list(range(4, 4 + n)), 1) for row, (n, _, _) in enumerate(rows) if n
+        ]
+        now = [
+            Chunk(row, start, list(range(30, 30 + new)), min(keep, new))
+            for row, (start, new, keep) in enumerate(rows)
+        ]
+        for chunks in (before, now):
+            if chunks:
+                torch.testing.assert_close(
+                    lean.forward(chunks), plain.forward(chunks), rtol=1e-4, atol=1e-5
+                )
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("family", LEAN)
+@torch.inference_mode()
+def test_half_precision_is_rounded_where_the_model_rounds(
+    family: Family, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not PackedLinears([nn.Linear(8, 8, dtype=dtype)]):
+        pytest.skip(f"no library packs {dtype} on this processor")
+    model = fresh_pair(family).leader.to(dtype)
+    lean = runner_of(model)
+    assert lean._lean is not None and not lean._packed
+    monkeypatch.setattr(LeanPass, "of", lambda model, cache: None)
+    packed = runner_of(model)
+    assert packed._packed
+    for chunks in (
+        [Chunk(0, 0, [5, 6, 7], 3), Chunk(2, 0, [8, 9], 1)],
+        [Chunk(0, 3, [11], 1)],
+        [Chunk(0, 4, [12, 13, 14, 15, 16, 17], 6)],
+    ):
+        torch.testing.assert_close(lean.forward(chunks), packed.forward(chunks))
+
+
+def hooked(model: Any) -> None:
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+
+
+def wrapped(model: Any) -> None:
+    model.model.norm.forward = model.model.norm.forward  # what accelerate does
+
+
+def adapted(model: Any) -> None:
+    class Adapter(nn.Linear):
+        pass
+
+    model.model.layers[0].self_attn.q_proj = Adapter(32, 32)
+
+
+def windowed(model: Any) -> None:
+    model.config.layer_types = ["sliding_attention", "full_attention"]
+
+
+def other_activation(model: Any) -> None:
+    model.config.hidden_act = "gelu"
+
+
+@pytest.mark.parametrize("change", [hooked, wrapped, adapted, windowed, other_activation])
+def test_a_model_that_was_changed_runs_as_it_is(change: Any, in_float32: None) -> None:
+    model = fresh_pair("qwen2").leader
+    assert runner_of(model)._lean is not None
+    change(model)
+    assert runner_of(model)._lean is None
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_other_architectures_run_as_they_are(family: Family, in_float32: None) -> None:
+    assert runner_of(fresh_pair(family).leader)._lean is None
+
+
+def test_little_memory_and_compilers_leave_the_model_alone(
+    in_float32: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh_pair("llama").leader
+    assert runner_of(model, compiled=True)._lean is None
+    monkeypatch.setattr(lean_pass, "fit", lambda layers: False)
+    assert runner_of(model)._lean is None
+
+
+def test_a_pass_that_does_not_agree_is_not_used(
+    in_float32: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a release of transformers whose models do something more."""
+    model = fresh_pair("llama").leader
+    monkeypatch.setattr(lean_pass._Norm, "__call__", lambda norm, hidden: 1.1 * hidden)
+    assert runner_of(model)._lean is None
