@@ -279,7 +279,7 @@ def measure(
     """Takes every measurement and returns the record, JSON-safe.
 
     Args:
-        count: questions of each run.
+        count: questions of each run; 0 takes the two clocks alone.
         repeats: of the two clocks.
         max_new_tokens: of an answer.
         progress: hears of every result.
@@ -301,7 +301,7 @@ def measure(
     with FoReaLDecoder.demo() as decoder:
         record["models"] = environment.models(decoder.models)
         runs = record["runs"]
-        for name, settings in RUNS.items():
+        for name, settings in RUNS.items() if asked else ():
             run = answered(decoder, asked, max_new_tokens=max_new_tokens, **settings)
             runs[name] = run
             run["against_leader"] = against(run, next(iter(runs.values())))
@@ -331,7 +331,7 @@ def _line(name: str, run: Mapping[str, Any]) -> str:
 def main() -> None:
     """Prints a line per measurement and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=100, help="questions of each run")
+    parser.add_argument("--count", type=int, default=100, help="questions of each run (0: clocks)")
     parser.add_argument("--repeats", type=int, default=5, help="of the two clocks")
     parser.add_argument(
         "--threads", type=int, default=None, help="torch's threads (default: its own)"

@@ -60,3 +60,5 @@ def test_the_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert summarised["same_text"] and len(summarised["ratios"]) == 1
         assert summarised["calls"] > grounded.CHUNKS
     assert len(record["event_loop"]["gaps"]) == 1
+    clocks = grounded.measure(count=0, repeats=1, max_new_tokens=4)
+    assert clocks["runs"] == {} and set(clocks["tree_summarize"]) == set(runs)
