@@ -34,6 +34,10 @@ class FoReaLDecoder:
     Thread-safe: any number of threads and event loops may call it at once; their requests share
     the models' passes. Also a context manager that closes it.
 
+    On a CPU, models in half precision get a second copy of their weights in a layout for fast
+    kernels, where memory allows; changes to a model's weights, adapters or hooks after this do not
+    show there.
+
     Args:
         leader: the large reasoning model.
         draft: the small model; it may be on another device.

@@ -28,7 +28,6 @@ from foreal_core.errors import (
     OutOfMemoryError,
 )
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
-from foreal_core.groups import split
 from foreal_core.model_runner import ModelRunner
 from foreal_core.passes import Passes, Work
 from foreal_core.sampling import Draws
@@ -269,14 +268,8 @@ class Engine:
         """Splits a pass so that long rows do not pad everyone else to their length where that
         costs more than a further pass, and so that it fits the device."""
         most = self._most_rows.get(author, self.max_batch_size)
-        if self._runners[author].one_row_at_a_time:
-            most = 1
         works = sorted(works, key=lambda one: len(one.plan.tokens))
-        groups = split(
-            [len(one.plan.tokens) for one in works],
-            overhead=self._runners[author].pass_overhead,
-            most=most,
-        )
+        groups = self._runners[author].groups([len(one.plan.tokens) for one in works], most)
         return [
             sorted((works[index] for index in group), key=lambda one: one.row) for group in groups
         ]

@@ -18,6 +18,10 @@ def split(lengths: Sequence[int], *, overhead: int, most: int) -> list[range]:
 
     Returns the indices that belong together, pass by pass, shortest rows first.
     """
+    rows = len(lengths)
+    if rows <= most and rows * max(lengths, default=0) - sum(lengths) <= overhead:
+        # A further pass costs more than all padding; so it is in most steps.
+        return [range(rows)] if rows else []
     # best[end]: (cost of the first `end` rows, where their last pass begins)
     best = [(0, 0)]
     for end in range(1, len(lengths) + 1):

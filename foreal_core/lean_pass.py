@@ -10,12 +10,14 @@ four fifths of the time.
                     -> norm -> gate up -> down -> + ]*
         -> norm -> head -> logits
 
-It is for Llama and Qwen2 in half precision, and is compared with the model's own forward before it
-is used; everything else runs through its own forward.
+It is for Llama and Qwen2 in half precision as transformers has them. A short text is compared with
+the model's own forward before it is used; everything else runs through its own forward. The
+projections are read when the pass is made: later changes to them, hooks and adapters do not show.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +30,11 @@ from foreal_core.attention import row_attention
 from foreal_core.kv_cache import RowCache
 from foreal_core.packed_linear import Forward, can_be_packed, fit, packed_forward, side_by_side
 
-_MODELS = ("LlamaForCausalLM", "Qwen2ForCausalLM")
+_HOMES = ("transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2")
+_PARTS = ("torch.nn.modules.", "transformers.activations")
 _PROBE = 4  # tokens
-# A pass that leaves something out is far from the model's own; one that rounds elsewhere is not.
+# More than rounding elsewhere explains. What is left out of a model on purpose is found by looking
+# at its modules; this finds what another release of transformers does.
 _AGREEMENT = 0.02
 
 
@@ -83,18 +87,32 @@ class LeanPass:
 
         `cache` must hold no request; it is released.
         """
-        if type(model).__name__ not in _MODELS or not _is_untouched(model):
+        if not _is_known(model):
             return None
-        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        linears = [
+            *(linear for layer in model.model.layers for linear in _projections(layer)),
+            model.lm_head,
+        ]
         if not all(map(can_be_packed, linears)) or not fit(linears):
             return None
-        packed = side_by_side(_packed_layer, model.model.layers)
-        head = packed_forward(model.lm_head)
-        layers = [layer for layer in packed if layer is not None]
-        if head is None or len(layers) < len(packed):
+        try:
+            packed = side_by_side(_packed_layer, model.model.layers)
+            head = packed_forward(model.lm_head)
+            layers = [layer for layer in packed if layer is not None]
+            if head is None or len(layers) < len(packed):
+                return None
+            lean = cls(model, layers, head)
+            return lean if lean._agrees(model, cache) else None
+        except Exception as error:
+            # The model still runs as it is, if more slowly.
+            warnings.warn(
+                f"{type(model).__name__} runs without its lean pass on this CPU: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
             return None
-        lean = cls(model, layers, head)
-        return lean if lean._agrees(model, cache) else None
+        finally:
+            cache.release()
 
     def __call__(
         self, ids: Tensor, positions: Tensor, cache: RowCache, keep: int | Tensor
@@ -142,8 +160,8 @@ class LeanPass:
     @torch.inference_mode()
     def _agrees(self, model: Any, cache: RowCache) -> bool:
         """Whether a short text's logits are the model's own, up to rounding."""
-        ids = torch.arange(_PROBE)[None] % model.config.vocab_size
-        positions = torch.arange(_PROBE)[None]
+        positions = torch.arange(_PROBE, device="cpu")[None]
+        ids = positions % model.config.vocab_size
         passes = (
             lambda: (
                 model(
@@ -156,47 +174,58 @@ class LeanPass:
         for one in passes:
             cache.begin([0], [0], [_PROBE])
             logits.append(one().double())
-        cache.release()
         own, lean = logits
         return bool((lean - own).norm() <= _AGREEMENT * own.norm())
 
 
-def _is_untouched(model: Any) -> bool:
-    """Whether the model computes what its class says: nobody wrapped or hooked a module, and all
-    layers attend to everything before them."""
+def _is_known(model: Any) -> bool:
+    """Whether every part of the model is as transformers made it: nothing replaced, wrapped or
+    hooked, and all layers attend to everything before them."""
+    home = type(model).__module__
     kinds = set(getattr(model.config, "layer_types", None) or ()) | {"full_attention"}
     return (
-        kinds == {"full_attention"}
+        home in _HOMES
+        and type(model).__name__.endswith("ForCausalLM")
+        and kinds == {"full_attention"}
         and model.config.hidden_act == "silu"
         and not any(
-            "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+            "forward" in vars(module)
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or not (type(module).__module__ == home or type(module).__module__.startswith(_PARTS))
             for module in model.modules()
         )
     )
 
 
-def _packed_layer(layer: Any) -> _Layer | None:
+def _projections(layer: Any) -> list[nn.Linear]:
+    """All matrices of a layer; those that read one input stand together."""
     attention, feed_forward = layer.self_attn, layer.mlp
-    packed = [
-        packed_forward(linear)
-        for linear in (
-            _merged(attention.q_proj, attention.k_proj, attention.v_proj),
-            attention.o_proj,
-            _merged(feed_forward.gate_proj, feed_forward.up_proj),
-            feed_forward.down_proj,
-        )
+    return [
+        attention.q_proj,
+        attention.k_proj,
+        attention.v_proj,
+        attention.o_proj,
+        feed_forward.gate_proj,
+        feed_forward.up_proj,
+        feed_forward.down_proj,
     ]
-    queries_keys_values, out, gate_up, down = packed
-    if queries_keys_values is None or out is None or gate_up is None or down is None:
+
+
+def _packed_layer(layer: Any) -> _Layer | None:
+    q, k, v, o, gate, up, down = _projections(layer)
+    merged = (_merged(q, k, v), o, _merged(gate, up), down)
+    queries_keys_values, out, gate_up, back = map(packed_forward, merged)
+    if queries_keys_values is None or out is None or gate_up is None or back is None:
         return None
     return _Layer(
-        attention,
+        layer.self_attn,
         _Norm.of(layer.input_layernorm),
         queries_keys_values,
         out,
         _Norm.of(layer.post_attention_layernorm),
         gate_up,
-        down,
+        back,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,13 +17,15 @@ from foreal_core.attention import ATTENTION_NAME
 from foreal_core.chunks import Chunk as Chunk, wanted_columns, wanted_logits
 from foreal_core.cost import ModelProfile
 from foreal_core.errors import UnsupportedModelError
+from foreal_core.groups import split
 from foreal_core.kv_cache import RowCache
 from foreal_core.lean_pass import LeanPass
 from foreal_core.packed_linear import PackedLinears
-from foreal_core.static_passes import StaticPasses
+from foreal_core.static_passes import WIDEST, StaticPasses
 
 # What a pass costs beyond its tokens, in tokens: how many of them take as long to compute as the
-# weights take to read. A CPU computes slowly for its bandwidth, a GPU fast.
+# weights take to read. A CPU computes slowly for its bandwidth, a GPU fast; that of a GPU is a
+# reckoning (about 200 for an H200), not a measurement.
 _CPU_PASS_OVERHEAD, _GPU_PASS_OVERHEAD = 32, 256
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -42,7 +45,6 @@ class ModelRunner:
 
     Attributes:
         static: whether short passes have fixed shapes.
-        pass_overhead: what a pass costs beyond its tokens, in tokens.
 
     Raises:
         UnsupportedModelError: the model's state cannot be rolled back token by token.
@@ -67,8 +69,6 @@ class ModelRunner:
         # neighbours would change each other's text.
         self.one_row_at_a_time = _rope_type(model) == "longrope"
         self.device: torch.device = model.get_input_embeddings().weight.device
-        on_cpu = self.device.type == "cpu"
-        self.pass_overhead = _CPU_PASS_OVERHEAD if on_cpu else _GPU_PASS_OVERHEAD
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
         if static is None:
             static = self.device.type == "cuda"
@@ -82,11 +82,28 @@ class ModelRunner:
             last_position=self._last_position,
         )
         _borrow_attention(model)
-        model.eval()
-        # Static passes bring their own remedy against dispatch, a compiler chooses layouts itself.
-        plain = not self.static and not self._spread and not compiled
-        self._lean = LeanPass.of(model, self.cache) if plain else None
-        self._packed = PackedLinears([] if compiled or self._lean else model.modules())
+        try:
+            model.eval()
+            # Static passes bring their own remedy against dispatch, a compiler its own layouts.
+            plain = not self.static and not self._spread and not compiled
+            self._lean = LeanPass.of(model, self.cache) if plain else None
+            self._packed = PackedLinears([] if compiled or self._lean else model.modules())
+        except BaseException:
+            _return_attention(model)
+            raise
+
+    def groups(self, lengths: Sequence[int], most: int) -> list[range]:
+        """Which rows share a pass, at most `most`; `lengths` are their new tokens, ascending."""
+        if self.one_row_at_a_time:
+            most = 1
+        overhead = _CPU_PASS_OVERHEAD if self.device.type == "cpu" else _GPU_PASS_OVERHEAD
+        # Prompts would take short rows out of the recorded passes.
+        short = bisect_right(lengths, WIDEST) if self.static else 0
+        found = []
+        for part in (range(short), range(short, len(lengths))):
+            groups = split([lengths[row] for row in part], overhead=overhead, most=most)
+            found += [part[group.start : group.stop] for group in groups]
+        return found
 
     def forward(self, chunks: Sequence[Chunk], drawn: Tensor | None = None) -> Tensor:
         """One pass over all chunks, rows ascending.

@@ -5,13 +5,14 @@ with a packed one. Two libraries that come with PyTorch pack them:
 
 - oneDNN, bfloat16, on processors with instructions for it (AVX-512 and newer). The numbers are
   those of plain weights. The operators are what torch.compile packs weights with.
-- FBGEMM, on other x86 processors (AVX2), where PyTorch's own bfloat16 and float16 kernels take as
-  long for each further row as for the first. It holds float16 and multiplies and adds in float32,
-  so it is used where a layer's weights are float16 numbers, or as good as: results differ from
-  exact ones by a thousandth of what rounding them to bfloat16 takes.
+- FBGEMM, float16, and bfloat16 on x86 processors without such instructions (AVX2), where PyTorch's
+  own kernels take nearly as long for each further row as for the first. It holds float16 and
+  multiplies and adds in float32, so bfloat16 weights are left plain where float16 would lose more
+  than a five-hundredth of what rounding a result to bfloat16 may.
 
-The price is a second copy of the weights. The model is changed for the time of a pass only, and
-keeps its plain weights. Where neither library does it nothing is packed.
+The price is a second copy of the weights, made when the model is taken over: what is done to them
+later does not show. The model is changed for the time of a pass only, and keeps its plain weights.
+Where neither library does it nothing is packed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ Forward: TypeAlias = Callable[[Tensor], Tensor]
 
 # Further memory has to be left for the cache and for everyone else.
 _SHARE_OF_FREE_MEMORY = 0.5
-_FLOAT16_ERROR = 2**-12
+# Of a row's norm; rounding to bfloat16 may lose 2^-8 of a number.
+_FLOAT16_ERROR = 2**-17
+# Layers that are packed at a time; each takes a float32 copy of its weights meanwhile.
+_WORKERS = 4
+# Rows of a weight that are looked at together.
+_ROWS_AT_ONCE = 4096
 
 
 class PackedLinears:
@@ -80,32 +86,41 @@ class PackedLinears:
 
 
 def can_be_packed(module: nn.Linear) -> bool:
-    """Whether the layer is one that a library may have a layout for."""
+    """Whether a library may have a layout for the layer, and nobody has changed it."""
+    if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:
+        return False
+    dtype = module.weight.dtype
     return (
-        type(module) is nn.Linear
-        and module.weight.device.type == "cpu"
-        and module.weight.dtype in (torch.bfloat16, torch.float16)
+        module.weight.device.type == "cpu"
+        and dtype in (torch.bfloat16, torch.float16)
         and "forward" not in module.__dict__
+        and (_uses_onednn(dtype) or _works(fbgemm_forward, dtype))
     )
 
 
 def fit(layers: list[nn.Linear]) -> bool:
-    """Whether there is memory for a second copy of their weights."""
-    size = sum(layer.weight.nbytes for layer in layers)
+    """Whether there is memory for a second copy of their weights, and for making it."""
+    sizes = [layer.weight.nbytes for layer in layers]
+    # Of a layer that is being packed, or of two side by side: their plain weights and float32.
+    size = sum(sizes) + 2 * 3 * max(sizes, default=0) * _workers()
     free = free_memory("cpu")
     return free is not None and size <= _SHARE_OF_FREE_MEMORY * free
 
 
 def side_by_side(pack: Callable[[Given], Packed], given: Iterable[Given]) -> list[Packed]:
     """Packs many layers, as many at a time as torch has threads: a library packs with one."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(_workers()) as pool:
         return list(pool.map(pack, given))
 
 
+def _workers() -> int:
+    return min(torch.get_num_threads(), _WORKERS)
+
+
 def packed_forward(layer: nn.Linear) -> Forward | None:
-    """The layer's forward with a packed weight; None where none is faster and as good."""
+    """The layer's forward with a packed weight; None where none is as good."""
     dtype = layer.weight.dtype
-    if dtype == torch.bfloat16 and _works(onednn_forward, dtype):
+    if _uses_onednn(dtype):
         return onednn_forward(layer)
     if _works(fbgemm_forward, dtype) and _is_as_good_in_float16(layer.weight):
         return fbgemm_forward(layer)
@@ -138,24 +153,30 @@ def _fbgemm_linear(packed: Any, rows: Tensor) -> Tensor:
     return product.to(rows.dtype)
 
 
+def _uses_onednn(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and _works(onednn_forward, dtype)
+
+
 @functools.cache
 def _works(pack: Callable[[nn.Linear], Forward], dtype: torch.dtype) -> bool:
     """Whether this build of torch, on this processor, packs and multiplies so."""
     try:
-        probe = nn.Linear(32, 32, dtype=dtype)
+        probe = nn.Linear(32, 32, dtype=dtype, device="cpu")
         with torch.inference_mode():
-            pack(probe)(torch.ones(1, 32, dtype=dtype))
+            pack(probe)(torch.ones(1, 32, dtype=dtype, device="cpu"))
     except (AttributeError, RuntimeError):
         return False
     return True
 
 
 def _is_as_good_in_float16(weight: Tensor) -> bool:
-    """Whether float16 holds each row [in] up to an error that bfloat16 results do not show:
-    relative to the row no more than 2^-12, where bfloat16 rounds at 2^-9. Outside float16's range
-    (6e-5 to 65,504 in full precision) it may not."""
+    """Whether float16 holds each row [in] as well as results need it; numbers below 6e-5 lose
+    digits there, and there are none above 65,504."""
     with torch.inference_mode():
-        exact = weight.float()
-        error = exact - exact.half().float()
-        within = error.norm(dim=1) <= _FLOAT16_ERROR * exact.norm(dim=1)
-        return bool(within.all())
+        for rows in weight.split(_ROWS_AT_ONCE):
+            exact = rows.float()
+            error = exact - rows.half().float()
+            within = error.norm(dim=1) <= _FLOAT16_ERROR * exact.norm(dim=1)
+            if not bool(within.all()):
+                return False
+    return True

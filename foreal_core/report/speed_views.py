@@ -19,7 +19,7 @@ from foreal_core.report.speed import (
     summary,
 )
 
-# Blue, vermilion, green and purple of Okabe and Ito's palette.
+# Blue, vermilion, green, orange and purple of Okabe and Ito's palette.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7")
 
 
