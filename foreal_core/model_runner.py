@@ -45,6 +45,7 @@ class ModelRunner:
 
     Attributes:
         static: whether short passes have fixed shapes.
+        one_row_at_a_time: whether rows must not share a pass.
 
     Raises:
         UnsupportedModelError: the model's state cannot be rolled back token by token.

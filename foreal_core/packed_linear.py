@@ -108,7 +108,7 @@ def fit(layers: list[nn.Linear]) -> bool:
 
 
 def side_by_side(pack: Callable[[Given], Packed], given: Iterable[Given]) -> list[Packed]:
-    """Packs many layers, as many at a time as torch has threads: a library packs with one."""
+    """Packs many layers, a few at a time: a library packs each with one thread."""
     with ThreadPoolExecutor(_workers()) as pool:
         return list(pool.map(pack, given))
 

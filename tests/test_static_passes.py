@@ -249,3 +249,15 @@ def test_running_ahead_saves_steps_and_all_of_it_is_charged(
     assert fed(ahead, "discarded") >= fed(plain, "discarded")
     for kind in ("prefill", "catch_up", "verify"):
         assert fed(ahead, kind) == fed(plain, kind)
+
+
+def test_a_prompt_does_not_take_short_rows_out_of_the_recorded_passes() -> None:
+    lengths = [WIDEST - 1, WIDEST, WIDEST + 1]
+    shared = []
+    for static in (True, False):
+        runner = ModelRunner(
+            fresh_pair("qwen2").leader, "leader", max_rows=4, max_slots=64, static=static
+        )
+        shared.append(runner.groups(lengths, 4))
+        assert runner.groups(lengths, 1) == [range(0, 1), range(1, 2), range(2, 3)]
+    assert shared == [[range(0, 2), range(2, 3)], [range(0, 3)]]
