@@ -12,7 +12,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q --numprocesses auto --dist worksteal $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/foreal bench --ratios $(ARGS)

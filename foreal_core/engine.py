@@ -30,6 +30,7 @@ from foreal_core.errors import (
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
 from foreal_core.model_runner import ModelRunner
 from foreal_core.passes import Passes, Work
+from foreal_core.proposals import least_chance
 from foreal_core.sampling import Draws
 from foreal_core.sequence import Sequence
 from foreal_core.tokenizer import PairTokenizer
@@ -87,6 +88,9 @@ class Engine:
         self.profiles: dict[Author, ModelProfile] = {LEADER: leader.profile, DRAFT: draft.profile}
         self._runners: dict[Author, ModelRunner] = {LEADER: leader, DRAFT: draft}
         self._passes = Passes(self._runners, tokenizer)
+        self._least_chance = least_chance(
+            draft.profile.weight_bytes, leader.profile.weight_bytes, leader.pass_tokens
+        )
         self._inbox: deque[Request] = deque()
         self._wake = threading.Condition()
         self._process = os.getpid()
@@ -117,7 +121,9 @@ class Engine:
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
         limit = min(config.max_new_tokens, self.max_context - len(prompt))
         constraint = self._passes.compile(config, prompt, limit)
-        sequence = Sequence(prompt, config, seed, self.tokenizer, self.max_context, constraint)
+        sequence = Sequence(
+            prompt, config, seed, self.tokenizer, self.max_context, self._least_chance, constraint
+        )
         request = Request(sequence, on_events, on_done)
         with self._wake:
             self._refuse_if_closed()

@@ -10,6 +10,8 @@ four fifths of the time.
                     -> norm -> gate up -> down -> + ]*
         -> norm -> head -> logits
 
+The tokens of all rows lie one after another, [N, width]; rows are padded for attention alone.
+
 It is for Llama and Qwen2 in half precision as transformers has them. A short text is compared with
 the model's own forward before it is used; everything else runs through its own forward. The
 projections are read when the pass is made: later changes to them, hooks and adapters do not show.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from foreal_core.attention import row_attention
+from foreal_core.chunks import Chunk
 from foreal_core.kv_cache import RowCache
 from foreal_core.packed_linear import Forward, can_be_packed, fit, packed_forward, side_by_side
 
@@ -55,6 +59,72 @@ class _Norm:
         return self.weight * normed.to(hidden.dtype)
 
 
+class _OneRow:
+    """Attention of a pass over one row: a view of the cache, and no mask for a single token."""
+
+    def __init__(self, chunks: Sequence[Chunk], cache: RowCache, like: Tensor, config: Any) -> None:
+        (chunk,) = chunks
+        self._cache, self._row, self._start = cache, chunk.row, chunk.start
+        self._mask = _causal_mask(chunk.start, len(chunk.tokens), like.dtype)
+
+    def __call__(
+        self, module: Any, layer: int, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Takes [N, heads, d] each, the rows' tokens one after another; gives [N, heads x d]."""
+        own, keys, values = (each.transpose(0, 1)[None] for each in (queries, keys, values))
+        held = self._cache.append(keys, values, layer, self._row, self._start)
+        attended, _ = row_attention(module, own, *held, self._mask, scaling=module.scaling)
+        return attended.flatten(2)[0]
+
+
+class _Padded:
+    """Attention of a pass over several rows at once, padded to the longest. (One row after another,
+    which pads nothing, takes as long in the leader and longer in the draft of the `cpu` pair.)"""
+
+    def __init__(self, chunks: Sequence[Chunk], cache: RowCache, like: Tensor, config: Any) -> None:
+        lengths = [len(chunk.tokens) for chunk in chunks]
+        self._cache = cache
+        self._shape = shape = len(lengths), max(lengths)
+        self._cells: Tensor | None = None  # of the padded form, those that hold tokens
+        if len(like) < shape[0] * shape[1]:
+            cells = [row * shape[1] + at for row, n in enumerate(lengths) for at in range(n)]
+            self._cells = torch.tensor(cells, device="cpu")
+        self._mask = create_causal_mask(
+            config=config,
+            # Its shape, dtype and device are looked at.
+            inputs_embeds=like.new_empty(*shape, 0),
+            attention_mask=None,
+            past_key_values=cache,
+        )
+
+    def __call__(
+        self, module: Any, layer: int, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """See `_OneRow`."""
+        own, keys, values = map(self._spread, (queries, keys, values))
+        held = self._cache.update(keys, values, layer)
+        attended, _ = row_attention(module, own, *held, self._mask, scaling=module.scaling)
+        attended = attended.flatten(2).flatten(0, 1)
+        return attended if self._cells is None else attended.index_select(0, self._cells)
+
+    def _spread(self, tokens: Tensor) -> Tensor:
+        """[N, heads, d] -> [rows, heads, columns, d], zero where a row has no token."""
+        rows, columns = self._shape
+        if self._cells is not None:
+            padded = tokens.new_zeros(rows * columns, *tokens.shape[1:])
+            tokens = padded.index_copy_(0, self._cells, tokens)
+        return tokens.view(rows, columns, *tokens.shape[1:]).transpose(1, 2)
+
+
+def _causal_mask(start: int, length: int, dtype: torch.dtype) -> Tensor | None:
+    """What `length` tokens after `start` others may look at, [1, 1, length, start + length], to be
+    added to the scores; None where the kernel needs no mask."""
+    if length == 1 or start == 0:
+        return None
+    shape = (1, 1, length, start + length)
+    return torch.full(shape, -torch.inf, dtype=dtype, device="cpu").triu_(start + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Layer:
     attention: Any
@@ -79,6 +149,7 @@ class LeanPass:
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_dim: int = layers[0].attention.head_dim
+        self._vocab_size: int = model.lm_head.out_features
 
     @classmethod
     def of(cls, model: Any, cache: RowCache) -> LeanPass | None:
@@ -114,68 +185,76 @@ class LeanPass:
         finally:
             cache.release()
 
-    def __call__(
-        self, ids: Tensor, positions: Tensor, cache: RowCache, keep: int | Tensor
-    ) -> Tensor:
-        """Runs over `ids` at `positions`, both [B, T], for the pass that the cache was told of.
+    def __call__(self, chunks: Sequence[Chunk], cache: RowCache) -> Tensor:
+        """Runs over the chunks that the cache was told of.
 
-        Returns [B, kept, V]: the logits of the last `keep` columns, or of those that it lists.
+        Returns [sum of keep, V]: the logits that each chunk wants, chunk after chunk.
         """
-        batch, length = ids.shape
+        return self._run(chunks, cache, _OneRow if len(chunks) == 1 else _Padded)
+
+    def _run(
+        self, chunks: Sequence[Chunk], cache: RowCache, kind: type[_OneRow | _Padded]
+    ) -> Tensor:
         heads, kv_heads, width = self._heads, self._kv_heads, self._head_dim
         turned = heads + kv_heads  # queries and keys
-        hidden = self._base.embed_tokens(ids)
-        mask = create_causal_mask(
-            config=self._config,
-            inputs_embeds=hidden,
-            attention_mask=None,
-            past_key_values=cache,
-            position_ids=positions,
-        )
-        cos, sin = self._base.rotary_emb(hidden, positions)
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # [B, 1, T, d]
+        tokens = list(chain.from_iterable(chunk.tokens for chunk in chunks))
+        at = [chunk.start + index for chunk in chunks for index in range(len(chunk.tokens))]
+        ids, positions = torch.tensor(tokens, device="cpu"), torch.tensor([at], device="cpu")
+        hidden = self._base.embed_tokens(ids)  # [N, hidden]
+        attention = kind(chunks, cache, hidden, self._config)
+        # [1, N, d] -> [N, 1, d]
+        cos, sin = (one.transpose(0, 1) for one in self._base.rotary_emb(hidden, positions))
         # rotate_half(x) * sin = roll(x) * (-sin, sin)
         half = width // 2
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
         for index, layer in enumerate(self._layers):
             projected = layer.queries_keys_values(layer.before_attention(hidden))
-            projected = projected.view(batch, length, turned + kv_heads, width).transpose(1, 2)
+            projected = projected.view(-1, turned + kv_heads, width)
             rotated = projected[:, :turned]
             rotated = rotated * cos + rotated.roll(half, -1) * sin
-            keys, values = cache.update(rotated[:, heads:], projected[:, turned:], index)
-            attended, _ = row_attention(
+            attended = attention(
                 layer.attention,
+                index,
                 rotated[:, :heads],
-                keys,
-                values,
-                mask,
-                scaling=layer.attention.scaling,
+                rotated[:, heads:],
+                projected[:, turned:],
             )
-            hidden = hidden + layer.out(attended.reshape(batch, length, heads * width))
+            hidden = hidden + layer.out(attended)
             gate, up = layer.gate_up(layer.before_feed_forward(hidden)).chunk(2, -1)
             hidden = hidden + layer.down(nn.functional.silu(gate) * up)
-        columns = slice(-keep, None) if isinstance(keep, int) else keep
-        return self._head(self._norm(hidden[:, columns]))
+        return self._logits(hidden, chunks)
+
+    def _logits(self, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+        ends = accumulate(len(chunk.tokens) for chunk in chunks)
+        wanted = [
+            index
+            for chunk, end in zip(chunks, ends, strict=True)
+            for index in range(end - chunk.keep, end)
+        ]
+        if not wanted:
+            return hidden.new_empty(0, self._vocab_size)
+        if len(wanted) < len(hidden):
+            hidden = hidden[torch.tensor(wanted, device="cpu")]
+        return self._head(self._norm(hidden))
 
     @torch.inference_mode()
     def _agrees(self, model: Any, cache: RowCache) -> bool:
         """Whether a short text's logits are the model's own, up to rounding."""
-        positions = torch.arange(_PROBE, device="cpu")[None]
-        ids = positions % model.config.vocab_size
-        passes = (
-            lambda: (
-                model(
-                    input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
-                ).logits
-            ),
-            lambda: self(ids, positions, cache, _PROBE),
-        )
-        logits = []
-        for one in passes:
+        tokens = [position % model.config.vocab_size for position in range(_PROBE)]
+        cache.begin([0], [0], [_PROBE])
+        own = model(
+            input_ids=torch.tensor([tokens], device="cpu"),
+            position_ids=torch.arange(_PROBE, device="cpu")[None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[0]
+        own = own.double()
+        for kind in (_OneRow, _Padded):
             cache.begin([0], [0], [_PROBE])
-            logits.append(one().double())
-        own, lean = logits
-        return bool((lean - own).norm() <= _AGREEMENT * own.norm())
+            lean = self._run([Chunk(0, 0, tokens, _PROBE)], cache, kind).double()
+            if (lean - own).norm() > _AGREEMENT * own.norm():
+                return False
+        return True
 
 
 def _is_known(model: Any) -> bool:

@@ -23,10 +23,11 @@ from foreal_core.lean_pass import LeanPass
 from foreal_core.packed_linear import PackedLinears
 from foreal_core.static_passes import WIDEST, StaticPasses
 
-# What a pass costs beyond its tokens, in tokens: how many of them take as long to compute as the
-# weights take to read. A CPU computes slowly for its bandwidth, a GPU fast; that of a GPU is a
+# `ModelRunner.pass_tokens`. A CPU computes slowly for its bandwidth, a GPU fast; that of a GPU is a
 # reckoning (about 200 for an H200), not a measurement.
-_CPU_PASS_OVERHEAD, _GPU_PASS_OVERHEAD = 32, 256
+_CPU_PASS_TOKENS, _GPU_PASS_TOKENS = 32, 256
+# A lean pass pads for attention alone: so many tokens of padding cost what one token costs.
+_LEAN_PADDING = 4
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -46,6 +47,8 @@ class ModelRunner:
     Attributes:
         static: whether short passes have fixed shapes.
         one_row_at_a_time: whether rows must not share a pass.
+        pass_tokens: what a pass costs beyond its tokens, in tokens: how many of them take as long
+            to compute as the weights take to read.
 
     Raises:
         UnsupportedModelError: the model's state cannot be rolled back token by token.
@@ -70,6 +73,7 @@ class ModelRunner:
         # neighbours would change each other's text.
         self.one_row_at_a_time = _rope_type(model) == "longrope"
         self.device: torch.device = model.get_input_embeddings().weight.device
+        self.pass_tokens = _CPU_PASS_TOKENS if self.device.type == "cpu" else _GPU_PASS_TOKENS
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
         if static is None:
             static = self.device.type == "cuda"
@@ -97,7 +101,7 @@ class ModelRunner:
         """Which rows share a pass, at most `most`; `lengths` are their new tokens, ascending."""
         if self.one_row_at_a_time:
             most = 1
-        overhead = _CPU_PASS_OVERHEAD if self.device.type == "cpu" else _GPU_PASS_OVERHEAD
+        overhead = self.pass_tokens * (1 if self._lean is None else _LEAN_PADDING)
         # Prompts would take short rows out of the recorded passes.
         short = bisect_right(lengths, WIDEST) if self.static else 0
         found = []
@@ -128,6 +132,8 @@ class ModelRunner:
         starts = [chunk.start for chunk in chunks]
         width = max(lengths)
         self.cache.begin([chunk.row for chunk in chunks], starts, lengths)
+        if self._lean is not None:
+            return self._lean(chunks, self.cache)
         if drawn is None:
             padded = [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks]
             ids = torch.tensor(padded, device=self.device)
@@ -144,17 +150,13 @@ class ModelRunner:
         ids = ids.view(len(chunks), width)
         # Padding may run past the last position that the model knows; it is never looked at.
         positions.clamp_(max=self._last_position)
-        logits: Tensor
-        if self._lean is not None:
-            logits = self._lean(ids, positions, self.cache, keep)
-        else:
-            logits = self.model(
-                input_ids=ids,
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=keep,
-            ).logits
+        logits: Tensor = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
         flat = logits.flatten(0, 1)
         wanted = wanted_logits(chunks, columns, range(len(chunks)), len(columns))
         if len(wanted) == len(flat):

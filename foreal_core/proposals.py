@@ -7,10 +7,14 @@ from foreal_core.policies import Write
 
 # Proposals of a hit test may exceed the length up to here: most runs are this short.
 _USUAL_RUN = 8
-# Where the length is left open: one more is proposed while the chance that the leader takes it and
-# all before it over is no less than this. With a draft pass at r leader passes and v of them a
-# token, the break-even is r / v: 0.2 to 0.5 for the pairs that the method is for.
-_LEAST_CHANCE = 0.4
+# Passes of the leader that a proposal spares if it is taken over: about one in four tokens of a led
+# sentence has a pass of its own.
+_SPARED = 0.25
+# A small model reaches half of a large one's share of the memory's bandwidth
+# (records/bench-cpu-2026-11-26.json: 0.30 against 0.63).
+_SLOWER_BY = 2.0
+# Beyond these the reckoning is too coarse to be followed.
+_SMALLEST_CHANCE, _LARGEST_CHANCE = 0.3, 0.8
 # More than these are hardly worth the draft's passes.
 _LONGEST_LENGTH = 24
 # Two models part where a sentence is planned, at its start, and agree further on: each of its first
@@ -22,14 +26,34 @@ _FIRST_CHANCE = 0.85
 _NEWEST, _FORGOTTEN = 0.1, 0.05
 
 
+def least_chance(draft_bytes: float, leader_bytes: float, pass_tokens: float) -> float:
+    """One more proposal is worth what it costs while the chance that the leader takes it and all
+    before it over is no less than this.
+
+    It costs a pass of the draft, whose speed follows its bytes, and one more token of the leader's
+    pass. It depends on the pair and the device alone and not on what else runs, so that a request
+    costs the same alone and in a batch.
+
+    Args:
+        draft_bytes, leader_bytes: weights that a pass reads.
+        pass_tokens: how many tokens take the leader as long to compute as its weights to read.
+    """
+    cost = _SLOWER_BY * draft_bytes / leader_bytes + 1 / pass_tokens
+    return min(max(cost / _SPARED, _SMALLEST_CHANCE), _LARGEST_CHANCE)
+
+
 class ProposalLength:
     """How many proposals per pass suit one request.
 
     Spans whose `propose` is None leave it open; then it follows how the leader took former
     proposals at the same places of their sentences.
+
+    Args:
+        least_chance: see the function.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least_chance: float) -> None:
+        self._least_chance = least_chance
         # That a proposal at a place is taken over, given that all before it were.
         self._chances = [_FIRST_CHANCE] * _PLACES
 
@@ -72,7 +96,7 @@ class ProposalLength:
 
     def _open(self, place: int) -> int:
         length, chance = 0, self._chance(place)
-        while chance >= _LEAST_CHANCE and length < _LONGEST_LENGTH:
+        while chance >= self._least_chance and length < _LONGEST_LENGTH:
             length += 1
             chance *= self._chance(place + length)
         return length

@@ -98,6 +98,7 @@ class Sequence:
         seed: drives gate and sampling.
         tokenizer: the pair's.
         max_context: prompt and completion together are at most this long.
+        least_chance: down to which chance tokens are proposed; see `proposals`.
         constraint: what the answer must look like, if anything.
     """
 
@@ -108,6 +109,7 @@ class Sequence:
         seed: int,
         tokenizer: PairTokenizer,
         max_context: int,
+        least_chance: float,
         constraint: Constraint | None = None,
     ) -> None:
         self.constraint = constraint
@@ -123,7 +125,7 @@ class Sequence:
         self._hit_runs: list[int | None] = []
         self._proposals: list[int] = []  # in a span of the draft: its opening
         self._proposed_end = False  # the last proposal would end the sentence or the text
-        self._proposal_length = ProposalLength()
+        self._proposal_length = ProposalLength(least_chance)
 
         self._seen: dict[Author, Seen] = {LEADER: Seen(), DRAFT: Seen()}
 

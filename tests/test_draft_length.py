@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import given, strategies as st
 from toy import fresh_pair, scripted_pair
 
-from foreal_core import FoReaLDecoder, Generation
+from foreal_core import FoReaLDecoder, Generation, engine
+from foreal_core.proposals import least_chance
 
 SPECULATIVE = {"policy": "speculative", "max_new_tokens": 60}
+
+
+@pytest.fixture
+def cheap_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy drafts are as large as their leaders, so that proposing hardly ever pays."""
+    monkeypatch.setattr(engine, "least_chance", lambda *_: 0.4)
 
 
 def passes(written: Generation) -> tuple[int, int]:
@@ -14,7 +23,7 @@ def passes(written: Generation) -> tuple[int, int]:
     return cost["leader"], cost["draft"]
 
 
-def test_a_draft_that_is_always_right_proposes_more_and_more() -> None:
+def test_a_draft_that_is_always_right_proposes_more_and_more(cheap_draft: None) -> None:
     two = fresh_pair("llama")
     with FoReaLDecoder(two.leader, two.leader, two.tokenizer) as decoder:
         fixed = decoder.generate("Wait", draft_length=5, **SPECULATIVE)
@@ -24,7 +33,7 @@ def test_a_draft_that_is_always_right_proposes_more_and_more() -> None:
     assert passes(adapted)[0] < 9
 
 
-def test_a_draft_that_is_never_right_proposes_less_and_less() -> None:
+def test_a_draft_that_is_never_right_proposes_less_and_less(cheap_draft: None) -> None:
     leader = {" =": " x", " x": " y", " y": " x"}
     draft = dict.fromkeys(leader, " a") | {" a": " a"}
     two = scripted_pair(leader, draft)
@@ -37,7 +46,7 @@ def test_a_draft_that_is_never_right_proposes_less_and_less() -> None:
     assert passes(adapted)[1] < 60 + 5 + 4 + 3 + 2
 
 
-def test_nothing_is_proposed_where_the_models_part() -> None:
+def test_nothing_is_proposed_where_the_models_part(cheap_draft: None) -> None:
     # Sentences of eight words, of which the draft knows all but the second.
     words = [" we", " add", " then", " the", " sum", " is", " x", "."]
     leader = dict(zip([".", *words], words, strict=False))
@@ -51,3 +60,33 @@ def test_nothing_is_proposed_where_the_models_part() -> None:
     assert discarded[1] < 0.5 * discarded[0]
     assert passes(adapted)[0] <= passes(fixed)[0]
     assert passes(adapted)[1] < passes(fixed)[1]
+
+
+def test_a_draft_as_dear_as_its_leader_proposes_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = fresh_pair("llama")
+    written = []
+    for chance in (0.4, None):  # a cheap draft, and what the pair really is
+        with monkeypatch.context() as patch:
+            if chance is not None:
+                patch.setattr(engine, "least_chance", lambda *_: 0.4)
+            with FoReaLDecoder(two.leader, two.draft, two.tokenizer) as decoder:
+                written.append(decoder.generate("Wait", **SPECULATIVE))
+    cheap, dear = written
+    assert dear.token_ids == cheap.token_ids
+    assert passes(dear)[1] < passes(cheap)[1]
+    discarded = [one.cost.forward_tokens["leader"]["discarded"] for one in (dear, cheap)]
+    assert discarded[0] < discarded[1]
+
+
+SIZES = st.floats(1e6, 1e12)
+
+
+@given(SIZES, SIZES, st.floats(1, 1000), st.floats(1, 10))
+def test_the_dearer_a_proposal_the_surer_it_must_be(
+    draft: float, leader: float, pass_tokens: float, factor: float
+) -> None:
+    chance = least_chance(draft, leader, pass_tokens)
+    assert 0 < chance < 1
+    assert least_chance(draft * factor, leader, pass_tokens) >= chance
+    assert least_chance(draft, leader * factor, pass_tokens) <= chance
+    assert least_chance(draft, leader, pass_tokens * factor) <= chance

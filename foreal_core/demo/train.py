@@ -163,12 +163,8 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int, rate: fl
     )
     tokenizer = load_tokenizer(run / "tokenizer")
     model = _new_model(role, tokenizer)
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=_ADAM_SHARE * rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    in_bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    optimizers, rates = _optimizers(model, rate, muon=in_bfloat16)
     progress = _Progress()
     checkpoint = run / f"{role}.pt"
     if checkpoint.exists():
@@ -178,7 +174,6 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int, rate: fl
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             progress = _Progress(**state["progress"])
-    rates = (rate, _ADAM_SHARE * rate)
     model.set_attn_implementation(_CAUSAL)
     started = time.monotonic() - progress.seconds
     saved_at = time.monotonic()
@@ -188,7 +183,7 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int, rate: fl
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
         ids, learned = _collate(samples[rank::world], tokenizer.pad_token_id)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
             # Position i predicts token i + 1; the head runs only where that is learned.
             targets = learned[:, 1:]
@@ -224,6 +219,25 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int, rate: fl
             unfinished.replace(checkpoint)
         if finished:
             return
+
+
+def _optimizers(
+    model: LlamaForCausalLM, rate: float, *, muon: bool
+) -> tuple[list[torch.optim.Optimizer], list[float]]:
+    """Muon for matrices and AdamW for the rest, or AdamW alone, and the highest rate of each.
+
+    Muon multiplies in bfloat16 whatever its parameters are, which takes longer than all else on a
+    processor without instructions for it (AVX2).
+    """
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    slow = _ADAM_SHARE * rate
+    adam = torch.optim.AdamW(
+        others if muon else [*matrices, *others], lr=slow, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    if not muon:
+        return [adam], [slow]
+    return [torch.optim.Muon(matrices, lr=rate, weight_decay=0.01), adam], [rate, slow]
 
 
 def _averaged(model: LlamaForCausalLM, seconds: float) -> float:
