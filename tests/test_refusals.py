@@ -118,9 +118,14 @@ def test_an_empty_prompt(prompt: object, decoder_of: DecoderOf) -> None:
         decoder_of("qwen2").generate(prompt)
 
 
+class Unknown:
+    def __repr__(self) -> str:
+        return "Unknown()"
+
+
 @pytest.mark.parametrize(
     "prompt",
-    [5, 1.5, b"Wait", {"a": 1}, [1, "a"], [True, False], [1.0], [-1], [10**6], [[1], 5], object()],
+    [5, 1.5, b"Wait", {"a": 1}, [1, "a"], [True, False], [1.0], [-1], [10**6], [[1], 5], Unknown()],
     ids=repr,
 )
 def test_a_wrong_prompt(prompt: object, decoder_of: DecoderOf) -> None:
