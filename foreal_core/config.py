@@ -42,8 +42,8 @@ class FoReaLConfig:
             (lossless speculative decoding), or a control: "pattern" is foreal with its led
             sentences spread evenly instead of drawn, "wait" lets the draft write everything and
             puts a fixed "Wait," where the leader would lead.
-        draft_length: tokens that the draft proposes per pass of the leader (>= 1); None follows
-            how many of them the leader takes over.
+        draft_length: tokens that the draft proposes per pass of the leader (>= 1); None
+            proposes what is likely to pay, by how many of them the leader takes over.
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
             whoever writes it; thinking before the answer stays free. What would not be over
             within max_new_tokens, the answer or the thinking before it, is closed in time, if it

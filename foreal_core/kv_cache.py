@@ -96,7 +96,9 @@ class RowCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Stores [B, heads, width, dim] at each row's positions; gives [B, heads, view, dim]."""
-        keys, values = self._slab(layer_idx, key_states, value_states)
+        if layer_idx not in self._slabs:
+            self._slabs[layer_idx] = self._empty(key_states), self._empty(value_states)
+        keys, values = self._slabs[layer_idx]
         first, last = self._rows[0], self._rows[-1]
         if self._uniform and last - first + 1 == len(self._rows):
             # Neighbouring rows of one length are a view: no gather, no scatter.
@@ -115,18 +117,6 @@ class RowCache(Cache):
             keys[:, :, : self._view].index_select(0, rows),
             values[:, :, : self._view].index_select(0, rows),
         )
-
-    def append(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, row: int, start: int
-    ) -> tuple[Tensor, Tensor]:
-        """Stores [1, heads, new, dim] behind the first `start` positions of one row; gives
-        [1, heads, start + new, dim]."""
-        keys, values = self._slab(layer_idx, key_states, value_states)
-        end = start + key_states.shape[2]
-        keys, values = keys[row : row + 1, :, :end], values[row : row + 1, :, :end]
-        keys[:, :, start:] = key_states
-        values[:, :, start:] = value_states
-        return keys, values
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
         """The position of the first query: an int if all lines agree, else a [B] tensor."""
@@ -156,11 +146,6 @@ class RowCache(Cache):
         self._slabs.clear()
         self._held = (0, 0)
         self.version += 1
-
-    def _slab(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if layer not in self._slabs:
-            self._slabs[layer] = self._empty(keys), self._empty(values)
-        return self._slabs[layer]
 
     def _empty(self, like: Tensor) -> Tensor:
         rows, slots = self._held

@@ -94,7 +94,7 @@ def can_be_packed(module: nn.Linear) -> bool:
         module.weight.device.type == "cpu"
         and dtype in (torch.bfloat16, torch.float16)
         and "forward" not in module.__dict__
-        and (_uses_onednn(dtype) or _works(fbgemm_forward, dtype))
+        and (uses_onednn(dtype) or _works(fbgemm_forward, dtype))
     )
 
 
@@ -120,7 +120,7 @@ def _workers() -> int:
 def packed_forward(layer: nn.Linear) -> Forward | None:
     """The layer's forward with a packed weight; None where none is as good."""
     dtype = layer.weight.dtype
-    if _uses_onednn(dtype):
+    if uses_onednn(dtype):
         return onednn_forward(layer)
     if _works(fbgemm_forward, dtype) and _is_as_good_in_float16(layer.weight):
         return fbgemm_forward(layer)
@@ -153,7 +153,8 @@ def _fbgemm_linear(packed: Any, rows: Tensor) -> Tensor:
     return product.to(rows.dtype)
 
 
-def _uses_onednn(dtype: torch.dtype) -> bool:
+def uses_onednn(dtype: torch.dtype) -> bool:
+    """Whether weights of `dtype` go to oneDNN, whose kernels need instructions for it."""
     return dtype == torch.bfloat16 and _works(onednn_forward, dtype)
 
 

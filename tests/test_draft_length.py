@@ -62,16 +62,17 @@ def test_nothing_is_proposed_where_the_models_part(cheap_draft: None) -> None:
     assert passes(adapted)[1] < passes(fixed)[1]
 
 
-def test_a_draft_as_dear_as_its_leader_proposes_little(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_as_dear_as_its_leader_proposes_little(
+    request: pytest.FixtureRequest,
+) -> None:
     two = fresh_pair("llama")
     written = []
-    for chance in (0.4, None):  # a cheap draft, and what the pair really is
-        with monkeypatch.context() as patch:
-            if chance is not None:
-                patch.setattr(engine, "least_chance", lambda *_: 0.4)
-            with FoReaLDecoder(two.leader, two.draft, two.tokenizer) as decoder:
-                written.append(decoder.generate("Wait", **SPECULATIVE))
-    cheap, dear = written
+    for fixture in (None, "cheap_draft"):
+        if fixture is not None:
+            request.getfixturevalue(fixture)
+        with FoReaLDecoder(two.leader, two.draft, two.tokenizer) as decoder:
+            written.append(decoder.generate("Wait", **SPECULATIVE))
+    dear, cheap = written
     assert dear.token_ids == cheap.token_ids
     assert passes(dear)[1] < passes(cheap)[1]
     discarded = [one.cost.forward_tokens["leader"]["discarded"] for one in (dear, cheap)]
@@ -90,3 +91,9 @@ def test_the_dearer_a_proposal_the_surer_it_must_be(
     assert least_chance(draft * factor, leader, pass_tokens) >= chance
     assert least_chance(draft, leader * factor, pass_tokens) <= chance
     assert least_chance(draft, leader, pass_tokens * factor) <= chance
+
+
+def test_what_docs_speed_says_of_two_pairs() -> None:
+    on_a_cpu = least_chance(62_420_224, 745_275_904, pass_tokens=32)  # the `cpu` pair
+    on_a_gpu = least_chance(3.1e9, 65e9, pass_tokens=256)  # 1.5B and 32B
+    assert (on_a_cpu, on_a_gpu) == pytest.approx((0.80, 0.40), abs=0.005)

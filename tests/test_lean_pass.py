@@ -116,10 +116,37 @@ def test_half_precision_is_rounded_where_the_model_rounds(
     ):
         ours, models = lean.forward(chunks), packed.forward(chunks)
         torch.testing.assert_close(ours, models)
-        if not packed_linear._uses_onednn(dtype):
+        if not packed_linear.uses_onednn(dtype):
             # FBGEMM adds in one order whatever the columns: a value that was rounded once more, or
             # once less, shows.
             assert torch.equal(ours, models)
+
+
+@torch.inference_mode()
+def test_matrices_multiply_tokens_and_no_padding(
+    in_float32: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What shares a pass follows: padding is for attention alone, so it hardly counts."""
+    multiplied: list[int] = []
+
+    def counted(layer: nn.Linear) -> Any:
+        def forward(rows: torch.Tensor) -> torch.Tensor:
+            multiplied.append(rows.numel() // rows.shape[-1])
+            return nn.functional.linear(rows, layer.weight, layer.bias)
+
+        return forward
+
+    monkeypatch.setattr(lean_pass, "packed_forward", counted)
+    lean = runner_of(fresh_pair("llama").leader)
+    multiplied.clear()
+    lengths = [1, 1, 1, 20]
+    lean.forward([Chunk(row, 0, [5] * length, 1) for row, length in enumerate(lengths)])
+    *body, head = multiplied
+    assert body and set(body) == {sum(lengths)}
+    assert head == len(lengths)  # logits that are wanted
+    assert lean.groups(lengths, 4) == [range(4)]
+    monkeypatch.setattr(LeanPass, "of", lambda model, cache: None)
+    assert runner_of(fresh_pair("llama").leader).groups(lengths, 4) == [range(3), range(3, 4)]
 
 
 def hooked(model: Any) -> None:

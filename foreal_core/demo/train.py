@@ -32,6 +32,7 @@ from transformers import (
 from foreal_core.demo import PAIR
 from foreal_core.demo.corpus import ROLES, SYSTEM_MESSAGES, Role, Sample, batches, conversations
 from foreal_core.demo.tokenizer import MAX_TOKENS, load_tokenizer, train_tokenizer
+from foreal_core.packed_linear import uses_onednn
 
 _SMALL = {
     "hidden_size": 96,
@@ -51,7 +52,7 @@ _SHAPES: dict[Role, dict[str, int]] = {
     "draft": _SMALL,
     "instruct": _SMALL,
 }
-_RATE, _ADAM_SHARE = 0.02, 0.2  # of Muon; AdamW's share of it
+_RATE, _ADAM_SHARE = 0.02, 0.2  # of Muon; AdamW's share of it, also where it is alone
 _WARM_UP = 0.01  # of the budget, for the learning rate to rise
 _SAVE_SECONDS = 180.0
 _PAD_MULTIPLE = 32  # few distinct shapes: memory is reused and kernels are not chosen anew
@@ -163,7 +164,7 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int, rate: fl
     )
     tokenizer = load_tokenizer(run / "tokenizer")
     model = _new_model(role, tokenizer)
-    in_bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    in_bfloat16 = uses_onednn(torch.bfloat16)
     optimizers, rates = _optimizers(model, rate, muon=in_bfloat16)
     progress = _Progress()
     checkpoint = run / f"{role}.pt"
@@ -171,6 +172,11 @@ def train(role: Role, run: Path, budget: _Budget, size: int, seed: int, rate: fl
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         if "optimizers" in state:  # else these are weights to start from
+            if len(state["optimizers"]) != len(optimizers):
+                raise SystemExit(
+                    f"{checkpoint} is from a processor that trains otherwise (bfloat16 or not): go "
+                    "on there, or start from its exported weights."
+                )
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             progress = _Progress(**state["progress"])
