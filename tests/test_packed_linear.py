@@ -118,3 +118,13 @@ def test_a_pair_in_bfloat16_writes() -> None:
     with FoReaLDecoder(*models, two.tokenizer) as decoder:
         again = decoder.generate("Wait", max_new_tokens=20, policy="leader")
     assert alone.token_ids == again.token_ids
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="says what is packed on x86 processors with AVX2 and newer",
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_usual_processor_packs_both(dtype: torch.dtype) -> None:
+    """Else the tests that skip where nothing can be packed would all skip, unseen."""
+    assert len(PackedLinears([nn.Linear(8, 4, dtype=dtype)])) == 1
