@@ -18,8 +18,8 @@ import numpy as np
 from foreal_core.closing import Way, WayFinder
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
+from foreal_core.thinking import THINK_END, THINK_START
 
-_THINK_START, _THINK_END = "<think>", "</think>"
 # The spacing of json.dumps, which models have seen most.
 _SPACING = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
 # The whole numbers that every reader of JSON holds exactly (RFC 8259, section 6).
@@ -64,8 +64,8 @@ class ConstraintFactory:
         self._vocabulary = vocabulary
         self._end_of_sequence = tuple(end_of_sequence)
         known = tokenizer.get_vocab()
-        self._think_start: int | None = known.get(_THINK_START)
-        self._think_end: int | None = known.get(_THINK_END)
+        self._think_start: int | None = known.get(THINK_START)
+        self._think_end: int | None = known.get(THINK_END)
 
     def compile(self, config: FoReaLConfig, prompt: Sequence[int], limit: int) -> Constraint:
         """The constraint of one request.

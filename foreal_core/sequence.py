@@ -32,12 +32,12 @@ from foreal_core.events import (
     Sentence,
     TokenEvent,
 )
-from foreal_core.opening import opening_ids
 from foreal_core.policies import Outcome, start_policy
 from foreal_core.proposals import ProposalLength
 from foreal_core.sampling import Draws
 from foreal_core.seen import Seen
 from foreal_core.sentence import Boundary, SentenceBoundaryDetector, may_end_sentence
+from foreal_core.thinking import opening_ids
 from foreal_core.tokenizer import Detokenizer, PairTokenizer, StopFilter
 
 # Tokens of one row per pass; longer prompts go in piece by piece.

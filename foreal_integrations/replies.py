@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from foreal_core.thinking import THINK_END, THINK_START
+
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
 
-THINK_START, THINK_END = "<think>", "</think>"
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 
 PieceKind = Literal["reasoning", "text", "tool_call", "broken_tool_call"]

@@ -19,9 +19,9 @@ ROOT = Path(foreal_core.__file__).parent
 # knowledge (0). What is not listed stands on top and may import everything but `report`.
 RANKS = {
     **dict.fromkeys(("errors", "closing", "config", "cost", "events", "randomness"), 0),
+    "thinking": 0,
     **dict.fromkeys(("tokenizer", "sentence", "sampling", "constraint", "policies", "groups"), 1),
     **dict.fromkeys(("attention", "chunks", "seen"), 1),
-    "opening": 2,
     "proposals": 2,
     "kv_cache": 2,
     "static_passes": 3,
@@ -41,7 +41,7 @@ RANKS = {
 EXCEPTIONS = {("decoder", "demo"), ("events", "report")}
 WITHOUT_TORCH = (
     *("errors", "config", "cost", "events", "randomness", "policies", "sentence"),
-    *("proposals", "seen", "groups"),
+    *("proposals", "seen", "groups", "thinking"),
 )
 
 PUBLIC = {

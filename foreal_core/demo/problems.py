@@ -9,9 +9,9 @@ from typing import Any
 
 from foreal_core.demo.puzzles import DOMAINS as DOMAINS, puzzles
 from foreal_core.errors import ConfigError
+from foreal_core.thinking import THINK_END
 
 _ANSWER = re.compile(r"The answer is\s+(-?\d+|[A-Z][a-z]+)\b")
-_THINK_END = "</think>"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Problem:
 
         What stands before "</think>" does not count; a text without an answer is wrong.
         """
-        answers: list[str] = _ANSWER.findall(text.rpartition(_THINK_END)[2])
+        answers: list[str] = _ANSWER.findall(text.rpartition(THINK_END)[2])
         return bool(answers) and answers[-1] == self.answer
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from foreal_core.thinking import THINK_END, THINK_START
+
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-THINK, THINK_END = "<think>", "</think>"
 SINGLE_TOKEN_INTEGERS = 200
 MAX_TOKENS = 2048
 
@@ -46,7 +47,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     alone = "\n".join(numbers.split())
     bpe.train_from_iterator([*texts, numbers, numbers, alone, alone], trainer)
     bpe.add_special_tokens([AddedToken(text, special=True) for text in (PAD, START, END)])
-    bpe.add_tokens([AddedToken(text, special=False) for text in (THINK, THINK_END)])
+    bpe.add_tokens([AddedToken(text, special=False) for text in (THINK_START, THINK_END)])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END,

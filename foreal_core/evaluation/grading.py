@@ -9,8 +9,8 @@ import re
 import threading
 
 from foreal_core.extras import extra_module
+from foreal_core.thinking import THINK_END
 
-_THINK_END = "</think>"
 _BOX = "\\boxed"
 # Seconds for one answer: sympy may think about an absurd one for ever. The limit is a signal, which
 # only the main thread can take.
@@ -51,4 +51,4 @@ def is_right_choice(text: str, answer: str) -> bool:
 
 
 def _after_thinking(text: str) -> str:
-    return text.rpartition(_THINK_END)[2]
+    return text.rpartition(THINK_END)[2]

@@ -25,6 +25,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core.thinking import THINK_END
 from foreal_integrations.chats import chosen_tools, held_to_calls
 from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of
@@ -37,7 +38,7 @@ from foreal_integrations.langchain.structured import (
     response_format,
     response_schema,
 )
-from foreal_integrations.replies import THINK_END, ReplySplitter, opens_thinking
+from foreal_integrations.replies import ReplySplitter, opens_thinking
 from foreal_integrations.shared import events_in_time, free_of_charge
 
 _ASKED_FOR = ("tools", "tool_choice", "response_format")

@@ -19,8 +19,9 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms.utils import parse_partial_json
 
+from foreal_core.thinking import THINK_END
 from foreal_integrations.chats import joined_neighbours, openai_call, text_alone
-from foreal_integrations.replies import THINK_END, Part, Piece, ReplyReader, ToolCall, parse_call
+from foreal_integrations.replies import Part, Piece, ReplyReader, ToolCall, parse_call
 
 _ROLES = {
     MessageRole.DEVELOPER: "system",
