@@ -15,14 +15,14 @@ import torch
 
 from foreal_core import environment
 from foreal_core.benchmark.divergence import divergences
-from foreal_core.benchmark.machine import copy_bandwidth, memory_in_use, pass_costs
+from foreal_core.benchmark.machine import copy_bandwidth, memory_in_use
 from foreal_core.benchmark.methods import Method, Run, build_methods
+from foreal_core.benchmark.passes import pass_costs, pass_runners, pass_shapes
 from foreal_core.benchmark.selection import Case, Selection, estimated_seconds
 from foreal_core.benchmark.subject import Subject
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.events import DRAFT, LEADER, Author
-from foreal_core.model_runner import ModelRunner
 
 FORMAT = 1
 _WARM_UP_TOKENS = 8
@@ -177,34 +177,17 @@ def _machine_limits(subject: Subject, selection: Selection) -> Record:
     """What the memory allows, what single passes cost, and how long answers get."""
     context = max(selection.contexts)
     rows = max(selection.batches)
-    runners = {
-        author: ModelRunner(
-            subject.model(author), author, max_rows=rows, max_slots=context + selection.cut + 64
-        )
-        for author in (LEADER, DRAFT)
-    }
-    try:
+    with pass_runners(subject, rows=rows, slots=context + selection.cut + 64) as runners:
         return {
             "copy_bandwidth": copy_bandwidth(runners[LEADER].device),
-            "models": {
-                author: {
-                    "name": subject.profile(author).name,
-                    "weight_bytes": subject.profile(author).weight_bytes,
-                    "cache_bytes_per_token": subject.cache_bytes(author),
-                }
-                for author in (LEADER, DRAFT)
-            },
+            "models": subject.sizes(),
             "passes": pass_costs(
                 runners,
-                contexts=selection.contexts,
-                batches=selection.batches,
+                pass_shapes(selection.contexts, selection.batches),
                 repeats=_PASS_REPEATS,
             ),
             "answer_tokens": subject.answer_tokens(selection.answers, selection.max_new_tokens),
         }
-    finally:
-        for runner in runners.values():
-            runner.restore()
 
 
 def _opened(

@@ -84,6 +84,18 @@ class Subject:
         size: int = 2 * config.num_hidden_layers * kv_heads * width * model.dtype.itemsize
         return size
 
+    def sizes(self) -> dict[Author, dict[str, Any]]:
+        """Each model's name and the bytes that its passes read, JSON-safe."""
+        profiles = {author: self.profile(author) for author in (LEADER, DRAFT)}
+        return {
+            author: {
+                "name": profile.name,
+                "weight_bytes": profile.weight_bytes,
+                "cache_bytes_per_token": self.cache_bytes(author),
+            }
+            for author, profile in profiles.items()
+        }
+
     def task(self, number: int) -> Task:
         """Task `number`, from 0; after the last they start again."""
         return self.tasks[number % len(self.tasks)]

@@ -13,7 +13,7 @@ import torch
 from toy import PROMPTS, fresh_pair
 
 from foreal_core import ConfigError, benchmark
-from foreal_core.benchmark import METHODS, Selection, Subject, machine, measure, methods
+from foreal_core.benchmark import METHODS, Selection, Subject, machine, measure, methods, passes
 from foreal_core.benchmark.divergence import divergences
 from foreal_core.benchmark.subject import Question
 
@@ -24,7 +24,7 @@ SMALL = Selection(answers=2, repeats=1, batches=(1, 2), contexts=(0, 40), max_ne
 def small_copies() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(machine._COPY_BYTES, "cpu", 2**20)
-        patch.setattr(machine, "PASS_WIDTHS", (1, 6))
+        patch.setattr(passes, "PASS_WIDTHS", (1, 6))
         yield
 
 

@@ -1,0 +1,147 @@
+"""What a pass costs, by its tokens, its rows and the context before it.
+
+`python -m foreal_core.benchmark.passes --context 256 --context 16384` takes passes of one token by
+context alone, without the prompts, which would take minutes to read: keys and values are whatever
+the cache holds, which is as much to read as real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from foreal_core import environment
+from foreal_core.benchmark.subject import Subject, load_subject
+from foreal_core.chunks import Chunk
+from foreal_core.events import DRAFT, LEADER, Author
+from foreal_core.model_runner import ModelRunner
+
+PASS_WIDTHS = (1, 2, 4, 6, 8, 12, 16, 20, 32)
+_ATTENTION = "aten::scaled_dot_product_attention"
+
+Shape = tuple[int, int, int]  # rows, new tokens of each, context before them
+
+
+def pass_shapes(contexts: Sequence[int], batches: Sequence[int]) -> list[Shape]:
+    """One row of several widths after the first context, and one token for each batch after it and
+    for each context."""
+    first = contexts[0]
+    shapes = [(1, width, first) for width in PASS_WIDTHS]
+    shapes += [(batch, 1, first) for batch in batches]
+    shapes += [(1, 1, context) for context in contexts]
+    return list(dict.fromkeys(shapes))
+
+
+def pass_costs(
+    runners: Mapping[Author, ModelRunner], shapes: Iterable[Shape], *, repeats: int
+) -> list[dict[str, Any]]:
+    """Seconds of each model's passes of these shapes, taken in turn within each repeat, so that a
+    slow moment of the machine meets all of them.
+
+    "seconds" is their median, "spread" the smallest and the largest. "attention" is what of a pass
+    is the attention kernel's, the median of as many passes under PyTorch's profiler; None on a GPU,
+    where passes are replayed as graphs.
+    """
+    cases = [(author, shape) for author in runners for shape in shapes]
+    taken: dict[tuple[Author, Shape], list[float]] = {case: [] for case in cases}
+    attending: dict[tuple[Author, Shape], list[float]] = {case: [] for case in cases}
+    for author, shape in cases:  # to warm up
+        _run(runners[author], shape)
+    for _, (author, shape) in itertools.product(range(repeats), cases):
+        taken[author, shape].append(_run(runners[author], shape))
+    for _, (author, shape) in itertools.product(range(repeats), cases):
+        if runners[author].device.type == "cpu":
+            attending[author, shape].append(_attention_seconds(runners[author], shape))
+    return [
+        {
+            "model": author,
+            "batch": rows,
+            "new_tokens": width,
+            "context": context,
+            "seconds": statistics.median(seconds),
+            "spread": [min(seconds), max(seconds)],
+            "attention": statistics.median(attending[case]) if attending[case] else None,
+        }
+        for case, seconds in taken.items()
+        for author, (rows, width, context) in [case]
+    ]
+
+
+@contextmanager
+def pass_runners(subject: Subject, *, rows: int, slots: int) -> Iterator[dict[Author, ModelRunner]]:
+    """A runner for each of the pair's models, whose caches have `rows` of `slots` tokens; the
+    models are theirs until the end."""
+    runners = {
+        author: ModelRunner(subject.model(author), author, max_rows=rows, max_slots=slots)
+        for author in (LEADER, DRAFT)
+    }
+    try:
+        yield runners
+    finally:
+        for runner in runners.values():
+            runner.restore()
+
+
+def _run(runner: ModelRunner, shape: Shape) -> float:
+    """Seconds until the logits' arg-max of a pass is on the host: what a step of the engine waits
+    for."""
+    rows, width, context = shape
+    chunks = [Chunk(row, context, [1] * width, width) for row in range(rows)]
+    start = time.perf_counter()
+    with torch.inference_mode():
+        runner.forward(chunks).argmax(-1).tolist()
+    return time.perf_counter() - start
+
+
+def _attention_seconds(runner: ModelRunner, shape: Shape) -> float:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        _run(runner, shape)
+    microseconds = (e.cpu_time_total for e in profiler.key_averages() if e.key == _ATTENTION)
+    return float(sum(microseconds)) / 1e6
+
+
+def passes_by_context(subject: Subject, contexts: Sequence[int], *, repeats: int) -> dict[str, Any]:
+    """The record of passes of one row and one token after each context, JSON-safe."""
+    with pass_runners(subject, rows=1, slots=max(contexts) + 1) as runners:
+        passes = pass_costs(runners, [(1, 1, context) for context in contexts], repeats=repeats)
+    return {
+        "kind": "passes",
+        "pair": subject.name,
+        "dtype": str(subject.leader.dtype).removeprefix("torch."),
+        "repeats": repeats,
+        "models": subject.sizes(),
+        "passes": passes,
+        "machine": environment.machine(),
+        "versions": environment.versions(),
+    }
+
+
+def main() -> None:
+    """Prints the record; --out keeps it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pair", default="cpu", help="bundled, or a real size")
+    parser.add_argument("--dtype", help="bfloat16, float32, ...")
+    parser.add_argument("--context", type=int, action="append", help="repeat it for several")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="a file for the record")
+    arguments = parser.parse_args()
+    subject = load_subject(arguments.pair, dtype=arguments.dtype)
+    record = passes_by_context(subject, arguments.context or [256], repeats=arguments.repeats)
+    text = json.dumps(record, indent=1)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What passes cost: every shape in turn, and how much of each is attention."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from foreal_core.benchmark import Subject, load_subject
+from foreal_core.benchmark.passes import main, pass_shapes, passes_by_context
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return load_subject()
+
+
+def test_every_wanted_shape_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foreal_core.benchmark.passes.PASS_WIDTHS", (1, 6))
+    assert pass_shapes([30, 50], [1, 4]) == [(1, 1, 30), (1, 6, 30), (4, 1, 30), (1, 1, 50)]
+
+
+def test_a_pass_holds_its_attention_which_grows_with_the_context(subject: Subject) -> None:
+    contexts = [0, 1500]
+    record = passes_by_context(subject, contexts, repeats=3)
+    for author in ("leader", "draft"):
+        short, long = (one for one in record["passes"] if one["model"] == author)
+        assert [short["context"], long["context"]] == contexts
+        for one in (short, long):
+            assert one["attention"] > 0
+            assert one["spread"][0] <= one["seconds"] <= one["spread"][1]
+        assert long["attention"] > short["attention"]
+        assert record["models"][author]["weight_bytes"] == subject.profile(author).weight_bytes
+
+
+def test_the_command_keeps_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "passes.json"
+    given = ["passes", "--pair", "bundled", "--context", "8", "--repeats", "1", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", given)
+    main()
+    kept = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == kept
+    assert {one["context"] for one in kept["passes"]} == {8}
+    assert kept["machine"]["cores"] >= 1
