@@ -14,7 +14,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 BASELINE = "transformers-leader"
-FOREAL = ("foreal-p1.0", "foreal-p0.6", "foreal-p0.6-even")
+FOREAL = ("foreal-p1.0", "foreal-p0.6", "foreal-p0.6-even", "foreal-p0.5-even")
 _AIMS: dict[str, dict[tuple[str, str], float]] = {
     "cpu": {
         ("foreal-p1.0", BASELINE): 1.7,
@@ -162,7 +162,7 @@ def verdicts(record: Record) -> list[str]:
             said += _pays_here(first, first[name])
             said += _pays_by("batch", by_batch(cells), name)
             said += _pays_by("context", by_context(cells), name)
-    return said + _draft_speed(record)
+    return said + _draft_speed(record) + _context_growth(record)
 
 
 def targets(record: Record) -> list[dict[str, Any]]:
@@ -263,6 +263,27 @@ def _draft_speed(record: Record) -> list[str]:
             f"This draft is too slow: even if it wrote everything, the text would come only "
             f"{1 / share:.1f} times as fast."
         )
+    return said
+
+
+def _context_growth(record: Record) -> list[str]:
+    """What a token costs after the shortest and the longest context, with and without attention."""
+    said = []
+    for author in ("leader", "draft"):
+        costs = {
+            cost["context"]: cost
+            for cost in record["passes"]
+            if (cost["model"], cost["batch"], cost["new_tokens"]) == (author, 1, 1)
+            and cost.get("attention") is not None
+        }
+        if len(costs) > 1:
+            short, long = costs[min(costs)], costs[max(costs)]
+            rest = [1000 * (cost["seconds"] - cost["attention"]) for cost in (short, long)]
+            said.append(
+                f"One token of the {author} takes {1000 * short['seconds']:.1f} ms after a context "
+                f"of {short['context']} and {1000 * long['seconds']:.1f} after {long['context']}; "
+                f"without attention {rest[0]:.1f} and {rest[1]:.1f}."
+            )
     return said
 
 

@@ -19,8 +19,8 @@ from foreal_core.report.speed import (
     summary,
 )
 
-# Blue, vermilion, green, orange and purple of Okabe and Ito's palette.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7")
+# Blue, vermilion, green, orange, purple and sky blue of Okabe and Ito's palette.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
 
 
 def table(record: Record) -> str:

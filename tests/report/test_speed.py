@@ -114,6 +114,20 @@ def test_it_says_that_it_is_slower_and_that_a_draft_is_too_slow(record: dict[str
     assert "This draft is too slow" in said
 
 
+def test_it_says_what_grows_with_the_context(record: dict[str, Any]) -> None:
+    def cost(context: int, seconds: float, attention: float | None) -> dict[str, Any]:
+        shape = {"model": "leader", "batch": 1, "new_tokens": 1, "context": context}
+        return {**shape, "seconds": seconds, "attention": attention}
+
+    record["passes"] += [cost(0, 0.08, 0.002), cost(1024, 0.09, 0.012), cost(4096, 0.13, 0.05)]
+    assert (
+        "One token of the leader takes 80.0 ms after a context of 0 and 130.0 after 4096; without "
+        "attention 78.0 and 80.0." in speed.verdicts(record)
+    )
+    record["passes"][-1]["attention"] = record["passes"][-2]["attention"] = None
+    assert "One token" not in "\n".join(speed.verdicts(record))
+
+
 def test_answers_that_were_cut_are_compared_by_the_token(record: dict[str, Any]) -> None:
     for one in record["measurements"]:
         for answer in one["answers"]:
