@@ -34,7 +34,7 @@ class RowCache(Cache):
         self.version = 0
         self._max_rows = max_rows
         self._max_slots = max_slots
-        self._held = (0, 0)  # rows and slots of every slab
+        self._held = (0, 0)  # rows and slots that every slab has at least
         self._slabs: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> 2 x [rows, heads, slots, dim]
         self._rows: list[int] = []
         self._starts: list[int] = []
@@ -84,13 +84,14 @@ class RowCache(Cache):
             doubled = max(power_of_two(slots), _SMALLEST_CAPACITY)
             # The last pass of a full row may pad a little beyond the context.
             new_slots = max(min(doubled, self._max_slots), slots) + SPARE_SLOTS
-        self._held = new_rows, new_slots
         self.version += 1
-        for layer, slab in self._slabs.items():
-            keys, values = (self._empty(old) for old in slab)
-            for new, old in zip((keys, values), slab, strict=True):
-                new[:held_rows, :, :held_slots] = old
-            self._slabs[layer] = keys, values
+        for layer, (keys, values) in self._slabs.items():
+            self._slabs[layer] = (
+                _grown(keys, new_rows, new_slots),
+                _grown(values, new_rows, new_slots),
+            )
+        # Last: where memory runs out on the way, some layers have more room than is counted on.
+        self._held = new_rows, new_slots
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -164,6 +165,16 @@ class RowCache(Cache):
             positions = starts[:, None] + torch.arange(self._width, device=device)
             self._index[device] = (rows, positions)
         return self._index[device]
+
+
+def _grown(slab: Tensor, rows: int, slots: int) -> Tensor:
+    """The slab, or a larger copy where it has less room."""
+    held_rows, heads, held_slots, width = slab.shape
+    if held_rows >= rows and held_slots >= slots:
+        return slab
+    grown = slab.new_zeros(max(rows, held_rows), heads, max(slots, held_slots), width)
+    grown[:held_rows, :, :held_slots] = slab
+    return grown
 
 
 def power_of_two(n: int) -> int:

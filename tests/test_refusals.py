@@ -445,6 +445,42 @@ def test_a_request_that_never_fits_fails_alone(role: str, reference_of: Referenc
         assert decoder.stats()["free_rows"] == 4
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_memory_that_runs_out_while_a_cache_grows_leaves_it_whole(
+    static: bool, reference_of: ReferenceOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first layer has grown, the second has not, and a request is at work in the old ones."""
+    two = fresh_pair("qwen2")
+    running = SETTINGS.with_overrides(policy="leader", max_new_tokens=60)
+    long, short = [11] * 300, list(two.tokenizer("Wait").input_ids)
+    growths = 0
+
+    def limited(self: torch.Tensor, *size: int, **kwargs: Any) -> torch.Tensor:
+        nonlocal growths
+        growths += len(size) == 4 and size[2] > 400
+        if growths == 3:
+            growths += 1
+            raise torch.OutOfMemoryError("simulated: no memory left")
+        return plain(self, *size, **kwargs)
+
+    with FoReaLDecoder(
+        two.leader, two.draft, two.tokenizer, max_batch_size=2, static_shapes=static
+    ) as decoder:
+        expected = decoder.generate(short, running).token_ids
+        expected_long = decoder.generate(long, running).token_ids
+        stream = decoder.stream(short, running)
+        next(stream)
+        plain = torch.Tensor.new_zeros
+        monkeypatch.setattr(torch.Tensor, "new_zeros", limited)
+        with pytest.raises(OutOfMemoryError):
+            decoder.generate(long, running)
+        assert growths > 3
+        assert decoder.generate(long, running).token_ids == expected_long
+        list(stream)
+        assert stream.result.token_ids == expected
+        assert_works(decoder, "qwen2", reference_of)
+
+
 def test_an_error_of_the_model_reaches_the_caller(reference_of: ReferenceOf) -> None:
     """Whatever a model raises, nobody waits for ever and the engine lives on."""
     two = fresh_pair("qwen2")
