@@ -11,6 +11,7 @@ Without CUDA the same passes run op by op, which is how tests compare them with 
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from foreal_core.kv_cache import SPARE_SLOTS, RowCache, power_of_two
 WIDEST = 32  # tokens of a row; longer passes are prompts, and seldom meet the same shape again
 _SMALLEST_VIEW = 256
 _WARM_UPS = 2  # passes before a recording, as torch.cuda.graph wants them
+_recording = threading.Lock()  # a process may record one graph at a time
 
 
 class Shape(NamedTuple):
@@ -75,6 +77,7 @@ class StaticPasses:
         self._recorded: dict[Shape, _Recorded] = {}
         self._version = cache.version
         self._pool: Any = None
+        self._aside: Any = None  # the stream that passes are recorded on
         self.works = True
 
     def takes(self, chunks: Sequence[Chunk]) -> bool:
@@ -164,17 +167,30 @@ class StaticPasses:
         """`run` as a CUDA graph, whose result is the same tensor each time; elsewhere itself."""
         if self._device.type != "cuda":
             return run
-        aside = torch.cuda.Stream(self._device)
-        aside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_UPS):
-                run()
-        torch.cuda.current_stream(self._device).wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = run()
-        self._pool = graph.pool()
+        # Left to itself, torch.cuda.graph records on a stream of whichever device was current first.
+        with _recording, torch.cuda.device(self._device):
+            here = torch.cuda.current_stream()
+            if self._aside is None:
+                self._aside = torch.cuda.Stream()
+            self._aside.wait_stream(here)
+            with torch.cuda.stream(self._aside):
+                for _ in range(_WARM_UPS):
+                    run()
+            here.wait_stream(self._aside)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may use the device meanwhile. The outer context takes this thread back
+            # to its stream also where the recording cannot even begin.
+            with (
+                torch.cuda.stream(here),
+                torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=self._aside,
+                    capture_error_mode="thread_local",
+                ),
+            ):
+                logits = run()
+            self._pool = graph.pool()
 
         def replay() -> Tensor:
             graph.replay()
