@@ -167,7 +167,7 @@ class StaticPasses:
         """`run` as a CUDA graph, whose result is the same tensor each time; elsewhere itself."""
         if self._device.type != "cuda":
             return run
-        # Left to itself, torch.cuda.graph records on a stream of whichever device was current first.
+        # By itself torch.cuda.graph records on a stream of whichever device was current first.
         with _recording, torch.cuda.device(self._device):
             here = torch.cuda.current_stream()
             if self._aside is None:

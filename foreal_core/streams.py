@@ -131,7 +131,8 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
     """Token events of one request for an event loop; also an async context manager.
 
     The request is submitted at the first `await`. A cancelled consumer must `aclose` (or drop) the
-    stream to stop the request; `async with` does so.
+    stream to stop the request; `async with` does so. A stream that is closed by another task ends
+    for the one that reads it.
 
     Args:
         start: submits the request.
@@ -141,6 +142,7 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
     def __init__(self, start: Start, *, start_blocks: bool = False) -> None:
         self._start = start
         self._started = False
+        self._opening: asyncio.Task[None] | None = None
         self._start_blocks = start_blocks
         self._mailbox = _Mailbox()
         self._ready: deque[TokenEvent] = deque()
@@ -164,13 +166,17 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
         """
         return self._outcome.result()
 
+    def cancel(self) -> None:
+        """Asks the request to stop within one step and returns at once; from any thread. The
+        stream then ends by itself."""
+        self._mailbox.cancel()
+
     async def aclose(self) -> None:
         """Stops the request within one step; `result` then has the text so far and its cost."""
         self._mailbox.cancel()
         # A stream that nobody read is submitted as cancelled: it has a result, too. Where that is
         # refused, the refusal is its outcome.
-        with contextlib.suppress(FoReaLError):
-            await self._ensure_started()
+        await self._ensure_started()
         while not self._outcome.ended:
             self._outcome.absorb(await self._mailbox.get(), self._ready)
         self._ready.clear()
@@ -195,28 +201,33 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
             return
         self._started = True
         if self._start_blocks:
-            await asyncio.to_thread(self._mailbox.open, self._start)
+            # Not cancelled with the task that waits: whoever closes the stream waits for its end.
+            self._opening = asyncio.create_task(asyncio.to_thread(self._mailbox.open, self._start))
+            await asyncio.shield(self._opening)
         else:
             self._mailbox.open(self._start)
 
 
 class _Mailbox:
-    """Items from the engine's thread to one coroutine, whatever loop it runs in."""
+    """Items from the engine's thread to coroutines, whatever loops they run in.
+
+    The last item, a generation or an error, stays: everybody who waits gets it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._items: deque[Item] = deque()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._request: Cancellable | None = None
         self._cancelled = False
 
     def open(self, start: Start) -> None:
-        """Submits; a cancel that came while it did is not lost."""
+        """Submits; a cancel that came while it did is not lost. A refusal becomes the last item."""
         try:
             request = start(self._put)
         except BaseException as error:
             self._put(error)
-            raise
+            return
         with self._lock:
             self._request = request
             cancelled = self._cancelled
@@ -234,18 +245,18 @@ class _Mailbox:
         while True:
             with self._lock:
                 if self._items:
-                    return self._items.popleft()
+                    is_last = not isinstance(self._items[0], list)
+                    return self._items[0] if is_last else self._items.popleft()
                 loop = asyncio.get_running_loop()
                 future = loop.create_future()
-                self._waiter = (loop, future)
+                self._waiters.append((loop, future))
             await future
 
     def _put(self, item: Item) -> None:
         with self._lock:
             self._items.append(item)
-            waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            loop, future = waiter
+            waiters, self._waiters = self._waiters, []
+        for loop, future in waiters:
             # The consumer's loop may be closed by now: nobody is left to wake.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_wake, future)

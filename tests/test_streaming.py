@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 
@@ -14,7 +17,7 @@ from reference import Reference, assert_same, random_prompt, random_settings
 from toy import FAMILIES, PROMPTS, Family, pair, readable
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation, TokenEvent
-from foreal_core.errors import FoReaLError
+from foreal_core.errors import ContextOverflowError, FoReaLError
 
 DecoderOf = Callable[[Family], FoReaLDecoder]
 ReferenceOf = Callable[[Family], Reference]
@@ -239,6 +242,60 @@ def test_streams_close_themselves_as_context_managers(decoder_of: DecoderOf) -> 
         return stream.result.finish_reason
 
     assert asyncio.run(asyncio.wait_for(leave_early(), WAIT_S)) == "cancelled"
+
+
+@pytest.mark.parametrize("by", ["aclose", "cancel"])
+def test_a_stream_that_another_task_closes_ends_for_its_reader(
+    by: str, decoder_of: DecoderOf
+) -> None:
+    async def ask() -> Generation:
+        stream = decoder_of("gemma3").astream(
+            PROMPTS[0], policy="draft", max_new_tokens=400, stop="no such text"
+        )
+        begun = asyncio.Event()
+
+        async def read_on() -> None:
+            async for _ in stream:
+                begun.set()
+
+        reader = asyncio.create_task(read_on())
+        await begun.wait()
+        if by == "aclose":
+            await stream.aclose()
+        else:
+            stream.cancel()
+        await reader
+        return stream.result
+
+    assert asyncio.run(asyncio.wait_for(ask(), WAIT_S)).finish_reason == "cancelled"
+
+
+def test_a_task_may_be_cancelled_before_its_long_prompt_is_read(decoder_of: DecoderOf) -> None:
+    """No thread is free to read it: the request waits for one, and its end comes all the same."""
+
+    async def ask() -> Generation:
+        free = threading.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, free.wait, WAIT_S)
+        stream = decoder_of("gemma3").astream(" so we add" * 2000, max_new_tokens=4)
+
+        async def read_on() -> None:
+            async with stream:
+                await anext(stream)
+
+        reader = asyncio.create_task(read_on())
+        await asyncio.sleep(0.05)
+        reader.cancel()
+        await asyncio.sleep(0.05)
+        free.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reader
+        await busy
+        return stream.result
+
+    with pytest.raises(ContextOverflowError):  # what became of that prompt
+        asyncio.run(asyncio.wait_for(ask(), WAIT_S))
 
 
 def test_a_stream_that_nobody_read_has_a_result(decoder_of: DecoderOf) -> None:
