@@ -166,8 +166,19 @@ class Transformers:
             draft.generation_config.num_assistant_tokens = self.proposed
             draft.generation_config.num_assistant_tokens_schedule = "constant"
             draft.generation_config.assistant_confidence_threshold = 0.0
+        tokenizers = {}
+        sizes = [
+            model.config.get_text_config().vocab_size for model in (self.subject.leader, draft)
+        ]
+        if sizes[0] != sizes[1]:
+            # Also where only the padding differs, transformers goes by text and not by ids.
+            own_tokenizer = self.subject.tokenizer
+            tokenizers = {
+                "tokenizer": own_tokenizer,
+                "assistant_tokenizer": self.subject.draft_tokenizer or own_tokenizer,
+            }
         try:
-            yield {"assistant_model": draft}
+            yield {"assistant_model": draft, **tokenizers}
         finally:
             draft.generation_config = own
 

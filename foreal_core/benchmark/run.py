@@ -54,10 +54,9 @@ def measure(
     started = time.monotonic()
     record = _opened(subject, selection, out, decoder_options)
     _refuse_long_contexts(subject, selection)
-    if "passes" not in record:
-        progress("what a pass costs")
-        record |= _machine_limits(subject, selection)
-        _save(record, out)
+    progress("what a pass costs")
+    _add_machine_limits(subject, selection, record)
+    _save(record, out)
     with FoReaLDecoder(
         subject.leader,
         subject.draft,
@@ -119,7 +118,8 @@ def _taken(
             read += _bytes_read(subject, run, prompts)
             if not warm_up:
                 answers += _graded(subject, case, run, numbers, limit, record["texts"])
-    except (FoReaLError, torch.OutOfMemoryError) as error:
+    except (FoReaLError, ValueError, torch.OutOfMemoryError) as error:
+        # ValueError is how transformers refuses what it cannot do with a pair.
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     return {
         "seconds": [run.seconds for run in runs],
@@ -173,21 +173,19 @@ def _added(counts: Sequence[dict[Author, float]]) -> dict[str, float]:
     return {author: sum(count[author] for count in counts) for author in (LEADER, DRAFT)}
 
 
-def _machine_limits(subject: Subject, selection: Selection) -> Record:
-    """What the memory allows, what single passes cost, and how long answers get."""
-    context = max(selection.contexts)
-    rows = max(selection.batches)
+def _add_machine_limits(subject: Subject, selection: Selection, record: Record) -> None:
+    """What the memory allows, what single passes cost, and how long answers get, as far as the
+    record does not have it."""
+    known = {(p["batch"], p["new_tokens"], p["context"]) for p in record.get("passes", ())}
+    shapes = [one for one in pass_shapes(selection.contexts, selection.batches) if one not in known]
+    context, rows = max(selection.contexts), max(selection.batches)
     with pass_runners(subject, rows=rows, slots=context + selection.cut + 64) as runners:
-        return {
-            "copy_bandwidth": copy_bandwidth(runners[LEADER].device),
-            "models": subject.sizes(),
-            "passes": pass_costs(
-                runners,
-                pass_shapes(selection.contexts, selection.batches),
-                repeats=_PASS_REPEATS,
-            ),
-            "answer_tokens": subject.answer_tokens(selection.answers, selection.max_new_tokens),
-        }
+        if "copy_bandwidth" not in record:
+            record["copy_bandwidth"] = copy_bandwidth(runners[LEADER].device)
+        record.setdefault("passes", []).extend(pass_costs(runners, shapes, repeats=_PASS_REPEATS))
+    if "models" not in record:
+        record["models"] = subject.sizes()
+        record["answer_tokens"] = subject.answer_tokens(selection.answers, selection.max_new_tokens)
 
 
 def _opened(

@@ -150,6 +150,36 @@ def test_a_measurement_that_fails_is_recorded_and_the_others_go_on(
     assert errors == {"draft": None, "transformers-draft": "OutOfMemoryError: no room"}
 
 
+def test_a_record_is_gone_on_with_over_other_contexts(subject: Subject, tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    settings: dict[str, Any] = {"only": ("draft",), "answers": 1, "repeats": 1, "cut": 4}
+    first = measure(subject, Selection(contexts=(30,), max_new_tokens=4, **settings), out=out)
+    selection = Selection(contexts=(40, 30), batches=(1, 2), max_new_tokens=4, **settings)
+    record = measure(subject, selection, out=out)
+    assert record["passes"][: len(first["passes"])] == first["passes"]
+    taken = [(p["model"], p["batch"], p["new_tokens"], p["context"]) for p in record["passes"]]
+    assert len(set(taken)) == len(taken)
+    wanted = passes.pass_shapes([40, 30], [1, 2])
+    assert {(author, *shape) for author in ("leader", "draft") for shape in wanted} <= set(taken)
+    cells = [(one["batch"], one["context"]) for one in record["measurements"]]
+    assert cells == [(1, 30), (1, 40), (2, 40)]
+
+
+def test_a_pair_whose_matrices_are_padded_differently_is_measured() -> None:
+    """As R1-Distill-Qwen's are: transformers assists there by text."""
+    two = fresh_pair("llama")
+    two.leader.resize_token_embeddings(len(two.tokenizer) + 8, mean_resizing=False)
+    tasks = [Question([{"role": "user", "content": text}]) for text in PROMPTS[:2]]
+    sources = {"leader": "toy", "draft": "toy-draft"}
+    padded = Subject("toy", sources, two.leader, two.draft, two.tokenizer, None, tasks)
+    selection = Selection(
+        only=("leader", "assisted-3"), answers=1, repeats=1, contexts=(0,), max_new_tokens=8
+    )
+    record = measure(padded, selection)
+    assert [one["method"] for one in record["measurements"]] == ["assisted-3", "leader"]
+    assert all("error" not in one for one in record["measurements"])
+
+
 def test_where_texts_part_the_margin_is_the_models_own(subject: Subject) -> None:
     ids = subject.prompt(0)
     written = [7, 9, 11]
