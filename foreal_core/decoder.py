@@ -75,18 +75,20 @@ class FoReaLDecoder:
             or max_batch_size < 1
         ):
             raise ConfigError(f"max_batch_size={max_batch_size!r} is not allowed: an integer >= 1.")
-        leader_runner, draft_runner = (
-            ModelRunner(
-                model,
-                model_name(model, author),
-                max_rows=max_batch_size,
-                max_slots=context,
-                static=static_shapes,
-                compiled=compile,
-            )
-            for author, model in ((LEADER, leader), (DRAFT, draft))
-        )
+        runners: list[ModelRunner] = []
         try:
+            for author, model in ((LEADER, leader), (DRAFT, draft)):
+                runners.append(
+                    ModelRunner(
+                        model,
+                        model_name(model, author),
+                        max_rows=max_batch_size,
+                        max_slots=context,
+                        static=static_shapes,
+                        compiled=compile,
+                    )
+                )
+            leader_runner, draft_runner = runners
             self._pair_tokenizer = PairTokenizer(
                 tokenizer,
                 draft_tokenizer,
@@ -96,8 +98,8 @@ class FoReaLDecoder:
                 draft_eos=end_of_sequence_ids(draft, draft_tokenizer or tokenizer),
             )
         except BaseException:
-            leader_runner.restore()
-            draft_runner.restore()
+            for runner in runners:
+                runner.restore()
             raise
         self._vocab_size = leader_runner.vocab_size
         self._models: dict[Author, Any] = {LEADER: leader, DRAFT: draft}
@@ -110,6 +112,9 @@ class FoReaLDecoder:
         )
         # Also at interpreter exit, before the engine's thread would be torn down inside a pass.
         self._finalizer = weakref.finalize(self, self._engine.close)
+
+    def __deepcopy__(self, memo: Any) -> FoReaLDecoder:
+        return self  # copies of what holds it share the one engine
 
     @classmethod
     def from_pretrained(

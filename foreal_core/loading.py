@@ -100,7 +100,10 @@ def _need(role: str, name: str, options: Mapping[str, Any]) -> Need | None:
 
 def _source(options: Mapping[str, Any]) -> dict[str, Any]:
     """What says where files come from."""
-    names = ("revision", "token", "cache_dir", "trust_remote_code", "local_files_only")
+    names = (
+        *("revision", "code_revision", "subfolder", "gguf_file", "token", "cache_dir"),
+        *("trust_remote_code", "local_files_only"),
+    )
     return {name: options[name] for name in names if name in options}
 
 

@@ -205,32 +205,37 @@ def _return_attention(model: Any) -> None:
 
 
 def profile_model(model: Any, name: str) -> ModelProfile:
-    """Counts what a token costs; see `ModelProfile` for the units."""
+    """Counts what a token of text costs; see `ModelProfile` for the units. What a model has for
+    pictures or sound runs for no token of ours and does not count."""
+    text_model = model.get_decoder()
     config = model.config.get_text_config()
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
     head_parameters = head.weight.numel()
     body = 0
-    for module in model.modules():
+    for module in text_model.modules():
         features = getattr(module, "in_features", None), getattr(module, "out_features", None)
         if module is not head and all(isinstance(count, int) for count in features):
             # Not weight.numel(): quantised weights are packed, some in layers of their own kind.
             body += module.in_features * module.out_features
         elif isinstance(module, Conv1D):
             body += module.weight.numel()
-    body += _active_expert_parameters(model, config)
+    body += _active_expert_parameters(text_model, config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    skipped = set() if embedding.weight is head.weight else {id(embedding.weight)}
+    weights = {
+        id(weight): weight.numel() * weight.element_size()
+        for weight in itertools.chain(
+            text_model.parameters(), _packed_weights(text_model), (head.weight,)
+        )
+    }
+    if embedding.weight is not head.weight:  # a token reads one row of it
+        weights.pop(id(embedding.weight), None)
     return ModelProfile(
         name=name,
         body_parameters=body,
         head_parameters=head_parameters,
         attention_width=config.num_hidden_layers * config.num_attention_heads * head_dim,
-        weight_bytes=sum(
-            p.numel() * p.element_size()
-            for p in itertools.chain(model.parameters(), _packed_weights(model))
-            if id(p) not in skipped
-        ),
+        weight_bytes=sum(weights.values()),
     )
 
 

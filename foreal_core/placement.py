@@ -13,6 +13,7 @@ from foreal_core.errors import ModelLoadError
 
 # Bytes of a quantised weight with its scales, as bitsandbytes keeps it.
 _QUANTISED = {"load_in_4bit": 0.5625, "load_in_8bit": 1.0}
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _REMEDY = (
     "Try leader_kwargs={{'quantization_config': BitsAndBytesConfig(load_in_4bit=True)}}, which "
     "brings the leader to about {quantised}, dtype='bfloat16' if it is float32, a smaller leader, "
@@ -41,12 +42,14 @@ class Need:
 
 def need_of(role: str, name: str, config: Any, options: Mapping[str, Any]) -> Need | None:
     """What a model of a configuration will take under options of `from_pretrained`; None where
-    that cannot be told: layers of its own kind, a quantisation of its own kind, a map by module."""
+    that cannot be told: layers of its own kind, a quantisation of its own kind, a map by module, or
+    what loading will refuse."""
     from transformers import AutoModelForCausalLM
 
     where = _place(options.get("device_map"))
     scale = _quantised_bytes(options.get("quantization_config"), config)
-    if where is None or scale is None:
+    dtype = _dtype(options, config)
+    if where is None or scale is None or dtype is None:
         return None
     try:
         with torch.device("meta"):
@@ -62,7 +65,7 @@ def need_of(role: str, name: str, config: Any, options: Mapping[str, Any]) -> Ne
         if isinstance(module, torch.nn.Linear) and module is not head
     )
     outer = sum(parameter.numel() for parameter in model.parameters()) - inner
-    size = _dtype(options, config).itemsize
+    size = dtype.itemsize
     return Need(
         role,
         name,
@@ -123,7 +126,10 @@ def free_memory(where: str) -> int | None:
         if torch.cuda.is_available():
             return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
         return None if torch.accelerator.is_available() else free_memory("cpu")
-    device = torch.device(where)
+    try:
+        device = torch.device(where)
+    except RuntimeError:
+        return None  # loading will say that there is no such device
     if device.type == "cuda" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "cpu":
@@ -132,10 +138,34 @@ def free_memory(where: str) -> int | None:
 
 
 def _free_on_host() -> int | None:
-    table = Path("/proc/meminfo")  # Linux
+    """Of the machine or, if that is less, of the container that this process runs in (Linux)."""
+    known = [one for one in (_available(), _left_in_container()) if one is not None]
+    return min(known, default=None)
+
+
+def _available() -> int | None:
+    table = Path("/proc/meminfo")
     for line in table.read_text(encoding="utf-8").splitlines() if table.exists() else ():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
+    return None
+
+
+def _left_in_container() -> int | None:
+    """What the control group's limit leaves, files that were read and can be dropped not counted;
+    None without a limit."""
+    for folder, most, used, files in (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            group = _CONTROL_GROUPS / folder
+            limit = int((group / most).read_text())  # "max" is no number: no limit
+            in_use = int((group / used).read_text())
+            statistics = dict(map(str.split, (group / "memory.stat").read_text().splitlines()))
+            return max(limit - in_use + int(statistics.get(files, 0)), 0)
+        except (OSError, ValueError):
+            continue
     return None
 
 
@@ -161,12 +191,12 @@ def _quantised_bytes(asked: Any, config: Any) -> float | None:
     return next((size for flag, size in _QUANTISED.items() if settings.get(flag)), None)
 
 
-def _dtype(options: Mapping[str, Any], config: Any) -> torch.dtype:
+def _dtype(options: Mapping[str, Any], config: Any) -> torch.dtype | None:
     asked = options.get("dtype", options.get("torch_dtype", "auto"))
     if asked in ("auto", None):
         asked = getattr(config, "dtype", None) or torch.float32
-    found: torch.dtype = getattr(torch, asked) if isinstance(asked, str) else asked
-    return found
+    found = getattr(torch, asked, None) if isinstance(asked, str) else asked
+    return found if isinstance(found, torch.dtype) else None
 
 
 def _gigabytes(count: float) -> str:

@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy import FAMILIES, PROMPTS, Family, Pair, build_model, fresh_pair, pair, tokenizer, weakened
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, PreTrainedModel
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core.model_runner import profile_model
 
 DecoderOf = Callable[[Family], FoReaLDecoder]
 ReferenceOf = Callable[[Family], Reference]
@@ -156,6 +157,28 @@ def test_taken_back_tokens_are_counted(reference_of: ReferenceOf) -> None:
             assert sum(discarded) >= 0
 
 
+def test_what_a_model_has_for_pictures_costs_no_text_anything() -> None:
+    text = {
+        **{"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+    }
+    picture = {
+        **{"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3},
+        **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+    }
+    tokens = {"image_token_index": 299, "boi_token_index": 297, "eoi_token_index": 298}
+    both, alone = (
+        AutoModelForCausalLM.from_config(config)
+        for config in (
+            Gemma3Config(text_config=text, vision_config=picture, mm_tokens_per_image=4, **tokens),
+            Gemma3TextConfig(**text),
+        )
+    )
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (both, alone)]
+    assert sizes[0] > 2 * sizes[1], "there is nothing to leave out"
+    assert profile_model(both, "x") == profile_model(alone, "x")
+
+
 @each_counted
 def test_written_flops_follow_the_formula(
     observed: tuple[Pair, FoReaLDecoder], config: FoReaLConfig
@@ -263,6 +286,30 @@ def test_every_record_adds_up(family: Family, decoder_of: DecoderOf) -> None:
         written = decoder_of(family).generate(prompt, settings)
         assert_sums(written, prompt, settings)
         assert_structure(written)
+
+
+def test_a_part_for_pictures_costs_no_text_anything() -> None:
+    text = {
+        **{"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+    }
+    picture = {
+        **{"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3},
+        **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+    }
+    both = AutoModelForCausalLM.from_config(
+        Gemma3Config(
+            text_config=text,
+            vision_config=picture,
+            **{"image_token_index": 299, "boi_token_index": 297, "eoi_token_index": 298},
+            mm_tokens_per_image=4,
+        )
+    )
+    alone = AutoModelForCausalLM.from_config(Gemma3TextConfig(**text))
+    assert sum(p.numel() for p in both.parameters()) > 2 * sum(
+        p.numel() for p in alone.parameters()
+    )
+    assert profile_model(both, "x") == profile_model(alone, "x")
 
 
 @pytest.mark.parametrize("policy", ["leader", "draft", "speculative"])

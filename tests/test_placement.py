@@ -46,6 +46,29 @@ def test_a_map_changes_no_token(
     assert [one.token_ids for one in written] == [one.token_ids for one in expected]
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"), [("dtype", "bfloat17"), ("device_map", "gpu"), ("device_map", "cud:1")]
+)
+def test_a_mistyped_place_or_number_type(
+    argument: str, value: str, folders: tuple[str, str]
+) -> None:
+    with pytest.raises(ModelLoadError, match=r"leader's model .* could not be loaded"):
+        FoReaLDecoder.from_pretrained(*folders, **{argument: value})
+
+
+def test_a_model_in_a_subfolder(folders: tuple[str, str], decoder_of: DecoderOf) -> None:
+    root = str(Path(folders[0]).parent)
+    with FoReaLDecoder.from_pretrained(
+        root,
+        root,
+        dtype="float32",
+        leader_kwargs={"subfolder": "leader"},
+        draft_kwargs={"subfolder": "draft"},
+    ) as decoder:
+        written = decoder.generate(PROMPTS[0], SETTINGS)
+    assert written.token_ids == decoder_of("llama").generate(PROMPTS[0], SETTINGS).token_ids
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_leader(bits: int) -> None:
     """The bundled one: the toys' matrices are too small for bitsandbytes."""
@@ -124,6 +147,33 @@ def test_a_pair_that_does_not_fit_is_refused_before_it_is_read(
     assert "auto has 0.0001 GB free" in said
     assert "load_in_4bit" in said
     assert "'device_map'" in said
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "files"),
+    [
+        ("", ("memory.max", "memory.current"), "inactive_file"),
+        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+    ],
+)
+def test_a_container_has_what_its_limit_leaves(
+    folder: str,
+    names: tuple[str, str],
+    files: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placement, "_CONTROL_GROUPS", tmp_path)
+    unlimited = placement.free_memory("cpu")
+    group = tmp_path / folder
+    group.mkdir(exist_ok=True)
+    for name, text in zip(names, ("5000000", "3000000"), strict=True):
+        (group / name).write_text(text + "\n")
+    (group / "memory.stat").write_text(f"anon 1\n{files} 400000\n")
+    assert placement.free_memory("cpu") == 2_400_000
+    (group / names[0]).write_text("max\n")
+    free = placement.free_memory("cpu")
+    assert unlimited is None or (free is not None and free > 2_400_000)
 
 
 def test_what_goes_to_different_places_is_not_added_up(

@@ -295,6 +295,8 @@ def test_a_model_whose_state_cannot_roll_back(role: str, model: PreTrainedModel)
     models = {"leader": two.leader, "draft": two.draft, role: model}
     with pytest.raises(UnsupportedModelError, match="rolled back"):
         FoReaLDecoder(models["leader"], models["draft"], two.tokenizer)
+    for accepted in (two.leader, two.draft):
+        assert accepted.config._attn_implementation == "sdpa", "it is no longer its owner's"
 
 
 def test_a_missing_model(tmp_path: Path) -> None:

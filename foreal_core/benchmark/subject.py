@@ -182,7 +182,10 @@ def load_subject(
         raise ConfigError(
             f"unknown pair {pair!r}: {BUNDLED}, {', '.join(PRESETS)}, or ids of your own."
         )
-    large = real_size_pair(pair, device=where, dtype=getattr(torch, dtype or "bfloat16"))
+    number_type = getattr(torch, dtype or "bfloat16", None)
+    if not isinstance(number_type, torch.dtype):
+        raise ConfigError(f"unknown dtype {dtype!r}: bfloat16, float16 or float32.")
+    large = real_size_pair(pair, device=where, dtype=number_type)
     return Subject(
         pair,
         sources,
