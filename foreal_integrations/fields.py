@@ -68,7 +68,7 @@ class PairFields(_Settings):
     timeout: float | None = None
     """Seconds until a call is stopped with TimeoutError; also an argument of every call."""
 
-    _source: DecoderSource = PrivateAttr()
+    _made: tuple[tuple[Any, ...], DecoderSource] | None = PrivateAttr(default=None)
 
     def __init__(self, **arguments: Any) -> None:
         arguments = canonical(arguments)
@@ -78,19 +78,30 @@ class PairFields(_Settings):
         super().__init__(**arguments)
         # Not in a validator: pydantic would wrap our errors in its own.
         self._check()
-        self._source = DecoderSource(
-            self.leader,
-            self.draft,
-            {
-                "device_map": self.device_map,
-                "dtype": self.dtype,
-                "max_batch_size": self.max_batch_size,
-                "max_context": self.max_context,
-                "leader_kwargs": self.leader_kwargs,
-                "draft_kwargs": self.draft_kwargs,
-            },
-            self.decoder,
-        )
+        _ = self._source
+
+    @property
+    def _source(self) -> DecoderSource:
+        """Where the pair of the present fields comes from; they may be assigned, also in copies."""
+        loading = {
+            "device_map": self.device_map,
+            "dtype": self.dtype,
+            "max_batch_size": self.max_batch_size,
+            "max_context": self.max_context,
+            "leader_kwargs": self.leader_kwargs,
+            "draft_kwargs": self.draft_kwargs,
+        }
+        fields = (self.leader, self.draft, loading, self.decoder)
+        if self._made is None or self._made[0] != fields:
+            self._made = fields, DecoderSource(*fields)
+        return self._made[1]
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if self.decoder is not None:  # LlamaIndex would leave it out, and with it the pair
+            raise TypeError(
+                "a model that was made with decoder= cannot be pickled: use leader= and draft=."
+            )
+        return super().__getstate__()
 
     @property
     def model_name(self) -> str:

@@ -65,6 +65,11 @@ class ReplySplitter:
 
     def flush(self) -> list[Piece]:
         """What is still held, at the end of the text."""
+        if self._state == "call" and CALL_END in self._held:
+            # It stands in a string that never ends: no JSON, so the tag is one after all.
+            pieces: list[Piece] = []
+            self._end_call(self._held.find(CALL_END), pieces)
+            return [*pieces, *self.feed(""), *self.flush()]
         held, self._held = self._held, ""
         if self._state == "call":
             return [Piece("broken_tool_call", held.strip())]
@@ -88,11 +93,10 @@ class ReplySplitter:
         if self._state == "thinking":
             return self._until(THINK_END, "reasoning", "answer", pieces)
         if self._state == "call":
-            body, end, rest = self._held.partition(CALL_END)
-            if not end:
+            end = _end_of_call(self._held)
+            if end < 0:
                 return False
-            pieces.append(Piece("tool_call", body.strip()))
-            self._enter("answer", rest)
+            self._end_call(end, pieces)
             return True
         if self._tools:
             return self._until(CALL_START, "text", "call", pieces)
@@ -117,6 +121,10 @@ class ReplySplitter:
         self._emit(kind, len(_without_tag_start(self._held, tag).rstrip()), pieces)
         return False
 
+    def _end_call(self, end: int, pieces: list[Piece]) -> None:
+        pieces.append(Piece("tool_call", self._held[:end].strip()))
+        self._enter("answer", self._held[end + len(CALL_END) :])
+
     def _enter(self, state: Literal["thinking", "answer", "call"], rest: str) -> None:
         self._state, self._held, self._leading = state, rest, True
 
@@ -127,6 +135,23 @@ class ReplySplitter:
         if text:
             self._leading = False
             pieces.append(Piece(kind, text))
+
+
+def _end_of_call(text: str) -> int:
+    """Where the end tag is that stands in no JSON string; -1 where there is none."""
+    if CALL_END not in text:
+        return -1
+    quoted = escaped = False
+    for at, character in enumerate(text):
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = quoted
+        elif character == '"':
+            quoted = not quoted
+        elif not quoted and text.startswith(CALL_END, at):
+            return at
+    return -1
 
 
 def _without_tag_start(text: str, tag: str) -> str:

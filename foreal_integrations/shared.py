@@ -178,11 +178,10 @@ class DecoderSource:
         return {"model_name": self.name, **arguments}
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._given:
-            raise TypeError(
-                "a model that was made with decoder= cannot be pickled: use leader= and draft=."
-            )
         return {**self.__dict__, "_decoder": None}
+
+    def __deepcopy__(self, memo: Any) -> DecoderSource:
+        return self  # nothing about it changes
 
     def _load(self) -> FoReaLDecoder:
         from foreal_core import FoReaLDecoder
@@ -317,22 +316,16 @@ class CostLedger:
     Attributes:
         records: the record of every charged call, in the order in which they ended. A call that
             was stopped early has "stopped_early": True in it.
-
-    Args:
-        outer: a ledger that is charged along.
     """
 
-    def __init__(self, outer: CostLedger | None = None) -> None:
+    def __init__(self) -> None:
         self.records: list[Record] = []
-        self._outer = outer
         self._lock = threading.Lock()
         self._cache_hits = 0
         self._failed = 0
 
     def charge(self, record: Mapping[str, Any], *, stopped_early: bool = False) -> None:
         """Adds one call; a record that is marked as cached counts as a hit and costs nothing."""
-        if self._outer is not None:
-            self._outer.charge(record, stopped_early=stopped_early)
         with self._lock:
             if record.get("cached"):
                 self._cache_hits += 1
@@ -343,8 +336,6 @@ class CostLedger:
 
     def count_failure(self) -> None:
         """Notes a call that ended with an error."""
-        if self._outer is not None:
-            self._outer.count_failure()
         with self._lock:
             self._failed += 1
 

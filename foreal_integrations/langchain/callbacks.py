@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, Callbacks
 from langchain_core.callbacks.manager import CallbackManager
@@ -32,14 +34,18 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
         ledger: the sums (`ledger.totals()`) and the single records (`ledger.records`).
 
     Args:
-        outer: a ledger that is charged along.
+        outer: a handler that is told of every call, too. It may hear of the same calls by itself,
+            where it was passed on by a chain, and is charged once.
     """
 
     # The order of the records is the order of the calls' ends, in event loops too.
     run_inline = True
 
-    def __init__(self, outer: CostLedger | None = None) -> None:
-        self.ledger = CostLedger(outer)
+    def __init__(self, outer: FoReaLCostCallbackHandler | None = None) -> None:
+        self.ledger = CostLedger()
+        self._outer = outer
+        self._ended: set[UUID] = set()  # runs that were charged
+        self._lock = threading.Lock()
 
     def totals(self) -> dict[str, Any]:
         """See `CostLedger.totals`."""
@@ -50,17 +56,33 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
         """The cost record of each call, in the order in which they ended."""
         return self.ledger.records
 
-    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        """Charges a call that ran to its end."""
-        for generations in response.generations:
-            for generation in generations:
-                if record := record_of(generation):
-                    self.ledger.charge(record)
+    @property
+    def with_outer(self) -> Iterator[FoReaLCostCallbackHandler]:
+        """This handler and those around it."""
+        handler: FoReaLCostCallbackHandler | None = self
+        while handler is not None:
+            yield handler
+            handler = handler._outer
 
-    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
+        """Charges a call that ran to its end."""
+        for handler in self.with_outer:
+            if handler._is_first_end(run_id):
+                for generation in itertools.chain.from_iterable(response.generations):
+                    if record := record_of(generation):
+                        handler.ledger.charge(record)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Counts the failure; what the call cost is charged by the model that was stopped."""
-        if isinstance(error, Exception):
-            self.ledger.count_failure()
+        for handler in self.with_outer:
+            if isinstance(error, Exception) and handler._is_first_end(run_id):
+                handler.ledger.count_failure()
+
+    def _is_first_end(self, run_id: UUID) -> bool:
+        with self._lock:
+            first = run_id not in self._ended
+            self._ended.add(run_id)
+        return first
 
     def __str__(self) -> str:
         return str(self.ledger)
@@ -83,8 +105,7 @@ def get_foreal_cost_callback() -> Iterator[FoReaLCostCallbackHandler]:
             agent.invoke(...)
         print(cost)
     """
-    outer = _current.get()
-    handler = FoReaLCostCallbackHandler(outer.ledger if outer is not None else None)
+    handler = FoReaLCostCallbackHandler(_current.get())
     token = _current.set(handler)
     try:
         yield handler
@@ -119,7 +140,7 @@ def ledgers(callbacks: Any, local: Callbacks) -> tuple[CostLedger, ...]:
     for one in per_prompt:
         for handler in CallbackManager.configure(one, local).handlers:
             if isinstance(handler, FoReaLCostCallbackHandler):
-                found[id(handler)] = handler.ledger
+                found.update({id(payer): payer.ledger for payer in handler.with_outer})
     return tuple(found.values())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -12,7 +11,11 @@ from langchain_core.language_models.base import LangSmithParams, LanguageModelIn
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation as TextGeneration, GenerationChunk, LLMResult
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config, get_config_list
+from langchain_core.runnables.config import (
+    ContextThreadPoolExecutor,
+    ensure_config,
+    get_config_list,
+)
 from pydantic import PrivateAttr
 
 from foreal_core import FoReaLDecoder, FoReaLError, Generation
@@ -106,9 +109,9 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         if not (return_exceptions and inputs):
             return super().batch(inputs, config, **kwargs)
         configs = get_config_list(config, len(inputs))
-        good = self._acceptable(inputs, kwargs)
         # In one call what can run; alone, for its own callbacks, what will be refused.
         try:
+            good = self._acceptable(inputs, kwargs)
             texts = super().batch([inputs[i] for i in good], [configs[i] for i in good], **kwargs)
             answers: dict[int, Any] = dict(zip(good, texts, strict=True))
         except Exception:
@@ -121,7 +124,7 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
                 return error
 
         rest = [index for index in range(len(inputs)) if index not in answers]
-        with ThreadPoolExecutor(max_workers=min(32, len(rest) or 1)) as pool:
+        with ContextThreadPoolExecutor(max_workers=min(32, len(rest) or 1)) as pool:
             answers.update(zip(rest, pool.map(alone, rest), strict=True))
         return [answers[index] for index in range(len(inputs))]
 
@@ -136,8 +139,8 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         if not (return_exceptions and inputs):
             return await super().abatch(inputs, config, **kwargs)
         configs = get_config_list(config, len(inputs))
-        good = await asyncio.to_thread(self._acceptable, inputs, kwargs)
         try:
+            good = await asyncio.to_thread(self._acceptable, inputs, kwargs)
             texts = await super().abatch(
                 [inputs[i] for i in good], [configs[i] for i in good], **kwargs
             )

@@ -260,11 +260,6 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             data["decoder"] = self.model_name
         return data
 
-    def __getstate__(self) -> dict[str, Any]:
-        if self.decoder is not None:  # LlamaIndex would leave it out, and with it the pair
-            self._source.__getstate__()
-        return super().__getstate__()
-
     # -- parts ------------------------------------------------------------------------------------
 
     @contextlib.contextmanager

@@ -21,7 +21,7 @@ from llama_index.core.llms.utils import parse_partial_json
 
 from foreal_core.thinking import THINK_END
 from foreal_integrations.chats import joined_neighbours, openai_call, text_alone
-from foreal_integrations.replies import Part, Piece, ReplyReader, ToolCall, parse_call
+from foreal_integrations.replies import BrokenCall, Part, Piece, ReplyReader, ToolCall, parse_call
 
 _ROLES = {
     MessageRole.DEVELOPER: "system",
@@ -176,7 +176,9 @@ class Reply:
                 delta = Delta()
             elif isinstance(part, Piece) and part.kind == "reasoning":
                 delta = Delta(thinking=part.text)
-            else:  # a broken call is shown as it was written: nobody could run it
+            else:
+                if isinstance(part, BrokenCall):
+                    self._open = None  # it is shown as it was written: nobody could run it
                 delta = Delta(text=part.text)
             self.text += delta.text
             self.thinking += delta.thinking

@@ -467,6 +467,24 @@ def test_nested_blocks_charge_both(make: Make) -> None:
     assert (outer.totals()["calls"], inner.totals()["calls"]) == (2, 1)
 
 
+def test_a_block_inside_a_chain_is_charged_once(make: Make) -> None:
+    """The outer block's handler is handed down by the chain and hears of the call itself, too."""
+    model, bills = make(), []
+
+    def inside(question: str) -> Any:
+        with get_foreal_cost_callback() as inner:
+            answer = model.invoke(question)
+            with pytest.raises(ContextOverflowError):
+                model.invoke("too long " * 3000)
+        bills.append(inner)
+        return answer
+
+    with get_foreal_cost_callback() as outer:
+        RunnableLambda(inside).invoke(QUESTION)
+    for bill in (outer, bills[0]):
+        assert (bill.totals()["calls"], bill.totals()["failed"]) == (1, 1)
+
+
 # -- cache ---------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +17,8 @@ pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
 from lc_helpers import QUESTIONS
 
-from foreal_core import FoReaLDecoder
-from foreal_integrations.langchain import ChatFoReaL, FoReaLLLM
+from foreal_core import ConfigError, FoReaLDecoder, ModelLoadError
+from foreal_integrations.langchain import ChatFoReaL, FoReaLLLM, get_foreal_cost_callback
 
 QUESTION = QUESTIONS[0]
 
@@ -41,6 +45,56 @@ def test_a_batch_is_one_call(llm: FoReaLLLM, calls: list[int]) -> None:
     llm.batch(QUESTIONS[:3], {"max_concurrency": 2})
     llm.batch([*QUESTIONS[:3], "too long " * 3000], return_exceptions=True)
     assert calls == [3, 3, 3, 2, 1, 3, 1]
+
+
+def test_what_a_whole_batch_is_refused_for_is_an_exception_of_each(
+    llm: FoReaLLLM, tmp_path: Path
+) -> None:
+    missing = FoReaLLLM(leader=str(tmp_path / "a"), draft=str(tmp_path / "b"))
+    for batch in (missing.batch, partial(in_a_loop, missing.abatch)):
+        outcomes = batch(QUESTIONS[:2], return_exceptions=True)
+        assert [type(one) for one in outcomes] == [ModelLoadError, ModelLoadError]
+    outcomes = llm.batch(QUESTIONS[:2], return_exceptions=True, lead_count=-1)
+    assert [type(one) for one in outcomes] == [ConfigError, ConfigError]
+    assert missing.with_fallbacks([llm]).batch(QUESTIONS[:2]) == llm.batch(QUESTIONS[:2])
+
+
+def test_what_a_batch_does_again_is_billed(
+    llm: FoReaLLLM, decoder: FoReaLDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that fails as a whole is asked again one by one, in threads."""
+    monkeypatch.setattr(FoReaLLLM, "_acceptable", lambda *_: [])
+    with get_foreal_cost_callback() as cost:
+        texts = llm.batch(QUESTIONS[:3], return_exceptions=True)
+    assert texts == llm.batch(QUESTIONS[:3])
+    assert cost.totals()["calls"] == 3
+
+
+def test_the_pair_is_that_of_the_present_fields(llm: FoReaLLLM, tmp_path: Path) -> None:
+    moved = FoReaLLLM(max_new_tokens=3)
+    moved.leader, moved.draft = str(tmp_path / "a"), str(tmp_path / "b")
+    copied = FoReaLLLM(max_new_tokens=3).model_copy(
+        update={"leader": str(tmp_path / "a"), "draft": str(tmp_path / "b")}
+    )
+    for one in (moved, copied):
+        with pytest.raises(ModelLoadError, match="no folder"):
+            one.invoke(QUESTION)
+    assert llm.model_copy(update={"decoder": None})._decoder() is not llm._decoder()
+
+
+def test_copies_share_the_decoder_that_was_given_and_pickles_are_refused(llm: FoReaLLLM) -> None:
+    twin = copy.deepcopy(llm)
+    assert twin._decoder() is llm._decoder()
+    assert twin.invoke(QUESTION) == llm.invoke(QUESTION)
+    with pytest.raises(TypeError, match="leader= and draft="):
+        pickle.dumps(llm)
+
+
+def in_a_loop(call: Any, *arguments: Any, **named: Any) -> Any:
+    async def run() -> Any:
+        return await call(*arguments, **named)
+
+    return asyncio.run(run())
 
 
 def test_a_string_becomes_a_user_message(llm: FoReaLLLM, decoder: FoReaLDecoder) -> None:

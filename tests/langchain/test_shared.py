@@ -53,5 +53,20 @@ def test_no_thinking_at_all() -> None:
     ]
 
 
+def test_an_end_tag_in_a_string_ends_no_call() -> None:
+    call = '{"name": "f", "arguments": {"a": "\\"x</tool_call>y"}}'
+    text = f"<tool_call>\n{call}\n</tool_call> b"
+    expected = [("tool_call", call), ("text", "b")]
+    assert split([text], thinking=False, tools=True) == expected
+    assert split(list(text), thinking=False, tools=True) == expected
+
+
+def test_an_end_tag_in_a_string_that_never_ends_is_one() -> None:
+    text = '<tool_call>{"name": "f}</tool_call>b <tool_call>{}</tool_call>'
+    expected = [("tool_call", '{"name": "f}'), ("text", "b"), ("tool_call", "{}")]
+    for deltas in ([text], list(text)):
+        assert split(deltas, thinking=False, tools=True) == expected
+
+
 def test_stop_strings_are_joined() -> None:
     assert joined_stops(("a", "b"), "a", None, ["c"]) == ("a", "b", "c")

@@ -64,6 +64,16 @@ def test_cuts_change_nothing(
     assert cut.chat().message.content == whole.completion().text
 
 
+@pytest.mark.parametrize("end", ["", "</tool_call>"])
+def test_a_forced_call_that_broke_off_is_no_call(end: str) -> None:
+    written = '<tool_call>{"name": "refund", "arguments": {"order": 7, "amount": 12'
+    reply = read(list(written + end), thinking=False, tools=True, forced=True)
+    response = reply.chat()
+    assert not any(isinstance(block, ToolCallBlock) for block in response.message.blocks)
+    assert "tool_calls" not in response.message.additional_kwargs
+    assert "refund" in reply.text
+
+
 def test_messages_become_a_chat() -> None:
     chat = to_chat(
         [
