@@ -1,27 +1,21 @@
 """What a pass costs, by its tokens, its rows and the context before it.
 
-`python -m foreal_core.benchmark.passes --context 256 --context 16384` takes passes of one token by
-context alone, without the prompts, which would take minutes to read: keys and values are zeros, as
-many to read as real ones.
+Nothing is asked and no prompt is read: keys and values are zeros, as many to read as real ones.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from foreal_core import environment
-from foreal_core.benchmark.subject import Subject, load_subject
+from foreal_core.benchmark.subject import Subject
 from foreal_core.chunks import Chunk
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.model_runner import ModelRunner
@@ -112,40 +106,3 @@ def _attention_seconds(runner: ModelRunner, shape: Shape) -> float:
         _run(runner, shape)
     microseconds = (e.cpu_time_total for e in profiler.key_averages() if e.key == _ATTENTION)
     return float(sum(microseconds)) / 1e6
-
-
-def passes_by_context(subject: Subject, contexts: Sequence[int], *, repeats: int) -> dict[str, Any]:
-    """The record of passes of one row and one token after each context, JSON-safe."""
-    with pass_runners(subject, rows=1, slots=max(contexts) + 1) as runners:
-        passes = pass_costs(runners, [(1, 1, context) for context in contexts], repeats=repeats)
-    return {
-        "kind": "passes",
-        "pair": subject.name,
-        "dtype": str(subject.leader.dtype).removeprefix("torch."),
-        "repeats": repeats,
-        "models": subject.sizes(),
-        "passes": passes,
-        "machine": environment.machine(),
-        "versions": environment.versions(),
-    }
-
-
-def main() -> None:
-    """Prints the record; --out keeps it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pair", default="cpu", help="bundled, or a real size")
-    parser.add_argument("--dtype", help="bfloat16, float32, ...")
-    parser.add_argument("--context", type=int, action="append", help="repeat it for several")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path, help="a file for the record")
-    arguments = parser.parse_args()
-    subject = load_subject(arguments.pair, dtype=arguments.dtype)
-    record = passes_by_context(subject, arguments.context or [256], repeats=arguments.repeats)
-    text = json.dumps(record, indent=1)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -64,7 +64,7 @@ def analyze(
     ] = None,
 ) -> int:
     """Measure where leader and draft disagree along the leader's own greedy responses."""
-    refuse_unless_writable(out, plots)
+    refuse_unless_writable(out=out, plots=plots)
     if plots is not None:
         extra_module("matplotlib", "eval", "--plots")
     pair = PairOptions(leader, draft, device_map, dtype, batch_size)

@@ -8,8 +8,13 @@ from typing import Annotated
 
 import typer
 
-from foreal_core.commands.common import CommandConsole, hide_loading_bars, print_parts, spinner
-from foreal_core.errors import ConfigError
+from foreal_core.commands.common import (
+    CommandConsole,
+    hide_loading_bars,
+    print_parts,
+    refuse_unless_writable,
+    spinner,
+)
 from foreal_core.terminal import bench_view
 
 
@@ -74,9 +79,7 @@ def bench(
     transformers' generate and assisted generation against the leader and the draft alone,
     speculative decoding and FoReaL in this engine, over the same prompts, in turn.
     """
-    for path in (out, plot):
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
+    refuse_unless_writable(out=out, plot=plot)
     import torch
 
     from foreal_core import benchmark

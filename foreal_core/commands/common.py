@@ -144,11 +144,19 @@ def spinner(doing: str) -> Iterator[Callable[[str], None]]:
         yield lambda what: status.update(f"{doing}: {what} ...")
 
 
-def refuse_unless_writable(out: Path | None, plots: Path | None = None) -> None:
-    """Raises ConfigError for a file in a folder, or a folder, that does not exist: before the work
-    is done, not after it."""
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+def refuse_unless_writable(*, plots: Path | None = None, **files: Path | None) -> None:
+    """Raises ConfigError for files, by the names of their options, that cannot be written for want
+    of a folder or because they are one, and for a folder of plots that does not exist: before the
+    work is done, not after it."""
+    for option, path in files.items():
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"--{option} {path}: there is no folder {path.parent}; make it first."
+            )
+        if path.is_dir():
+            raise ConfigError(f"--{option} {path}: that is a folder; name a file in it.")
     if plots is not None and not plots.is_dir():
         raise ConfigError(f"--plots {plots}: there is no such folder; make it first.")
 

@@ -56,7 +56,7 @@ def evaluate(
 
     Without --seed the seed is 0, so that the same command asks the same again.
     """
-    refuse_unless_writable(out)
+    refuse_unless_writable(out=out)
     config = FoReaLConfig(**{"seed": 0, **settings})
     pair = PairOptions(leader, draft, device_map, dtype, batch_size)
     console = CommandConsole(highlight=False)

@@ -18,6 +18,7 @@ from foreal_core.commands.common import (
     LeaderOption,
     PairOptions,
     print_parts,
+    refuse_unless_writable,
     write_stream,
 )
 from foreal_core.commands.settings import takes_settings
@@ -50,8 +51,7 @@ def generate(
     The text goes to standard output: in its authors' colours on a terminal, plain into a file or
     a pipe, where the cost goes to standard error.
     """
-    if html is not None and not html.parent.is_dir():
-        raise ConfigError(f"--html {html}: there is no folder {html.parent}; make it first.")
+    refuse_unless_writable(html=html)
     config = FoReaLConfig(**settings)
     pair = PairOptions(leader, draft, device_map, dtype)
     prompt = _read_prompt(prompt)

@@ -74,7 +74,7 @@ def sweep(
     Prints a Markdown table. Settings that the grid does not vary are the options below; without
     --seed the seed is 0.
     """
-    refuse_unless_writable(out, plots)
+    refuse_unless_writable(out=out, plots=plots)
     if plots is not None:
         extra_module("matplotlib", "eval", "--plots")
     values = dict(_parsed(one) for one in grid or ())

@@ -21,7 +21,6 @@ from langchain_core.outputs import (
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
@@ -37,6 +36,7 @@ from foreal_integrations.langchain.structured import (
     can_constrain,
     response_format,
     response_schema,
+    tool_json,
 )
 from foreal_integrations.replies import ReplySplitter, opens_thinking
 from foreal_integrations.shared import events_in_time, free_of_charge
@@ -261,7 +261,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
             ConfigError: `tool_choice` names no tool; when called: the chat template shows no
                 tools.
         """
-        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        formatted = [tool_json(tool) for tool in tools]
         chosen, forced = chosen_tools(formatted, tool_choice)
         if chosen:
             kwargs["tools"] = chosen
@@ -298,7 +298,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         if method == "function_calling":
             if schema is None:
                 raise ConfigError("schema=None is not allowed with method='function_calling'.")
-            asked: dict[str, Any] = {"tools": [convert_to_openai_tool(schema)]}
+            asked: dict[str, Any] = {"tools": [tool_json(schema)]}
             asked["tool_choice"] = "any"
             parser = call_parser(schema)
         elif method in ("json_schema", "json_mode"):
@@ -345,7 +345,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Tokens of the whole prompt, template and tools included (loads the pair)."""
-        formatted = [convert_to_openai_tool(tool) for tool in tools] if tools else None
+        formatted = [tool_json(tool) for tool in tools] if tools else None
         return len(self._decoder().encode(messages=to_chat(messages), tools=formatted))
 
     def _complete_profile(self, decoder: FoReaLDecoder) -> None:
@@ -392,7 +392,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         if schema is not None:
             settings = settings.with_overrides(json_schema=schema)
         tools, forced = chosen_tools(
-            [convert_to_openai_tool(tool) for tool in arguments.get("tools") or ()],
+            [tool_json(tool) for tool in arguments.get("tools") or ()],
             arguments.get("tool_choice"),
         )
         return _Ask(held_to_calls(settings, tools, forced=forced), tools or None)

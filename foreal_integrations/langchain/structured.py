@@ -78,6 +78,38 @@ def response_format(
     return {"type": "json_schema", "json_schema": {"name": name, "schema": described}}
 
 
+def tool_json(tool: Any) -> dict[str, Any]:
+    """A function, a pydantic class, a LangChain tool or OpenAI's JSON, as OpenAI's JSON.
+
+    A class that contains itself keeps its references: LangChain would put "anything" there, and the
+    grammar would hold the model to nothing.
+    """
+    converted = convert_to_openai_tool(tool)
+    if isinstance(tool, type) and issubclass(tool, BaseModel):
+        schema = tool.model_json_schema()
+        if _contains_itself(schema):
+            converted["function"]["parameters"] = schema
+    return converted
+
+
+def _contains_itself(schema: Mapping[str, Any]) -> bool:
+    """Whether a definition of the schema leads back to itself."""
+    leads = {name: _references(one) for name, one in schema.get("$defs", {}).items()}
+    for _ in leads:  # as many steps as the longest way can have
+        for name, found in leads.items():
+            leads[name] = found.union(*(leads.get(other, set()) for other in found))
+    return any(name in found for name, found in leads.items())
+
+
+def _references(schema: Any) -> set[str]:
+    """The names of the definitions that a part of a schema refers to."""
+    if isinstance(schema, Mapping):
+        reference = schema.get("$ref")
+        own = {reference.rpartition("/")[2]} if isinstance(reference, str) else set()
+        return own.union(*map(_references, schema.values()))
+    return set().union(*map(_references, schema)) if isinstance(schema, list) else set()
+
+
 def answer_parser(schema: dict[str, Any] | type | None) -> BaseOutputParser[Any]:
     """Reads an answer that is JSON: into the pydantic class, if `schema` is one, else as it is."""
     if isinstance(schema, type) and is_basemodel_subclass(schema):
@@ -90,7 +122,7 @@ def call_parser(schema: dict[str, Any] | type) -> BaseOutputParser[Any]:
     are."""
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         return _PydanticCallParser(tools=[schema], first_tool_only=True)
-    name = convert_to_openai_tool(schema)["function"]["name"]
+    name = tool_json(schema)["function"]["name"]
     return _JsonCallParser(key_name=name, first_tool_only=True)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from foreal_core.benchmark import Subject, load_subject
-from foreal_core.benchmark.passes import main, pass_shapes, passes_by_context
+from foreal_core.benchmark.contexts import main, passes_by_context
+from foreal_core.benchmark.passes import pass_shapes
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_the_command_keeps_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "passes.json"
-    given = ["passes", "--pair", "bundled", "--context", "8", "--repeats", "1", "--out", str(out)]
+    given = ["contexts", "--pair", "bundled", "--context", "8", "--repeats", "1", "--out", str(out)]
     monkeypatch.setattr("sys.argv", given)
     main()
     kept = json.loads(out.read_text())

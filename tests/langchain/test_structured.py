@@ -58,6 +58,14 @@ class Tree(BaseModel):
     branches: list[Tree]
 
 
+class Forest(BaseModel):
+    """Trees."""
+
+    size: int
+    first: Tree | None
+    others: list[Tree]
+
+
 @tool
 def look_up(city: str) -> str:
     """The weather of a city."""
@@ -122,9 +130,15 @@ def test_answers_have_the_structure(chat: ChatFoReaL, method: Any, schema: Any) 
             assert set(answer) == {"name", "count"}
 
 
-def test_recursive_structures_and_free_objects(chat: ChatFoReaL) -> None:
-    structured = chat.with_structured_output(Tree, method="json_schema")
-    assert isinstance(structured.invoke(QUESTION), Tree)
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+@pytest.mark.parametrize("schema", [Tree, Forest])
+def test_recursive_structures(chat: ChatFoReaL, method: Any, schema: type[BaseModel]) -> None:
+    structured = chat.with_structured_output(schema, method=method)
+    for seed in range(3):
+        assert isinstance(structured.invoke(QUESTION, seed=seed, temperature=1.0), schema)
+
+
+def test_free_objects(chat: ChatFoReaL) -> None:
     assert isinstance(chat.with_structured_output(method="json_mode").invoke(QUESTION), dict)
 
 

@@ -235,6 +235,19 @@ class Box(BaseModel):
     full: bool
 
 
+class Tree(BaseModel):
+    """A tree."""
+
+    label: Literal["A", "B"]
+    branches: list[Tree]
+
+
+class Forest(BaseModel):
+    """Trees."""
+
+    trees: list[Tree]
+
+
 PROMPT = PromptTemplate("Say what {what} is.")
 
 
@@ -282,6 +295,16 @@ def test_structured_predictions_are_constrained(random_llm: FoReaLLLM, events: E
     assert bill.totals()["calls"] == len(found) == len(events.costs)
     starts = events.names(among=["LLMStructuredPredictStartEvent"])
     assert len(starts) == len(found)
+
+
+def test_predictions_of_classes_that_contain_themselves(random_llm: FoReaLLLM) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra json")
+    # LlamaIndex calls no tool of which such a class is all: it asks its schema for properties.
+    kind = Tree if random_llm.pydantic_program_mode == PydanticProgramMode.LLM else Forest
+    assert isinstance(random_llm.structured_predict(kind, PROMPT, what="it"), kind)
+    assert isinstance(random_llm.as_structured_llm(kind).complete("Say it.").raw, kind)
+    *_, last = random_llm.stream_structured_predict(kind, PROMPT, what="it")
+    assert isinstance(last, kind)
 
 
 def test_settings_of_a_structured_prediction(random_llm: FoReaLLLM) -> None:

@@ -193,6 +193,10 @@ def test_generate_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "b" not in read.tags
 
 
-def test_a_page_without_a_place_is_refused_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_without_a_place_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["generate", "x", "--html", "no/such/folder/page.html"]) == 2
     assert "no/such/folder" in capsys.readouterr().err
+    assert cli.main(["generate", "x", "--html", str(tmp_path)]) == 2
+    assert "that is a folder" in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""What one token costs after contexts of different lengths, without the prompts, which would take
+minutes to read: `python -m foreal_core.benchmark.contexts --context 256 --context 16384`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foreal_core import environment
+from foreal_core.benchmark.passes import pass_costs, pass_runners
+from foreal_core.benchmark.subject import Subject, load_subject
+
+
+def passes_by_context(subject: Subject, contexts: Sequence[int], *, repeats: int) -> dict[str, Any]:
+    """The record of passes of one row and one token after each context, JSON-safe."""
+    with pass_runners(subject, rows=1, slots=max(contexts) + 1) as runners:
+        passes = pass_costs(runners, [(1, 1, context) for context in contexts], repeats=repeats)
+    return {
+        "kind": "passes",
+        "pair": subject.name,
+        "dtype": str(subject.leader.dtype).removeprefix("torch."),
+        "repeats": repeats,
+        "models": subject.sizes(),
+        "passes": passes,
+        "machine": environment.machine(),
+        "versions": environment.versions(),
+    }
+
+
+def main() -> None:
+    """Prints the record; --out keeps it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pair", default="cpu", help="bundled, or a real size")
+    parser.add_argument("--dtype", help="bfloat16, float32, ...")
+    parser.add_argument("--context", type=int, action="append", help="repeat it for several")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="a file for the record")
+    arguments = parser.parse_args()
+    subject = load_subject(arguments.pair, dtype=arguments.dtype)
+    record = passes_by_context(subject, arguments.context or [256], repeats=arguments.repeats)
+    text = json.dumps(record, indent=1)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
