@@ -12,10 +12,20 @@ from typing import Any
 from foreal_core import environment
 from foreal_core.benchmark.passes import pass_costs, pass_runners
 from foreal_core.benchmark.subject import Subject, load_subject
+from foreal_core.errors import ConfigError, FoReaLError
 
 
 def passes_by_context(subject: Subject, contexts: Sequence[int], *, repeats: int) -> dict[str, Any]:
-    """The record of passes of one row and one token after each context, JSON-safe."""
+    """The record of passes of one row and one token after each context, JSON-safe.
+
+    Raises:
+        ConfigError: a context is negative, or `repeats` is not positive.
+    """
+    if not contexts or min(contexts) < 0 or repeats < 1:
+        raise ConfigError(
+            f"contexts {list(contexts)} and repeats={repeats} are not allowed: contexts are at "
+            "least 0 and repeats at least 1."
+        )
     with pass_runners(subject, rows=1, slots=max(contexts) + 1) as runners:
         passes = pass_costs(runners, [(1, 1, context) for context in contexts], repeats=repeats)
     return {
@@ -39,8 +49,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, help="a file for the record")
     arguments = parser.parse_args()
-    subject = load_subject(arguments.pair, dtype=arguments.dtype)
-    record = passes_by_context(subject, arguments.context or [256], repeats=arguments.repeats)
+    try:
+        subject = load_subject(arguments.pair, dtype=arguments.dtype)
+        record = passes_by_context(subject, arguments.context or [256], repeats=arguments.repeats)
+    except FoReaLError as error:
+        parser.error(str(error))
     text = json.dumps(record, indent=1)
     print(text)
     if arguments.out is not None:

@@ -120,7 +120,8 @@ def _taken(
                 answers += _graded(subject, case, run, numbers, limit, record["texts"])
     except (FoReaLError, ValueError, torch.OutOfMemoryError) as error:
         # ValueError is how transformers refuses what it cannot do with a pair.
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        first_line, *_ = str(error).splitlines() or [""]
+        return {"error": f"{type(error).__name__}: {first_line}"}
     return {
         "seconds": [run.seconds for run in runs],
         "processor_seconds": time.process_time() - before,

@@ -112,7 +112,7 @@ def estimated_seconds(
     """Roughly how long the cases take.
 
     Args:
-        passes: costs of single passes, from `machine.pass_costs`.
+        passes: costs of single passes, from `passes.pass_costs`.
         tokens: mean length of an answer of "leader" and "draft", where no limit cuts it.
     """
     known = {(p["model"], p["batch"], p["new_tokens"], p["context"]): p["seconds"] for p in passes}

@@ -46,3 +46,25 @@ def test_the_command_keeps_the_record(
     assert json.loads(capsys.readouterr().out) == kept
     assert {one["context"] for one in kept["passes"]} == {8}
     assert kept["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--pair", "70b"], "unknown pair '70b'"),
+        (["--pair", "cpu", "--dtype", "bfloat17"], "unknown dtype 'bfloat17'"),
+        (["--pair", "bundled", "--context", "-1"], "at least 0"),
+        (["--pair", "bundled", "--repeats", "0"], "at least 1"),
+    ],
+)
+def test_what_cannot_be_taken(
+    given: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["contexts", *given])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
