@@ -1,6 +1,6 @@
 """What the integration costs and what its batching gives, as ratios within one process.
 
-python -m foreal_integrations.langchain.benchmark --out records/langchain-2026-11-24.json
+python -m foreal_integrations.langchain.benchmark --out records/langchain-2026-11-27.json
 
 It stands here and not in `foreal_core.benchmark`, since the core knows no framework. The bundled
 pair writes; what is compared runs in turn within each repeat, so that a change in the machine's
