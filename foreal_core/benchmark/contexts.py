@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from foreal_core import environment
@@ -41,23 +40,19 @@ def passes_by_context(subject: Subject, contexts: Sequence[int], *, repeats: int
 
 
 def main() -> None:
-    """Prints the record; --out keeps it."""
+    """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", default="cpu", help="bundled, or a real size")
     parser.add_argument("--dtype", help="bfloat16, float32, ...")
     parser.add_argument("--context", type=int, action="append", help="repeat it for several")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path, help="a file for the record")
     arguments = parser.parse_args()
     try:
         subject = load_subject(arguments.pair, dtype=arguments.dtype)
         record = passes_by_context(subject, arguments.context or [256], repeats=arguments.repeats)
     except FoReaLError as error:
         parser.error(str(error))
-    text = json.dumps(record, indent=1)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 # Beyond every cache.
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
@@ -21,8 +19,7 @@ def copy_bandwidth(device: torch.device) -> float:
     size = _COPY_BYTES.get(device.type, _COPY_BYTES["cpu"])
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy = functools.partial(target.copy_, source)
-    best = min(_seconds(copy, device) for _ in range(_COPIES + 1))
+    best = min(_copy_seconds(source, target) for _ in range(_COPIES + 1))
     return 2 * size / best
 
 
@@ -39,10 +36,9 @@ def memory_in_use(device: torch.device) -> int | None:
     return int(statm.read_text().split()[1]) * 4096
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+def _copy_seconds(source: Tensor, target: Tensor) -> float:
     start = time.perf_counter()
-    with torch.inference_mode():
-        work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    target.copy_(source)
+    if target.device.type == "cuda":
+        torch.cuda.synchronize(target.device)
     return time.perf_counter() - start

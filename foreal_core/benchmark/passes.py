@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,24 +38,23 @@ def pass_shapes(contexts: Sequence[int], batches: Sequence[int]) -> list[Shape]:
 
 @torch.inference_mode()
 def pass_costs(
-    runners: Mapping[Author, ModelRunner], shapes: Iterable[Shape], *, repeats: int
+    runners: Mapping[Author, ModelRunner], shapes: Sequence[Shape], *, repeats: int
 ) -> list[dict[str, Any]]:
-    """Seconds of each model's passes of these shapes, taken in turn within each repeat, so that a
-    slow moment of the machine meets all of them.
+    """Seconds of each model's passes of these shapes, at least one, taken in turn within each
+    repeat, so that a slow moment of the machine meets all of them.
 
     "seconds" is their median, "spread" the smallest and the largest. "attention" is what of a pass
     is the attention kernel's, the median of as many passes under PyTorch's profiler; None on a GPU,
     where passes are replayed as graphs.
     """
-    cases = [(author, shape) for author in runners for shape in shapes]
+    cases = list(itertools.product(runners, shapes))
     taken: dict[tuple[Author, Shape], list[float]] = {case: [] for case in cases}
     attending: dict[tuple[Author, Shape], list[float]] = {case: [] for case in cases}
     for author, shape in cases:  # to warm up, and until the caches are as large as they get
         _run(runners[author], shape)
-    for author, (rows, _, _) in cases:
-        for row in range(rows):
-            # Memory that was never written is one page of zeros, which is read for nothing.
-            runners[author].cache.wipe(row)
+    for runner, row in itertools.product(runners.values(), range(max(shapes)[0])):
+        # Memory that was never written is one page of zeros, which is read for nothing.
+        runner.cache.wipe(row)
     for _, (author, shape) in itertools.product(range(repeats), cases):
         taken[author, shape].append(_run(runners[author], shape))
     for _, (author, shape) in itertools.product(range(repeats), cases):

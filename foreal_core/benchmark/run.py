@@ -54,8 +54,7 @@ def measure(
     started = time.monotonic()
     record = _opened(subject, selection, out, decoder_options)
     _refuse_long_contexts(subject, selection)
-    progress("what a pass costs")
-    _add_machine_limits(subject, selection, record)
+    _add_machine_limits(subject, selection, record, progress)
     _save(record, out)
     with FoReaLDecoder(
         subject.leader,
@@ -174,17 +173,21 @@ def _added(counts: Sequence[dict[Author, float]]) -> dict[str, float]:
     return {author: sum(count[author] for count in counts) for author in (LEADER, DRAFT)}
 
 
-def _add_machine_limits(subject: Subject, selection: Selection, record: Record) -> None:
+def _add_machine_limits(
+    subject: Subject, selection: Selection, record: Record, progress: Progress
+) -> None:
     """What the memory allows, what single passes cost, and how long answers get, as far as the
     record does not have it."""
     known = {(p["batch"], p["new_tokens"], p["context"]) for p in record.get("passes", ())}
     shapes = [one for one in pass_shapes(selection.contexts, selection.batches) if one not in known]
-    context, rows = max(selection.contexts), max(selection.batches)
-    with pass_runners(subject, rows=rows, slots=context + selection.cut + 64) as runners:
-        if "copy_bandwidth" not in record:
-            record["copy_bandwidth"] = copy_bandwidth(runners[LEADER].device)
-        record.setdefault("passes", []).extend(pass_costs(runners, shapes, repeats=_PASS_REPEATS))
+    if shapes:
+        progress("what a pass costs")
+        context, rows = max(selection.contexts), max(selection.batches)
+        with pass_runners(subject, rows=rows, slots=context + selection.cut + 64) as runners:
+            costs = pass_costs(runners, shapes, repeats=_PASS_REPEATS)
+        record.setdefault("passes", []).extend(costs)
     if "models" not in record:
+        record["copy_bandwidth"] = copy_bandwidth(torch.device(subject.leader.device))
         record["models"] = subject.sizes()
         record["answer_tokens"] = subject.answer_tokens(selection.answers, selection.max_new_tokens)
 

@@ -155,10 +155,14 @@ def load_subject(
         prompts: a file of the user's, one JSON object per line with "prompt" or "messages".
 
     Raises:
-        ConfigError: unknown pair, only one of both ids, a malformed file.
+        ConfigError: unknown pair, device or number type, only one of both ids, a malformed file.
         ModelLoadError: a model cannot be loaded.
     """
     where = device or str(torch.accelerator.current_accelerator() or "cpu")
+    try:
+        torch.device(where)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}: cpu, cuda, cuda:1, ...") from error
     tasks: Sequence[Task] = (
         problems(domain, PROBLEM_SEED, _PROBLEMS) if prompts is None else _read_prompts(prompts)
     )
