@@ -227,6 +227,8 @@ class _Mailbox:
             request = start(self._put)
         except BaseException as error:
             self._put(error)
+            if not isinstance(error, Exception):
+                raise
             return
         with self._lock:
             self._request = request

@@ -68,6 +68,7 @@ class PairFields(_Settings):
     timeout: float | None = None
     """Seconds until a call is stopped with TimeoutError; also an argument of every call."""
 
+    # The source that was made last, and for which fields.
     _made: tuple[tuple[Any, ...], DecoderSource] | None = PrivateAttr(default=None)
 
     def __init__(self, **arguments: Any) -> None:

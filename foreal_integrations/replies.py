@@ -66,7 +66,7 @@ class ReplySplitter:
     def flush(self) -> list[Piece]:
         """What is still held, at the end of the text."""
         if self._state == "call" and CALL_END in self._held:
-            # It stands in a string that never ends: no JSON, so the tag is one after all.
+            # In a string that never ends, so this is no JSON and the tag is one after all.
             pieces: list[Piece] = []
             self._end_call(self._held.find(CALL_END), pieces)
             return [*pieces, *self.feed(""), *self.flush()]

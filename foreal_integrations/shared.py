@@ -181,7 +181,7 @@ class DecoderSource:
         return {**self.__dict__, "_decoder": None}
 
     def __deepcopy__(self, memo: Any) -> DecoderSource:
-        return self  # nothing about it changes
+        return self  # a copy would load or be given the same decoder
 
     def _load(self) -> FoReaLDecoder:
         from foreal_core import FoReaLDecoder

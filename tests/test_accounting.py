@@ -288,30 +288,6 @@ def test_every_record_adds_up(family: Family, decoder_of: DecoderOf) -> None:
         assert_structure(written)
 
 
-def test_a_part_for_pictures_costs_no_text_anything() -> None:
-    text = {
-        **{"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
-    }
-    picture = {
-        **{"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3},
-        **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
-    }
-    both = AutoModelForCausalLM.from_config(
-        Gemma3Config(
-            text_config=text,
-            vision_config=picture,
-            **{"image_token_index": 299, "boi_token_index": 297, "eoi_token_index": 298},
-            mm_tokens_per_image=4,
-        )
-    )
-    alone = AutoModelForCausalLM.from_config(Gemma3TextConfig(**text))
-    assert sum(p.numel() for p in both.parameters()) > 2 * sum(
-        p.numel() for p in alone.parameters()
-    )
-    assert profile_model(both, "x") == profile_model(alone, "x")
-
-
 @pytest.mark.parametrize("policy", ["leader", "draft", "speculative"])
 def test_the_baselines_records_add_up(policy: str, decoder_of: DecoderOf) -> None:
     for seed, text in enumerate(PROMPTS):

@@ -56,8 +56,7 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
         """The cost record of each call, in the order in which they ended."""
         return self.ledger.records
 
-    @property
-    def with_outer(self) -> Iterator[FoReaLCostCallbackHandler]:
+    def _with_outer(self) -> Iterator[FoReaLCostCallbackHandler]:
         """This handler and those around it."""
         handler: FoReaLCostCallbackHandler | None = self
         while handler is not None:
@@ -66,7 +65,7 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """Charges a call that ran to its end."""
-        for handler in self.with_outer:
+        for handler in self._with_outer():
             if handler._is_first_end(run_id):
                 for generation in itertools.chain.from_iterable(response.generations):
                     if record := record_of(generation):
@@ -74,7 +73,7 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Counts the failure; what the call cost is charged by the model that was stopped."""
-        for handler in self.with_outer:
+        for handler in self._with_outer():
             if isinstance(error, Exception) and handler._is_first_end(run_id):
                 handler.ledger.count_failure()
 
@@ -140,7 +139,7 @@ def ledgers(callbacks: Any, local: Callbacks) -> tuple[CostLedger, ...]:
     for one in per_prompt:
         for handler in CallbackManager.configure(one, local).handlers:
             if isinstance(handler, FoReaLCostCallbackHandler):
-                found.update({id(payer): payer.ledger for payer in handler.with_outer})
+                found.update({id(payer): payer.ledger for payer in handler._with_outer()})
     return tuple(found.values())
 
 

@@ -476,13 +476,16 @@ def test_a_block_inside_a_chain_is_charged_once(make: Make) -> None:
             answer = model.invoke(question)
             with pytest.raises(ContextOverflowError):
                 model.invoke("too long " * 3000)
+            with pytest.raises(TimeoutError):
+                make(**LONG, timeout=0.2).invoke(question)
         bills.append(inner)
         return answer
 
     with get_foreal_cost_callback() as outer:
         RunnableLambda(inside).invoke(QUESTION)
     for bill in (outer, bills[0]):
-        assert (bill.totals()["calls"], bill.totals()["failed"]) == (1, 1)
+        totals = bill.totals()
+        assert [totals[name] for name in ("calls", "stopped_early", "failed")] == [2, 1, 2]
 
 
 # -- cache ---------------------------------------------------------------------------------------

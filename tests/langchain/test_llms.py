@@ -7,7 +7,6 @@ import copy
 import pickle
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,10 @@ def test_what_a_whole_batch_is_refused_for_is_an_exception_of_each(
     llm: FoReaLLLM, tmp_path: Path
 ) -> None:
     missing = FoReaLLLM(leader=str(tmp_path / "a"), draft=str(tmp_path / "b"))
-    for batch in (missing.batch, partial(in_a_loop, missing.abatch)):
-        outcomes = batch(QUESTIONS[:2], return_exceptions=True)
+    for outcomes in (
+        missing.batch(QUESTIONS[:2], return_exceptions=True),
+        asyncio.run(missing.abatch(QUESTIONS[:2], return_exceptions=True)),
+    ):
         assert [type(one) for one in outcomes] == [ModelLoadError, ModelLoadError]
     outcomes = llm.batch(QUESTIONS[:2], return_exceptions=True, lead_count=-1)
     assert [type(one) for one in outcomes] == [ConfigError, ConfigError]
@@ -88,13 +89,6 @@ def test_copies_share_the_decoder_that_was_given_and_pickles_are_refused(llm: Fo
     assert twin.invoke(QUESTION) == llm.invoke(QUESTION)
     with pytest.raises(TypeError, match="leader= and draft="):
         pickle.dumps(llm)
-
-
-def in_a_loop(call: Any, *arguments: Any, **named: Any) -> Any:
-    async def run() -> Any:
-        return await call(*arguments, **named)
-
-    return asyncio.run(run())
 
 
 def test_a_string_becomes_a_user_message(llm: FoReaLLLM, decoder: FoReaLDecoder) -> None:
