@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from toy import FAMILIES, MAX_BATCH_SIZE, PROMPTS, Family, fresh_pair, pair
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.chunks import Chunk
 from foreal_core.events import Author
+from foreal_core.kv_cache import RowCache
 from foreal_core.model_runner import ModelRunner
 from foreal_core.passes import Passes, Round, Work
 from foreal_core.static_passes import WIDEST, StaticPasses
@@ -261,3 +264,74 @@ def test_a_prompt_does_not_take_short_rows_out_of_the_recorded_passes() -> None:
         shared.append(runner.groups(lengths, 4))
         assert runner.groups(lengths, 1) == [range(0, 1), range(1, 2), range(2, 3)]
     assert shared == [[range(0, 2), range(2, 3)], [range(0, 3)]]
+
+
+class PlayedStream:
+    def __init__(self, device: int) -> None:
+        self.device = device
+
+    def wait_stream(self, other: PlayedStream) -> None:
+        """Nothing runs here."""
+
+
+class PlayedCuda:
+    """In place of `torch.cuda` where there is none: two devices, each with a current stream."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.place = 0
+        self.refuses = False
+        self.default = [PlayedStream(place) for place in (0, 1)]
+        self.current = list(self.default)
+        for name in ("device", "stream", "graph", "Stream", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(pool=lambda: "pool"))
+
+    def Stream(self) -> PlayedStream:
+        return PlayedStream(self.place)
+
+    def current_stream(self) -> PlayedStream:
+        return self.current[self.place]
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.place = self.place, device.index
+        try:
+            yield
+        finally:
+            self.place = before
+
+    @contextmanager
+    def stream(self, stream: PlayedStream) -> Iterator[None]:
+        before, self.current[stream.device] = self.current[stream.device], stream
+        try:
+            yield
+        finally:
+            self.current[stream.device] = before
+
+    @contextmanager
+    def graph(self, graph: Any, *, stream: PlayedStream, **settings: Any) -> Iterator[None]:
+        before, self.current[stream.device] = self.current[stream.device], stream
+        if self.refuses:  # as torch's: this thread stays on the stream
+            raise RuntimeError("no recording can begin")
+        yield
+        self.current[stream.device] = before
+
+
+def test_a_pass_is_recorded_on_a_stream_of_its_models_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is asked of CUDA; that it then does it, only a GPU can show."""
+    cuda = PlayedCuda(monkeypatch)
+    passes = StaticPasses(
+        lambda **_: None, RowCache(1, 8), torch.device("cuda", 1), max_rows=1, last_position=7
+    )
+    seen: list[PlayedStream] = []
+    for _ in range(2):
+        passes._captured(lambda: seen.append(cuda.current[1]) or torch.empty(0))
+    assert len(seen) == 6  # two to warm up and one recorded, each time
+    assert all(stream is seen[0] for stream in seen), "recordings that share memory share a stream"
+    assert seen[0].device == 1 and seen[0] is not cuda.default[1]
+    cuda.refuses = True
+    with pytest.raises(RuntimeError, match="no recording"):
+        passes._captured(lambda: torch.empty(0))
+    assert cuda.current == cuda.default
