@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -36,6 +37,11 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("kind") != kind:
         raise ConfigError(f"{path} is no record of the kind {kind!r}. Choose another file.")
     return record
+
+
+def digest(content: Any) -> str:
+    """16 hex digits that change with anything in JSON-safe content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def refuse_other(path: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -11,3 +11,9 @@ def splitmix64(state: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)
+
+
+def problem_seed(seed: int, index: int) -> int:
+    """The seed of one of many problems that are asked under one seed: each has a gate of its own,
+    or all of them would have the same sentences led."""
+    return splitmix64(splitmix64(seed) ^ index) >> 1

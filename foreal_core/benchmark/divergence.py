@@ -13,17 +13,20 @@ from foreal_core.benchmark.subject import Subject
 from foreal_core.events import DRAFT, LEADER
 
 
-def divergences(subject: Subject, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every pair of methods that should have written the same text to a task and did not.
+def divergences(subject: Subject, record: dict[str, Any]) -> dict[str, Any]:
+    """How many pairs of texts that should be the same were "compared", and those that part
+    ("found"), JSON-safe.
 
     In float32 there is none. In bfloat16 a near tie may fall either way; `margins` says how near:
     by how much each model, in one plain pass over the common text, prefers one of the two tokens.
     """
+    compared = 0
     found: dict[tuple[str, frozenset[int]], dict[str, Any]] = {}
     for group in SAME_TEXT:
         written = _texts_by_task(record, group)
         for task, by_method in written.items():
             for one, other in combinations(by_method, 2):
+                compared += 1
                 pair = by_method[one], by_method[other]
                 if pair[0] == pair[1]:
                     continue
@@ -40,7 +43,7 @@ def divergences(subject: Subject, record: dict[str, Any]) -> list[dict[str, Any]
                     entry["tokens"] = [ids[0][at], ids[1][at]]
                     entry["margins"] = _margins(subject, task, ids[0][:at], entry["tokens"])
                 entry["methods"].append([one, other])
-    return list(found.values())
+    return {"compared": compared, "found": list(found.values())}
 
 
 def _texts_by_task(record: dict[str, Any], methods: tuple[str, ...]) -> dict[str, dict[str, int]]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from foreal_core.benchmark.subject import PROBLEM_SEED, Subject
+from foreal_core.benchmark.subject import Subject
 from foreal_core.config import FoReaLConfig
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.events import DRAFT, LEADER, Author, Generation
@@ -51,8 +51,8 @@ class Method(Protocol):
 
     @property
     def learns(self) -> bool: ...
-    def run(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Run:
-        """Writes greedily after all prompts at once."""
+    def run(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Run:
+        """Writes greedily after all prompts at once; `seeds` are of their gates."""
         ...
 
 
@@ -69,13 +69,11 @@ class Ours:
         """Passes are recorded when first met."""
         return self.decoder.static_shapes
 
-    def run(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Run:
+    def run(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Run:
         """See `Method`."""
-        config = FoReaLConfig(seed=PROBLEM_SEED, **self.settings)
+        config = FoReaLConfig(max_new_tokens=max_new_tokens, **self.settings)
         start = time.perf_counter()
-        written: list[Generation] = self.decoder.generate(
-            list(prompts), config, max_new_tokens=max_new_tokens
-        )
+        written = generate_with_seeds(self.decoder, prompts, seeds, config)
         seconds = time.perf_counter() - start
         costs = [one.cost for one in written]
         return Run(
@@ -111,7 +109,7 @@ class Transformers:
     proposed: int | str | None = None
     learns = False
 
-    def run(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Run:
+    def run(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Run:
         """See `Method`."""
         model = self.subject.model(self.author)
         end_ids = sorted(end_of_sequence_ids(model, self.subject.tokenizer))
@@ -181,6 +179,18 @@ class Transformers:
             yield {"assistant_model": draft, **tokenizers}
         finally:
             draft.generation_config = own
+
+
+def generate_with_seeds(
+    decoder: FoReaLDecoder, prompts: Sequence[Prompt], seeds: Sequence[int], config: FoReaLConfig
+) -> list[Generation]:
+    """Writes after all prompts at once, each under a seed of its own: under one seed all gates
+    would open together, and a pass would serve more rows than it does for users."""
+    futures = [
+        decoder.submit(prompt, config, seed=seed)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    return [future.result() for future in futures]
 
 
 class _Watch(StoppingCriteria):

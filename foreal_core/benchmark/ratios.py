@@ -13,9 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from foreal_core import environment
+from foreal_core.benchmark.methods import generate_with_seeds
 from foreal_core.config import FoReaLConfig, PolicyName
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
+from foreal_core.randomness import problem_seed
 
 if TYPE_CHECKING:
     from foreal_core.events import Generation
@@ -129,12 +131,17 @@ def _together(
 ) -> dict[str, Any]:
     """All requests at once against one after another."""
 
+    seeds = [problem_seed(PROBLEM_SEED, index) for index in range(len(prompts))]
+    settings = config.with_overrides(policy=policy)
+
     def together() -> list[Generation]:
-        generations: list[Generation] = decoder.generate(list(prompts), config, policy=policy)
-        return generations
+        return generate_with_seeds(decoder, prompts, seeds, settings)
 
     def one_by_one() -> list[Generation]:
-        return [decoder.generate([ids], config, policy=policy)[0] for ids in prompts]
+        return [
+            decoder.generate(ids, settings, seed=seed)
+            for ids, seed in zip(prompts, seeds, strict=True)
+        ]
 
     together()
     taken = []

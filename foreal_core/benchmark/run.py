@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +22,9 @@ from foreal_core.benchmark.subject import Subject
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.events import DRAFT, LEADER, Author
+from foreal_core.jsonfiles import read_record, refuse_other, write_record
 
-FORMAT = 1
+KIND = "foreal-bench"
 _WARM_UP_TOKENS = 8
 _PASS_REPEATS = 5
 
@@ -48,8 +48,8 @@ def measure(
         **decoder_options: further arguments of FoReaLDecoder.
 
     Raises:
-        ConfigError: `out` holds a record of something else, or a context is longer than the pair
-            takes.
+        ConfigError: `out` holds something else, or the record of something else; or a context is
+            longer than the pair takes.
     """
     started = time.monotonic()
     record = _opened(subject, selection, out, decoder_options)
@@ -102,7 +102,7 @@ def _taken(
     warm_up: bool = False,
 ) -> Record:
     """One measurement: every call of the case, timed and graded."""
-    limit = selection.limit(case)
+    limit = case.limit
     if warm_up and not method.learns:
         limit = min(limit, _WARM_UP_TOKENS)
     runs: list[Run] = []
@@ -112,7 +112,7 @@ def _taken(
     try:
         for numbers in selection.calls(case)[: 1 if warm_up else None]:
             prompts = [subject.prompt(number, case.context) for number in numbers]
-            run = method.run(prompts, limit)
+            run = method.run(prompts, [subject.seed(number) for number in numbers], limit)
             runs.append(run)
             read += _bytes_read(subject, run, prompts)
             if not warm_up:
@@ -198,6 +198,7 @@ def _opened(
     """The record that `out` holds, or a new one."""
     setup = {
         "pair": subject.name,
+        "tasks": subject.digest(),
         "models": environment.models({str(role): name for role, name in subject.sources.items()}),
         "options": options,
         "device": str(subject.leader.device),
@@ -209,15 +210,11 @@ def _opened(
         "cut": selection.cut,
     }
     if out is not None and out.exists():
-        record: Record = json.loads(out.read_text(encoding="utf-8"))
-        if record.get("format") != FORMAT or record["setup"] != setup:
-            raise ConfigError(
-                f"{out} holds another record ({record.get('setup')}), which cannot be gone on with "
-                f"({setup}): give another file, or remove it."
-            )
+        record = read_record(out, KIND)
+        refuse_other(out, record["setup"], setup)
         return record
     return {
-        "format": FORMAT,
+        "kind": KIND,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "setup": setup,
         "machine": environment.machine(),
@@ -228,11 +225,8 @@ def _opened(
 
 
 def _save(record: Record, out: Path | None) -> None:
-    if out is None:
-        return
-    unfinished = out.with_suffix(".part")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(out)
+    if out is not None:
+        write_record(out, record)
 
 
 def _refuse_long_contexts(subject: Subject, selection: Selection) -> None:

@@ -18,11 +18,13 @@ _TRANSFORMERS_OVERHEAD = 1.2
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: a method over some prompts, at once or one after another."""
+    """One measurement: a method over some prompts, at once or one after another; an answer may
+    have `limit` tokens."""
 
     method: str
     batch: int
     context: int
+    limit: int
     repeat: int
 
 
@@ -82,11 +84,13 @@ class Selection:
         """Every measurement, the most telling first: what is compared runs in turn, and each
         repeat begins with another method."""
         for batch, context in self.cells():
+            whole = (batch, context) == (self.batches[0], self.contexts[0])
+            limit = self.max_new_tokens if whole else self.cut
             methods = [name for name in self.methods() if batch == 1 or takes_batches(name)]
             for repeat in range(self.repeats):
                 turn = repeat % max(len(methods), 1)
                 for name in methods[turn:] + methods[:turn]:
-                    yield Case(name, batch, context, repeat)
+                    yield Case(name, batch, context, limit, repeat)
 
     def calls(self, case: Case) -> list[range]:
         """Numbers of the tasks of each call of a case."""
@@ -96,11 +100,6 @@ class Selection:
             range(first + call * case.batch, first + (call + 1) * case.batch)
             for call in range(count)
         ]
-
-    def limit(self, case: Case) -> int:
-        """Tokens that an answer of a case may have."""
-        whole = (case.batch, case.context) == (self.batches[0], self.contexts[0])
-        return self.max_new_tokens if whole else self.cut
 
 
 def estimated_seconds(
@@ -129,8 +128,7 @@ def estimated_seconds(
         return float(wide * batched / one * longer / one)
 
     def seconds(case: Case) -> float:
-        limit = selection.limit(case)
-        length = {author: min(tokens[author], limit) for author in (LEADER, DRAFT)}
+        length = {author: min(tokens[author], case.limit) for author in (LEADER, DRAFT)}
 
         def written(author: str, count: float) -> float:
             return count * cost(author, case.batch, 1, case.context)

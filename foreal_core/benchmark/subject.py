@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from foreal_core import jsonfiles
 from foreal_core.cost import ModelProfile
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
@@ -20,6 +21,7 @@ from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading import load_pair, model_name
 from foreal_core.model_runner import profile_model
+from foreal_core.randomness import problem_seed
 
 BUNDLED = "bundled"
 PROBLEM_SEED = 2024
@@ -99,6 +101,14 @@ class Subject:
     def task(self, number: int) -> Task:
         """Task `number`, from 0; after the last they start again."""
         return self.tasks[number % len(self.tasks)]
+
+    def seed(self, number: int) -> int:
+        """The seed of a task's answers."""
+        return problem_seed(PROBLEM_SEED, number)
+
+    def digest(self) -> str:
+        """16 hex digits that change with any task."""
+        return jsonfiles.digest([task.messages for task in self.tasks])
 
     def prompt(self, number: int, context: int = 0) -> list[int]:
         """A task's token ids, filled up in front to `context` tokens.

@@ -18,7 +18,7 @@ from foreal_core.evaluation.journal import Journal
 from foreal_core.evaluation.record import Answered, EvaluationRecord, sums
 from foreal_core.evaluation.tasks import Task, digest
 from foreal_core.events import Generation
-from foreal_core.randomness import splitmix64
+from foreal_core.randomness import problem_seed
 
 OnAnswer = Callable[[Answered], None]
 
@@ -91,11 +91,6 @@ def identity(
         "models": environment.models(models),
         "batch_size": batch_size,
     }
-
-
-def problem_seed(seed: int, index: int) -> int:
-    """The seed of one problem's response."""
-    return splitmix64(splitmix64(seed) ^ index) >> 1
 
 
 def _ask(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from foreal_core import jsonfiles
 
 
 class Task(Protocol):
@@ -46,5 +46,4 @@ class Question:
 
 def digest(tasks: Sequence[Task]) -> str:
     """16 hex digits that change with any question, its wording to the model, or its answer."""
-    content = [[task.messages, task.answer] for task in tasks]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return jsonfiles.digest([[task.messages, task.answer] for task in tasks])

@@ -37,19 +37,30 @@ _WORTHWHILE = 2.0
 
 @dataclass(frozen=True)
 class Spread:
-    """A median with the smallest and the largest value."""
+    """A median with the smallest and the largest of so many values."""
 
     middle: float
     low: float
     high: float
+    count: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Of at least one value."""
-        return cls(median(values), min(values), max(values))
+        return cls(median(values), min(values), max(values), len(values))
+
+    def against_one(self) -> int:
+        """1 where all of several ratios are above one, -1 where all are below; 0 where they do not
+        agree, or where there is but one, which shows nothing."""
+        if self.count < 2 or self.low <= 1 <= self.high:
+            return 0
+        return 1 if self.low > 1 else -1
 
     def __str__(self) -> str:
         return f"{self.middle:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+_JUDGED = {1: "", 0: ": no difference is shown", -1: ": it does not pay"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Measured:
         tokens: per answer, repeat by repeat.
         answers: how many in all.
         whole: whether answers ran to their end, not to a cut.
+        limit: tokens that an answer may have.
         first_token: median seconds.
         floor: share of the time that copying the bytes that had to be read would take.
         right, graded: answers that are right, of those that somebody could grade.
@@ -74,6 +86,7 @@ class Measured:
     tokens: dict[int, float]
     answers: int
     whole: bool
+    limit: int
     first_token: float
     floor: float
     right: int
@@ -90,12 +103,17 @@ class Measured:
         """Of all rows together."""
         return Spread.of([self.batch / seconds for seconds in self.token_seconds.values()])
 
+    def per_answer(self, other: Measured) -> bool:
+        """Whether the two compare by whole answers; else the token is what can be compared."""
+        return self.whole and other.whole
+
     def times_as_fast_as(self, other: Measured) -> Spread | None:
-        """Per answer where answers are whole, else per token; None without a common repeat."""
+        """By the answer or the token; None without a common repeat."""
         shared = sorted(set(self.seconds) & set(other.seconds))
         if not shared:
             return None
-        mine, others = (one.seconds if self.whole else one.token_seconds for one in (self, other))
+        whole = self.per_answer(other)
+        mine, others = (one.seconds if whole else one.token_seconds for one in (self, other))
         return Spread.of([others[repeat] / mine[repeat] for repeat in shared])
 
 
@@ -122,6 +140,7 @@ def summary(record: Record) -> Cells:
             tokens={e["repeat"]: mean(a["tokens"] for a in e["answers"]) for e in entries},
             answers=len(answers),
             whole=all(answer["finished"] for answer in answers),
+            limit=max(e["limit"] for e in entries),
             first_token=median(answer["first_token"] for answer in answers),
             floor=read / record["copy_bandwidth"] / total,
             right=sum(graded),
@@ -187,8 +206,13 @@ def targets(record: Record) -> list[dict[str, Any]]:
         # The first tokens of an answer, prompt included, are no measure for all of it.
         if aims and alone and batched and alone.whole == batched.whole:
             slow, fast = alone.tokens_per_second, batched.tokens_per_second
-            ratios = [fast.middle / slow.middle, fast.low / slow.high, fast.high / slow.low]
-            found.append(_target(f"{name}: tokens/s, batch 16 / batch 1", Spread(*ratios), 3.0))
+            spread = Spread(
+                fast.middle / slow.middle,
+                fast.low / slow.high,
+                fast.high / slow.low,
+                min(slow.count, fast.count),
+            )
+            found.append(_target(f"{name}: tokens/s, batch 16 / batch 1", spread, 3.0))
     for name, limit in _FLOORS.get(record["setup"]["pair"], {}).items():
         if name in first:
             found.append(
@@ -210,7 +234,6 @@ def _target(what: str, ratio: Spread, limit: float) -> dict[str, Any]:
 
 def _pays_here(cell: Mapping[str, Measured], one: Measured) -> list[str]:
     said = []
-    unit = "per answer" if one.whole else "per token"
     for rival, what in (
         (cell.get(BASELINE), ""),
         (_best_assisted(cell), ", the best of assisted generation"),
@@ -219,10 +242,10 @@ def _pays_here(cell: Mapping[str, Measured], one: Measured) -> list[str]:
         ratio = one.times_as_fast_as(rival) if rival else None
         if ratio is None or rival is None:
             continue
-        judged = "" if ratio.middle >= 1 else ": it does not pay"
+        unit = "per answer" if one.per_answer(rival) else "per token"
         said.append(
             f"{one.method} is {ratio} times as fast {unit} as {rival.method}{what}, at batch "
-            f"{one.batch} and context {one.context}{judged}."
+            f"{one.batch} and context {one.context}{_JUDGED[ratio.against_one()]}."
         )
     leader = cell.get("leader") or cell.get(BASELINE)
     if leader and one.graded and one.whole:
@@ -235,19 +258,23 @@ def _pays_here(cell: Mapping[str, Measured], one: Measured) -> list[str]:
 
 def _pays_by(what: str, series: Mapping[int, Mapping[str, Measured]], name: str) -> list[str]:
     """How the gain over the leader alone goes as the batch or the context grows."""
-    gains: dict[int, float] = {}
+    gains: dict[int, Spread] = {}
     for size, methods in sorted(series.items()):
         alone = [methods[other] for other in ("leader", BASELINE) if other in methods]
         if name in methods and alone:
             best = max(alone, key=lambda one: one.tokens_per_second.middle)
             ratio = methods[name].times_as_fast_as(best)
             if ratio is not None:
-                gains[size] = ratio.middle
+                gains[size] = ratio
     if len(gains) < 2:
         return []
-    listed = ", ".join(f"{gain:.2f} at {size}" for size, gain in gains.items())
-    lost = [size for size, gain in gains.items() if gain < 1]
+    listed = ", ".join(f"{gain.middle:.2f} at {size}" for size, gain in gains.items())
+    judged = {size: gain.against_one() for size, gain in gains.items()}
+    lost = [size for size, how in judged.items() if how < 0]
+    unclear = [str(size) for size, how in judged.items() if how == 0]
     end = f"it stops paying at {lost[0]}" if lost else "it pays at all of them"
+    if unclear:
+        end = f"no difference is shown at {', '.join(unclear)}" + (f"; {end}" if lost else "")
     return [f"{name} against the leader alone, by {what}: {listed} times as fast; {end}."]
 
 

@@ -35,7 +35,8 @@ def table(record: Record) -> str:
     ]
     for (batch, context), methods in summary(record).items():
         whole = all(one.whole for one in methods.values())
-        ends = "to their end" if whole else f"cut at {setup['cut']} tokens or their end"
+        limit = max(one.limit for one in methods.values())
+        ends = "to their end" if whole else f"cut at {limit} tokens or their end"
         lines += ["", f"batch {batch}, context {context}, answers {ends}"]
         lines.append(
             f"  {'method':<20}{'s/answer':>9} {'(min to max)':>18}{'tokens':>7}{'tokens/s':>9}"
@@ -133,13 +134,14 @@ def _pass_lines(record: Record) -> list[str]:
 
 
 def _divergence_lines(record: Record) -> list[str]:
-    found = record.get("divergences")
-    if found is None:
+    texts = record.get("divergences")
+    if texts is None or not texts["compared"]:
         return []
-    if not found:
-        return ["Texts that must be the same are the same, token for token."]
-    lines = ["Texts that must be the same and part (near ties of the number format):"]
-    for entry in found:
+    compared = f"{texts['compared']} pairs of texts that must be the same:"
+    if not texts["found"]:
+        return [f"{compared} all are, token for token."]
+    lines = [f"{compared} these part (near ties of the number format):"]
+    for entry in texts["found"]:
         margins = ", ".join(f"{name} {value:.3g}" for name, value in entry["margins"].items())
         pairs = "; ".join(" / ".join(pair) for pair in entry["methods"])
         lines.append(

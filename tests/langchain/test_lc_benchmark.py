@@ -30,9 +30,9 @@ def test_the_record_tells_what_was_measured(
         measured = record["measured"][name]
         assert measured["together"]["same_text"] and measured["overhead"]["same_text"]
         assert measured["together"]["requests"] == 3
-        for part in ("together", "overhead"):
-            assert len(measured[part]["seconds"]) == 2
-            assert all(value > 0 for each in measured[part]["seconds"] for value in each.values())
+        for part, what in (("together", "seconds_per_token"), ("overhead", "seconds")):
+            assert len(measured[part][what]) == 2
+            assert all(value > 0 for each in measured[part][what] for value in each.values())
         for stream in measured["first_chunk"]["streams"]:
             assert 0 < stream["first_seconds"] <= stream["seconds"] and stream["chunks"] > 5
     printed = capsys.readouterr().out
