@@ -43,6 +43,9 @@ for name, command in COMMANDS.items():
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; an error is one line on stderr."""
+    # Python has None for a stream that the shell closed.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a model may write what the terminal cannot show

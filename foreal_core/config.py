@@ -157,14 +157,15 @@ class FoReaLConfig:
         self, name: str, low: float, high: float, allowed: str, *, open_low: bool = False
     ) -> None:
         value = getattr(self, name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             self._refuse(name, allowed)
-        if value < low or value > high or (open_low and value == low):
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
+        if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
             self._refuse(name, allowed)
+        object.__setattr__(self, name, value)
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         if getattr(self, name) not in choices:

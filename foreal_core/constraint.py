@@ -40,7 +40,8 @@ class ConstraintFactory:
         end_of_sequence: ids that end a text.
 
     Raises:
-        ConfigError: llguidance is not installed, or the tokenizer is not a fast one.
+        ConfigError: llguidance is not installed, no token ends a text, or the tokenizer is not a
+            fast one.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int, end_of_sequence: Sequence[int]) -> None:
@@ -51,6 +52,11 @@ class ConstraintFactory:
             raise ConfigError(
                 "a JSON schema needs the extra 'json': pip install 'foreal-decoding[json]'."
             ) from error
+        if not end_of_sequence:
+            raise ConfigError(
+                "a JSON schema needs a token that ends the text, and this pair has none: set "
+                "eos_token_id in the leader's generation_config or eos_token in its tokenizer."
+            )
         try:
             self._tokenizer = llguidance.hf.from_tokenizer(
                 tokenizer, n_vocab=vocabulary, eos_token=list(end_of_sequence)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias, overload
 
@@ -15,7 +17,7 @@ from foreal_core.engine import Engine, Request
 from foreal_core.errors import ConfigError, ContextOverflowError
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
 from foreal_core.loading import end_of_sequence_ids, load_pair, model_name
-from foreal_core.model_runner import ModelRunner
+from foreal_core.model_runner import ModelRunner, longest_text
 from foreal_core.streams import AsyncTokenStream, Push, TokenStream
 from foreal_core.tokenizer import PairTokenizer
 
@@ -23,6 +25,7 @@ Prompt: TypeAlias = str | Sequence[int]
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 OnDone: TypeAlias = Callable[[Generation | BaseException], None]
 
+_logger = logging.getLogger(__name__)
 _DEFAULT_CONTEXT = 4096
 # Encoding more text than this may hold an event loop up for longer than a few milliseconds.
 _LONG_PROMPT = 16_384
@@ -52,7 +55,8 @@ class FoReaLDecoder:
 
     Raises:
         IncompatibleModelsError: the vocabularies give different meanings to the same ids.
-        UnsupportedModelError: a model's cache cannot be rolled back.
+        UnsupportedModelError: a model's cache cannot be rolled back, or its attention is of a kind
+            that cannot be replaced.
         ConfigError: an argument is out of range.
     """
 
@@ -68,6 +72,11 @@ class FoReaLDecoder:
         static_shapes: bool | None = None,
         compile: bool = False,
     ) -> None:
+        _refuse_unless_loaded(leader, draft, tokenizer)
+        if static_shapes is not None and not isinstance(static_shapes, bool):
+            raise ConfigError(
+                f"static_shapes={static_shapes!r} is not allowed: True, False or None."
+            )
         context = _checked_context(max_context, leader, draft)
         if (
             isinstance(max_batch_size, bool)
@@ -110,8 +119,7 @@ class FoReaLDecoder:
             max_batch_size=max_batch_size,
             max_context=context,
         )
-        # Also at interpreter exit, before the engine's thread would be torn down inside a pass.
-        self._finalizer = weakref.finalize(self, self._engine.close)
+        weakref.finalize(self, self._engine.abandon)
 
     def __deepcopy__(self, memo: Any) -> FoReaLDecoder:
         return self  # copies of what holds it share the one engine
@@ -253,7 +261,8 @@ class FoReaLDecoder:
         future: Future[Generation] = Future()
         end = _and_then(on_done, _resolver(future))
         request = self._engine.submit(ids, _settings(config, overrides), _ignore, end)
-        future.add_done_callback(lambda done: request.cancel())
+        # The decoder lives as long as its futures.
+        future.add_done_callback(partial(_stop, self, request))
         return future
 
     async def agenerate(
@@ -309,7 +318,7 @@ class FoReaLDecoder:
         Args:
             on_done: called once with the Generation or the error that ends the request, right
                 before the stream ends, also where nobody reads or closes it. Runs in the engine's
-                thread: it must return at once and raise nothing.
+                thread: it must return at once; what it raises is logged.
         """
         ids = self.encode(prompt, messages=messages, tools=tools)
         settings = _settings(config, overrides)
@@ -386,6 +395,12 @@ class FoReaLDecoder:
             ids = self._checked_ids(prompt)
         if not ids:
             raise ConfigError("the prompt is empty: at least one token is needed to go on from.")
+        if (largest := max(ids)) >= self._vocab_size:
+            raise ConfigError(
+                f"the prompt's token id {largest} is outside [0, {self._vocab_size - 1}], the "
+                "leader's vocabulary. Where a tokenizer was given tokens that its model lacks, "
+                "call resize_token_embeddings first."
+            )
         if len(ids) >= self.max_context:
             raise ContextOverflowError(
                 f"the prompt has {len(ids)} tokens; the context holds {self.max_context}, and at "
@@ -479,10 +494,10 @@ class FoReaLDecoder:
                     f"the prompt's token id {token!r} is not allowed: an integer in "
                     f"[0, {self._vocab_size - 1}]."
                 )
-            if not 0 <= token < self._vocab_size:
+            if token < 0:
                 raise ConfigError(
-                    f"the prompt's token id {token} is outside [0, {self._vocab_size - 1}], the "
-                    "leader's vocabulary."
+                    f"the prompt's token id {token} is not allowed: an integer in "
+                    f"[0, {self._vocab_size - 1}]."
                 )
         return list(prompt)
 
@@ -495,11 +510,19 @@ def _settings(config: FoReaLConfig | None, overrides: Mapping[str, Any]) -> FoRe
     return (config or FoReaLConfig()).with_overrides(**overrides)
 
 
+def _refuse_unless_loaded(leader: Any, draft: Any, tokenizer: Any) -> None:
+    for author, model in ((LEADER, leader), (DRAFT, draft)):
+        if not hasattr(model, "config"):
+            raise ConfigError(
+                f"the {author} is {model!r}: a model of transformers is needed. "
+                "FoReaLDecoder.from_pretrained loads models by hub id or folder."
+            )
+    if not callable(tokenizer):
+        raise ConfigError(f"the tokenizer is {tokenizer!r}: the leader's own one is needed.")
+
+
 def _checked_context(max_context: int | None, leader: Any, draft: Any) -> int:
-    takes = min(
-        getattr(model.config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_CONTEXT
-        for model in (leader, draft)
-    )
+    takes = min(longest_text(model) or _DEFAULT_CONTEXT for model in (leader, draft))
     if max_context is None:
         return takes
     if isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 2:
@@ -529,6 +552,10 @@ def _is_long(prompt: Any, messages: Any) -> bool:
     return len(str(prompt if messages is None else messages)) > _LONG_PROMPT
 
 
+def _stop(decoder: FoReaLDecoder, request: Request, future: Future[Generation]) -> None:
+    request.cancel()
+
+
 def _ignore(events: list[TokenEvent]) -> None:
     """A whole generation needs no events."""
 
@@ -548,7 +575,11 @@ def _and_then(first: OnDone | None, then: OnDone) -> OnDone:
         return then
 
     def both(end: Generation | BaseException) -> None:
-        first(end)
+        try:
+            first(end)
+        except Exception:
+            # Whoever waits for this request, and all others, must not pay for it.
+            _logger.exception("on_done raised")
         then(end)
 
     return both

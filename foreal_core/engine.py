@@ -8,12 +8,13 @@ sentences while leader rows gather, so a pass of the leader serves as many rows 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import gc
-import os
 import secrets
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence as SequenceOf
 
@@ -28,6 +29,7 @@ from foreal_core.errors import (
     OutOfMemoryError,
 )
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
+from foreal_core.forks import Process
 from foreal_core.model_runner import ModelRunner
 from foreal_core.passes import Passes, Work
 from foreal_core.proposals import least_chance
@@ -37,6 +39,10 @@ from foreal_core.tokenizer import PairTokenizer
 
 # Rows that wait for one model wait for at most this many passes of the other.
 _LONGEST_WAIT = 16
+# What a pass of the leader is taken for when the next one is chosen, in passes of the draft. It
+# takes three to twelve times as long, but rows that wait for it are missing in the draft's passes,
+# of which there are many more (docs/speed.md).
+_LEADER_PASS = 1.5
 
 
 class Request:
@@ -93,7 +99,7 @@ class Engine:
         )
         self._inbox: deque[Request] = deque()
         self._wake = threading.Condition()
-        self._process = os.getpid()
+        self._process = Process()
         self._active: list[Request] = []
         self._free_rows = list(range(max_batch_size))
         self._passes_in_a_row: dict[Author, int] = {LEADER: 0, DRAFT: 0}
@@ -101,6 +107,7 @@ class Engine:
         self._most_rows: dict[Author, int] = {}
         self._closed = False
         self._thread: threading.Thread | None = None
+        _engines.add(self)
 
     # -- from any thread ----------------------------------------------------------------------
 
@@ -117,7 +124,7 @@ class Engine:
             EngineClosedError: `close` was called.
             ConfigError: a JSON schema of the settings cannot be compiled.
         """
-        self._refuse_in_a_fork()
+        self._process.refuse_another()
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
         limit = min(config.max_new_tokens, self.max_context - len(prompt))
         constraint = self._passes.compile(config, prompt, limit)
@@ -136,7 +143,7 @@ class Engine:
 
     def stats(self) -> dict[str, int]:
         """Rows in use, requests that wait for one, rows that are free."""
-        self._refuse_in_a_fork()
+        self._process.refuse_another()
         with self._wake:
             return {
                 "active": len(self._active),
@@ -158,28 +165,24 @@ class Engine:
     def close(self) -> None:
         """Ends all requests with EngineClosedError, gives memory back; may be called again. In a
         forked child it does nothing: threads and requests are the parent's."""
-        if self._is_fork():
+        self.abandon()
+        thread = None if self._process.is_another else self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def abandon(self) -> None:
+        """`close` that does not wait for the engine's thread: what a garbage collector may call,
+        which runs anywhere, also in a thread that holds what the engine's waits for."""
+        # Asked before any lock is taken: the parent's engine may have held it at the fork, and
+        # then nobody in the child ever gives it back.
+        if self._process.is_another:
             return
         with self._wake:
             first, self._closed = not self._closed, True
             self._wake.notify()
-            thread = self._thread
-        if thread is None and first:
+            never_ran = self._thread is None
+        if first and never_ran:
             self._shut_down()
-        elif thread is not None and thread is not threading.current_thread():
-            thread.join()
-
-    def _is_fork(self) -> bool:
-        # Asked before any lock is taken: the parent's engine may have held it at the fork, and
-        # then nobody in the child ever gives it back.
-        return os.getpid() != self._process
-
-    def _refuse_in_a_fork(self) -> None:
-        if self._is_fork():
-            raise EngineClosedError(
-                "this decoder belongs to another process: its engine did not survive the fork. "
-                "Create the FoReaLDecoder after forking, or start processes by spawn."
-            )
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -257,11 +260,9 @@ class Engine:
             self._active.sort(key=lambda request: request.row)
 
     def _choose_author(self, waiting: dict[Author, list[Request]]) -> Author:
-        """The model that serves more rows per byte of weights it reads, so leader rows gather
-        while cheap draft passes finish sentences; none waits for more than a bounded time."""
-        leader, draft = (
-            len(waiting[author]) / self.profiles[author].weight_bytes for author in (LEADER, DRAFT)
-        )
+        """The model that serves more rows for what its pass costs, so that leader rows gather while
+        cheap draft passes finish sentences; none waits for more than a bounded time."""
+        leader, draft = len(waiting[LEADER]) / _LEADER_PASS, len(waiting[DRAFT])
         chosen: Author = DRAFT if draft > leader else LEADER
         other: Author = LEADER if chosen == DRAFT else DRAFT
         if waiting[other] and self._passes_in_a_row[chosen] >= _LONGEST_WAIT:
@@ -281,14 +282,18 @@ class Engine:
         ]
 
     def _pass(self, author: Author, works: list[Work]) -> None:
-        """Runs one pass; on a full device it is halved, and only what does not fit alone fails."""
+        """Runs one pass; one that fails is halved, so that only what fails alone, or does not fit
+        the device alone, ends."""
         try:
             rounds = self._passes.run(author, works)
         except torch.OutOfMemoryError as error:
             self._retry_smaller(author, works, error)
             return
         except Exception as error:
-            self._fail(self._requests(works), _wrapped(error))
+            if len(works) > 1:
+                self._halve(author, works)
+            else:
+                self._fail(self._requests(works), _wrapped(error))
             return
         requests = self._requests(works)
         by_row = {request.row: request for request in requests}
@@ -324,6 +329,11 @@ class Engine:
         by_row = {request.row: request for request in self._active}
         return [by_row[one.row] for one in works]
 
+    def _halve(self, author: Author, works: list[Work]) -> None:
+        half = len(works) // 2
+        self._pass(author, works[:half])
+        self._pass(author, works[half:])
+
     def _retry_smaller(
         self, author: Author, works: list[Work], error: torch.OutOfMemoryError
     ) -> None:
@@ -335,10 +345,8 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(works) > 1:
-            half = len(works) // 2
-            self._most_rows[author] = half
-            self._pass(author, works[:half])
-            self._pass(author, works[half:])
+            self._most_rows[author] = len(works) // 2
+            self._halve(author, works)
             return
         (one,) = works
         self._fail(
@@ -398,6 +406,17 @@ class Engine:
         )
         for runner in self._runners.values():
             runner.restore()
+
+
+# Those that still run when the interpreter exits are closed before their threads would be torn down
+# inside a pass.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for engine in list(_engines):
+        engine.close()
 
 
 def _wrapped(error: Exception) -> FoReaLError:

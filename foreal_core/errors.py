@@ -3,7 +3,7 @@
     FoReaLError
     ├── ConfigError (ValueError)               a setting or an argument is wrong
     ├── ModelLoadError                         a model or tokenizer cannot be loaded
-    │   └── UnsupportedModelError              it loads, but its cache cannot be rolled back
+    │   └── UnsupportedModelError              it loads, but cannot share a text
     ├── IncompatibleModelsError                leader and draft do not share a vocabulary
     ├── ContextOverflowError (RuntimeError)    the prompt leaves no room to write
     ├── OutOfMemoryError (RuntimeError)        one request does not fit the device, even alone
@@ -38,7 +38,8 @@ class ModelLoadError(FoReaLError):
 
 
 class UnsupportedModelError(ModelLoadError):
-    """The model's state cannot be rolled back token by token, so it cannot share a text."""
+    """The model cannot share a text: its state cannot be rolled back token by token, or its
+    attention cannot be replaced by ours."""
 
 
 class IncompatibleModelsError(FoReaLError):

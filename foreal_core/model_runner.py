@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from foreal_core.kv_cache import RowCache
 from foreal_core.lean_pass import LeanPass
 from foreal_core.packed_linear import PackedLinears
 from foreal_core.static_passes import WIDEST, StaticPasses
+from foreal_core.transfer import on_device
 
 # `ModelRunner.pass_tokens`. A CPU computes slowly for its bandwidth, a GPU fast; that of a GPU is a
 # reckoning (about 200 for an H200), not a measurement.
@@ -47,12 +48,12 @@ class ModelRunner:
 
     Attributes:
         static: whether short passes have fixed shapes.
-        one_row_at_a_time: whether rows must not share a pass.
         pass_tokens: what a pass costs beyond its tokens, in tokens: how many of them take as long
             to compute as the weights take to read.
 
     Raises:
-        UnsupportedModelError: the model's state cannot be rolled back token by token.
+        UnsupportedModelError: the model's state cannot be rolled back token by token, or its
+            attention cannot be ours.
     """
 
     def __init__(
@@ -65,20 +66,17 @@ class ModelRunner:
         static: bool | None = None,
         compiled: bool = False,
     ) -> None:
-        _refuse_unless_rollable(model, name)
+        _refuse_unless_supported(model, name)
         self.model = model
         self.profile = profile_model(model, name)
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
         self.cache = RowCache(max_rows, max_slots)
-        # This rope rescales with the longest position in the batch: one row at a time, or
-        # neighbours would change each other's text.
-        self.one_row_at_a_time = _rope_type(model) == "longrope"
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.pass_tokens = _CPU_PASS_TOKENS if self.device.type == "cpu" else _GPU_PASS_TOKENS
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
         if static is None:
             static = self.device.type == "cuda"
-        self.static = static and not self._spread and not self.one_row_at_a_time
+        self.static = static and not self._spread
         self._last_position = max_slots - 1
         self._static_passes = StaticPasses(
             torch.compile(model, dynamic=False) if compiled else model,
@@ -100,8 +98,6 @@ class ModelRunner:
 
     def groups(self, lengths: Sequence[int], most: int) -> list[range]:
         """Which rows share a pass, at most `most`; `lengths` are their new tokens, ascending."""
-        if self.one_row_at_a_time:
-            most = 1
         overhead = self.pass_tokens * (1 if self._lean is None else _LEAN_PADDING)
         # Prompts would take short rows out of the recorded passes.
         short = bisect_right(lengths, WIDEST) if self.static else 0
@@ -137,17 +133,18 @@ class ModelRunner:
             return self._lean(chunks, self.cache)
         if drawn is None:
             padded = [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks]
-            ids = torch.tensor(padded, device=self.device)
+            ids = on_device(list(chain.from_iterable(padded)), self.device)
         else:
             ids = drawn.to(self.device)
-        positions = torch.arange(width, device=self.device)[None, :] + torch.tensor(
-            starts, device=self.device
-        ).unsqueeze(1)
+        positions = (
+            torch.arange(width, device=self.device)[None, :]
+            + on_device(starts, self.device)[:, None]
+        )
         columns = wanted_columns(chunks)
         if self._spread:  # no index is on the right device for a head that is somewhere else
             columns = list(range(columns[0], width))
         are_last = columns[0] == width - len(columns)
-        keep = len(columns) if are_last else torch.tensor(columns, device=self.device)
+        keep = len(columns) if are_last else on_device(columns, self.device)
         ids = ids.view(len(chunks), width)
         # Padding may run past the last position that the model knows; it is never looked at.
         positions.clamp_(max=self._last_position)
@@ -162,7 +159,7 @@ class ModelRunner:
         wanted = wanted_logits(chunks, columns, range(len(chunks)), len(columns))
         if len(wanted) == len(flat):
             return flat
-        return flat[torch.tensor(wanted, device=flat.device, dtype=torch.long)]
+        return flat[on_device(wanted, flat.device, torch.long)]
 
     def rest(self) -> None:
         """Nothing runs: gives the cache's memory back, unless recorded passes live in it."""
@@ -185,7 +182,8 @@ class ModelRunner:
 
 # Models in use: their own attention implementation, and how many runners use them.
 _borrowed: weakref.WeakKeyDictionary[Any, tuple[str, int]] = weakref.WeakKeyDictionary()
-_borrowing = threading.Lock()
+# Re-entrant: the garbage collector may close another decoder while one borrows.
+_borrowing = threading.RLock()
 
 
 def _borrow_attention(model: Any) -> None:
@@ -220,13 +218,10 @@ def profile_model(model: Any, name: str) -> ModelProfile:
             body += module.in_features * module.out_features
         elif isinstance(module, Conv1D):
             body += module.weight.numel()
-    body += _active_expert_parameters(text_model, config)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    body += _router_parameters(text_model, config) + _active_expert_parameters(text_model, config)
     weights = {
         id(weight): weight.numel() * weight.element_size()
-        for weight in itertools.chain(
-            text_model.parameters(), _packed_weights(text_model), (head.weight,)
-        )
+        for weight in chain(text_model.parameters(), _packed_weights(text_model), (head.weight,))
     }
     if embedding.weight is not head.weight:  # a token reads one row of it
         weights.pop(id(embedding.weight), None)
@@ -234,7 +229,7 @@ def profile_model(model: Any, name: str) -> ModelProfile:
         name=name,
         body_parameters=body,
         head_parameters=head_parameters,
-        attention_width=config.num_hidden_layers * config.num_attention_heads * head_dim,
+        attention_width=config.num_hidden_layers * config.num_attention_heads * _head_dim(config),
         weight_bytes=sum(weights.values()),
     )
 
@@ -244,6 +239,30 @@ def _packed_weights(model: Any) -> Iterator[Tensor]:
     for module in model.modules():
         if hasattr(module, "in_features") and not any(True for _ in module.parameters(False)):
             yield from module.buffers(False)
+
+
+def _head_dim(config: Any) -> int:
+    """Width of a head, the mean of keys' and values'; latent attention has two (DeepSeek-V3)."""
+    keys = getattr(config, "qk_head_dim", None)
+    values = getattr(config, "v_head_dim", None)
+    if isinstance(keys, int) and isinstance(values, int):
+        return (keys + values) // 2
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+
+def _router_parameters(model: Any, config: Any) -> int:
+    """Weights [experts, hidden] of routers that are no linear layers of their own."""
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    experts = experts or getattr(config, "n_routed_experts", None)
+    return sum(
+        parameter.numel()
+        for module in model.modules()
+        if not hasattr(module, "in_features")
+        for parameter in module.parameters(recurse=False)
+        if tuple(parameter.shape) == (experts, config.hidden_size)
+    )
 
 
 def _active_expert_parameters(model: Any, config: Any) -> int:
@@ -256,18 +275,28 @@ def _active_expert_parameters(model: Any, config: Any) -> int:
     return int(fused * active // experts)
 
 
-def _rope_type(model: Any) -> str:
-    """The rope type; of models with one per layer type, the first that depends on the batch."""
+def longest_text(model: Any) -> int | None:
+    """Positions that a model takes, as far as its configuration says.
+
+    A "longrope" model takes those that it was first trained on: beyond them it rotates all keys
+    anew, also those that a cache holds.
+    """
+    config = model.config.get_text_config()
+    found: list[int | None] = [getattr(config, "max_position_embeddings", None)]
+    for parameters in _ropes(model):
+        if parameters.get("rope_type") == "longrope":
+            found.append(parameters.get("original_max_position_embeddings"))
+            found.append(getattr(config, "original_max_position_embeddings", None))
+    return min((length for length in found if length), default=None)
+
+
+def _ropes(model: Any) -> list[dict[str, Any]]:
+    """The parameters of its rotary positions; some models have several, by type of layer."""
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [
-        str(one.get("rope_type", "default"))
-        for one in (parameters, *parameters.values())
-        if isinstance(one, dict)
-    ]
-    return next((kind for kind in kinds if kind in ("dynamic", "longrope")), "default")
+    return [one for one in (parameters, *parameters.values()) if isinstance(one, dict)]
 
 
-def _refuse_unless_rollable(model: Any, name: str) -> None:
+def _refuse_unless_supported(model: Any, name: str) -> None:
     config = model.config.get_text_config()
     foreign = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
     reason = None
@@ -278,7 +307,7 @@ def _refuse_unless_rollable(model: Any, name: str) -> None:
             f"it has layers of type {', '.join(foreign)}, whose state cannot be rolled back token "
             "by token"
         )
-    elif _rope_type(model) == "dynamic":
+    elif any(rope.get("rope_type") == "dynamic" for rope in _ropes(model)):
         reason = "its dynamic rope remembers the longest text it has seen"
     elif not getattr(model, "_supports_sdpa", False):
         reason = "its attention does more than PyTorch's SDPA can (soft-capping, sinks)"
@@ -287,6 +316,6 @@ def _refuse_unless_rollable(model: Any, name: str) -> None:
     if reason is not None:
         raise UnsupportedModelError(
             f"{name} ({type(model).__name__}) cannot share a text with another model: {reason}. "
-            "Use a decoder whose layers are all attention, such as Qwen2/2.5/3, Llama, Mistral or "
-            "Gemma3."
+            "Use a decoder whose layers are all plain attention, such as Qwen2/2.5/3, Llama, "
+            "Mistral or Gemma3."
         )

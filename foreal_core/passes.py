@@ -24,6 +24,7 @@ from foreal_core.model_runner import ModelRunner
 from foreal_core.sampling import Draws, draw_on_device, to_host
 from foreal_core.sequence import Plan, Sequence
 from foreal_core.tokenizer import PairTokenizer
+from foreal_core.transfer import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,11 @@ class Passes:
 
     def _chunk(self, author: Author, one: Work) -> Chunk:
         plan = one.plan
-        own = plan.tokens if author == LEADER else self._tokenizer.to_draft(plan.tokens)
-        return Chunk(one.row, plan.start, own, plan.keep)
+        return Chunk(one.row, plan.start, self._read_by(author, plan.tokens), plan.keep)
+
+    def _read_by(self, author: Author, ids: SequenceOf[int]) -> SequenceOf[int]:
+        """Ids of the text as a model reads them."""
+        return ids if author == LEADER else self._tokenizer.to_draft(ids)
 
     # -- draws ----------------------------------------------------------------------------------
 
@@ -132,7 +136,10 @@ class Passes:
             [sequence.config for sequence, _ in wanted],
             [sequence.seed for sequence, _ in wanted],
             [position - sequence.prompt_length for sequence, position in wanted],
-            [sequence.context(position) if penalised else () for sequence, position in wanted],
+            [
+                self._read_by(author, sequence.context(position)) if penalised else ()
+                for sequence, position in wanted
+            ],
         )
 
     def _ahead(self, first: _Drawn) -> list[_Drawn]:
@@ -144,8 +151,8 @@ class Passes:
             assert last.draws is not None
             ends = np.cumsum([one.plan.keep for one in last.works]) - 1
             going = [index for index, more in enumerate(left) if more]
-            columns = torch.tensor([int(ends[index]) for index in going])
-            tokens = last.draws[0, columns.to(last.draws.device)]
+            columns = on_device([int(ends[index]) for index in going], last.draws.device)
+            tokens = last.draws[0, columns]
             works = []
             for one in (last.works[index] for index in going):
                 end = one.plan.start + len(one.plan.tokens)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.randomness import splitmix64
+from foreal_core.transfer import on_device
 
 _MASK32 = 0xFFFFFFFF
 
@@ -54,8 +55,8 @@ def draw(
         settings: one per row.
         seeds: the request's seed, one per row.
         positions: index of the token in the completion, one per row.
-        contexts: all ids before that token, prompt included; read only where the row has a
-            repetition penalty.
+        contexts: all ids before that token, prompt included, as the model reads them; looked at
+            only where the row has a repetition penalty.
 
     Rows with temperature 0 take the arg-max. Warping follows transformers' order: repetition
     penalty, temperature, top-k, top-p, min-p.
@@ -84,7 +85,7 @@ def draw_on_device(
         tokens = logits.argmax(dim=-1)
     sampled = [row for row, s in enumerate(settings) if s.temperature > 0]
     if sampled:
-        rows = torch.tensor(sampled, device=logits.device)
+        rows = on_device(sampled, logits.device)
         scores = _warped(logits[rows].float(), [settings[row] for row in sampled])
         noise = gumbel_noise(
             [seeds[row] for row in sampled],
@@ -104,8 +105,8 @@ def gumbel_noise(
         splitmix64(splitmix64(seed) ^ ~position & (2**64 - 1))
         for seed, position in zip(seeds, positions, strict=True)
     ]
-    low = torch.tensor([key & _MASK32 for key in keys], device=device)[:, None]
-    high = torch.tensor([key >> 32 for key in keys], device=device)[:, None]
+    low = on_device([key & _MASK32 for key in keys], device)[:, None]
+    high = on_device([key >> 32 for key in keys], device)[:, None]
     ids = torch.arange(vocabulary, device=device)[None, :]
     bits = _lowbias32(_lowbias32(ids ^ low) ^ high)
     uniform = (bits.double() + 0.5) * 2.0**-32
@@ -129,8 +130,8 @@ def _penalised(
     for row, (setting, context) in enumerate(zip(settings, contexts, strict=True)):
         if setting.repetition_penalty == 1.0:
             continue
-        seen = torch.tensor(sorted(set(context)), device=logits.device)
-        seen = seen[seen < logits.shape[-1]]
+        known = sorted(token for token in set(context) if token < logits.shape[-1])
+        seen = on_device(known, logits.device, torch.long)
         values = logits[row, seen]
         penalty = setting.repetition_penalty
         logits[row, seen] = torch.where(values < 0, values * penalty, values / penalty)
@@ -140,7 +141,7 @@ def _penalised(
 def _warped(logits: Tensor, settings: Sequence[FoReaLConfig]) -> Tensor:
     """Temperature and truncation, [R, V] float32; dropped ids get -inf."""
     device = logits.device
-    temperature = torch.tensor([s.temperature for s in settings], device=device)[:, None]
+    temperature = on_device([s.temperature for s in settings], device)[:, None]
     # The largest score is 0 whatever the temperature: a tiny one must not overflow.
     scores = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     if all(s.top_k == 0 and s.top_p == 1.0 and s.min_p == 0.0 for s in settings):
@@ -148,15 +149,15 @@ def _warped(logits: Tensor, settings: Sequence[FoReaLConfig]) -> Tensor:
     vocabulary = scores.shape[-1]
     ordered, order = scores.sort(dim=-1, descending=True)
     rank = torch.arange(vocabulary, device=device)[None, :]
-    top_k = torch.tensor([s.top_k or vocabulary for s in settings], device=device)[:, None]
-    ordered = ordered.masked_fill(rank >= top_k, -torch.inf)
+    top_k = [min(s.top_k or vocabulary, vocabulary) for s in settings]
+    ordered = ordered.masked_fill(rank >= on_device(top_k, device)[:, None], -torch.inf)
     probabilities = ordered.softmax(dim=-1)
-    top_p = torch.tensor([s.top_p for s in settings], device=device)[:, None]
+    top_p = on_device([s.top_p for s in settings], device)[:, None]
     # A token stays while the likelier ones before it do not fill the nucleus; 1.0 keeps all,
     # rounding of the cumulative sum included. The likeliest always stays.
     before = probabilities.cumsum(dim=-1) - probabilities
     dropped = (before >= top_p) & (top_p < 1.0) & (rank > 0)
-    min_p = torch.tensor([s.min_p for s in settings], device=device)[:, None]
+    min_p = on_device([s.min_p for s in settings], device)[:, None]
     dropped |= probabilities < min_p * probabilities[:, :1]
     ordered = ordered.masked_fill(dropped, -torch.inf)
     return torch.empty_like(scores).scatter_(1, order, ordered)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from foreal_core.chunks import Chunk, wanted_columns, wanted_logits
 from foreal_core.kv_cache import SPARE_SLOTS, RowCache, power_of_two
+from foreal_core.transfer import on_device
 
 WIDEST = 32  # tokens of a row; longer passes are prompts, and seldom meet the same shape again
 _SMALLEST_VIEW = 256
@@ -100,12 +101,12 @@ class StaticPasses:
         inputs.copy_(self._filled(shape, chunks, columns), non_blocking=True)
         if drawn is not None:
             ids, _, _ = _parts(inputs, shape)
-            ids[:, 0].index_copy_(0, torch.tensor(rows, device=self._device), drawn)
+            ids[:, 0].index_copy_(0, on_device(rows, self._device), drawn)
         logits = run().flatten(0, 1)
         wanted = wanted_logits(chunks, columns, rows, shape.kept)
         if len(wanted) == len(logits):
             return logits
-        return logits[torch.tensor(wanted, device=logits.device, dtype=torch.long)]
+        return logits[on_device(wanted, logits.device, torch.long)]
 
     def clear(self) -> None:
         """Forgets all recordings and gives their memory back."""
@@ -118,7 +119,8 @@ class StaticPasses:
         width = power_of_two(max(len(chunk.tokens) for chunk in chunks))
         rows = min(power_of_two(chunks[-1].row + 1), self._max_rows)
         view = max(chunk.start for chunk in chunks) + width
-        self._cache.reserve(rows, view)
+        # Padding behind the context lies in the spare slots: it is no reason to grow.
+        self._cache.reserve(rows, min(view, self._last_position + 1))
         view = min(max(power_of_two(view), _SMALLEST_VIEW), self._cache.slots)
         return Shape(rows, width, min(power_of_two(columns), width), view)
 

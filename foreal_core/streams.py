@@ -17,6 +17,7 @@ from typing import Protocol
 
 from foreal_core.errors import FoReaLError
 from foreal_core.events import Generation, TokenEvent
+from foreal_core.forks import Process
 
 Item = list[TokenEvent] | Generation | BaseException
 Push = Callable[[Item], None]
@@ -67,14 +68,15 @@ class _Outcome:
 class TokenStream(Iterator[TokenEvent]):
     """Token events of one request; also a context manager that closes it.
 
-    May be consumed in another thread than the one that made it. Iterating raises the error that
-    ended the request, if one did.
+    May be consumed in another thread than the one that made it, but not in a forked child
+    (EngineClosedError). Iterating raises the error that ended the request, if one did.
     """
 
     def __init__(self, start: Start) -> None:
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._ready: deque[TokenEvent] = deque()
         self._outcome = _Outcome()
+        self._process = Process()
         # `start` holds the decoder, which lives as long as its streams.
         self._start = start
         self._request = start(self._items.put)
@@ -84,6 +86,7 @@ class TokenStream(Iterator[TokenEvent]):
             if self._outcome.ended:
                 self._outcome.raise_if_failed()
                 raise StopIteration
+            self._process.refuse_another()
             self._outcome.absorb(self._items.get(), self._ready)
         return self._ready.popleft()
 
@@ -104,8 +107,11 @@ class TokenStream(Iterator[TokenEvent]):
     def close(self) -> None:
         """Stops the request within one step; `result` then has the text so far and its cost.
 
-        For the thread that reads the stream; others `cancel`.
+        For the thread that reads the stream; others `cancel`. In a forked child it does nothing:
+        the request is the parent's.
         """
+        if self._process.is_another:
+            return
         self._request.cancel()
         while not self._outcome.ended:
             self._outcome.absorb(self._items.get(), self._ready)
@@ -215,6 +221,7 @@ class _Mailbox:
     """
 
     def __init__(self) -> None:
+        self._process = Process()
         self._lock = threading.Lock()
         self._items: deque[Item] = deque()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -244,6 +251,7 @@ class _Mailbox:
             request.cancel()
 
     async def get(self) -> Item:
+        self._process.refuse_another()
         while True:
             with self._lock:
                 if self._items:

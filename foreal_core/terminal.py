@@ -16,6 +16,7 @@ from rich.text import Text
 
 from foreal_core.cost import TOKEN_KINDS
 from foreal_core.events import DRAFT, LEADER, Author, TokenEvent
+from foreal_core.report.numbers import scaled
 
 # Blue and vermilion of Okabe and Ito's palette: told apart with every kind of colour vision and
 # legible on light and dark grounds; the leader is bold as well.
@@ -40,6 +41,7 @@ _TESTS_NOTE = (
     "diminish), per length of the response (global). One-sided sign-flip tests over responses."
 )
 _FEW_TOKENS = 8
+_LABEL_WIDTH = 14
 _KIND_LABELS = {"catch_up": "catch-up"}
 
 
@@ -117,7 +119,7 @@ def eval_view(record: Mapping[str, Any]) -> list[RenderableType]:
     table = _table("all answers", LEADER, DRAFT, "total", "leader alone", "ratio")
     for label, key, unit in _COUNTS:
         _add_count(table, label, record[key], unit)
-    alone = [_scaled(record["weight_bytes_alone"][key], "B") for key in (LEADER, DRAFT, "total")]
+    alone = [scaled(record["weight_bytes_alone"][key], "B") for key in (LEADER, DRAFT, "total")]
     table.add_row("the same, one at a time", *alone, "", "")
     return [result, table, Text(_COUNTS_NOTE, "dim")]
 
@@ -174,9 +176,10 @@ def bench_view(record: Mapping[str, Any]) -> list[RenderableType]:
 
 def _table(label: str, *values: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(label)
+    # Where the terminal is too narrow, text is folded: none of it may be lost.
+    table.add_column(label, min_width=_LABEL_WIDTH, overflow="fold")
     for heading in values:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", overflow="fold")
     return table
 
 
@@ -194,22 +197,12 @@ def _add_tokens(table: Table, record: Mapping[str, Any]) -> None:
 def _add_count(table: Table, label: str, count: Mapping[str, float], unit: str) -> None:
     alone = count["leader_only"]
     ratio = f"{count['total'] / alone:.2f}" if alone else "-"
-    values = [_scaled(count[key], unit) for key in (LEADER, DRAFT, "total")]
-    table.add_row(label, *values, _scaled(alone, unit), ratio)
+    values = [scaled(count[key], unit) for key in (LEADER, DRAFT, "total")]
+    table.add_row(label, *values, scaled(alone, unit), ratio)
 
 
 def _summed(leader: int, draft: int) -> tuple[str, str, str]:
     return str(leader), str(draft), str(leader + draft)
-
-
-def _scaled(value: float, unit: str) -> str:
-    """Three digits and an SI prefix: 1.23 G."""
-    for prefix in ("", "k", "M", "G", "T", "P", "E"):
-        if abs(value) < 999.5 or prefix == "E":
-            break
-        value /= 1000
-    digits = f"{value:#.3g}".rstrip(".") if value else "0"
-    return f"{digits} {prefix}{unit}".rstrip()
 
 
 def _times(record: Mapping[str, Any]) -> str:

@@ -1,14 +1,27 @@
-"""The thinking before an answer: its marks, where it is over, text that opens a thought."""
+"""The thinking before an answer: its marks, where it begins and is over, text that opens a
+thought."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foreal_core.tokenizer import PairTokenizer
 
 THINK_START, THINK_END = "<think>", "</think>"
+
+
+def answer_of(text: str) -> str:
+    """What stands after the thinking; nothing where that has not ended."""
+    _, end, answer = text.rpartition(THINK_END)
+    return "" if not end and THINK_START in answer else answer
+
+
+def opens_thinking(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Whether a prompt ends inside a thinking part, as templates of reasoning models make it."""
+    tail = str(tokenizer.decode(list(ids[-16:]), skip_special_tokens=False))
+    return tail.rstrip().endswith(THINK_START)
 
 
 def opening_ids(opening: str, context: Sequence[int], tokenizer: PairTokenizer) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from foreal_core import ConfigError, FoReaLConfig
@@ -54,13 +54,13 @@ def chosen_tools(tools: Sequence[dict[str, Any]], choice: Any) -> tuple[list[dic
     Args:
         tools: OpenAI's JSON.
         choice: None, False or "auto" leaves it to the model, "none" hides the tools; True, "any",
-            "required", a tool's name or OpenAI's JSON of it force a call.
+            "required", a tool's name or OpenAI's JSON of it force a call; {"type": "any"} is "any".
 
     Raises:
         ConfigError: `choice` is no tool's name.
     """
     if isinstance(choice, Mapping):
-        choice = choice.get("function", choice).get("name")
+        choice = _named(choice)
     if choice in (None, False, "auto"):
         return list(tools), False
     if choice == "none":
@@ -74,6 +74,19 @@ def chosen_tools(tools: Sequence[dict[str, Any]], choice: Any) -> tuple[list[dic
             f"tool_choice={choice!r} is not allowed: auto, any, required, none or one of {names}."
         )
     return named, True
+
+
+def _named(choice: Mapping[str, Any]) -> Any:
+    """The tool's name of a choice in JSON, or the kind of choice that it is."""
+    function = choice.get("function", choice)
+    if isinstance(function, Mapping) and function.get("name"):
+        return function["name"]
+    if choice.get("type") in ("auto", "any", "required", "none"):
+        return choice["type"]
+    raise ConfigError(
+        f"tool_choice={dict(choice)!r} is not allowed: a tool's name, "
+        '{"type": "function", "function": {"name": ...}}, auto, any, required or none.'
+    )
 
 
 def held_to_calls(
@@ -128,11 +141,61 @@ def _moved(schema: Any, place: str) -> Any:
     return [_moved(part, place) for part in schema] if isinstance(schema, list) else schema
 
 
+# What says more of the very object that a schema describes.
+_BRANCHES = ("allOf", "anyOf", "oneOf")
+_CONDITIONS = ("if", "then", "else", "not", "dependentSchemas")
+
+
 def closed(schema: Any) -> Any:
-    """The schema without room for properties that it does not name: no function takes them."""
-    if isinstance(schema, Mapping):
-        parts = {name: closed(part) for name, part in schema.items()}
-        if parts.get("type") == "object" and "properties" in parts:
-            parts.setdefault("additionalProperties", False)
-        return parts
-    return [closed(part) for part in schema] if isinstance(schema, list) else schema
+    """The schema without room for properties that it does not name: no function takes them.
+
+    Where several schemas describe one object each names its own properties, so those stay open.
+    """
+    return _closed(schema, frozenset(_shared_references(schema)), shared=False)
+
+
+def _closed(schema: Any, open_references: Collection[str], *, shared: bool) -> Any:
+    if isinstance(schema, list):
+        return [_closed(part, open_references, shared=False) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    shared = shared or _is_shared(schema)
+    parts: dict[str, Any] = {}
+    for name, part in schema.items():
+        if name in _BRANCHES and isinstance(part, list):
+            parts[name] = [_closed(one, open_references, shared=shared) for one in part]
+        elif name in _CONDITIONS:
+            parts[name] = part
+        elif name in ("properties", "$defs", "definitions") and isinstance(part, Mapping):
+            parts[name] = {
+                key: _closed(one, open_references, shared=f"#/{name}/{key}" in open_references)
+                for key, one in part.items()
+            }
+        else:
+            parts[name] = _closed(part, open_references, shared=False)
+    if schema.get("type") == "object" and "properties" in schema and not shared:
+        parts.setdefault("additionalProperties", False)
+    return parts
+
+
+def _is_shared(schema: Mapping[str, Any]) -> bool:
+    """Whether several parts of this schema describe one object."""
+    telling = ("properties", "$ref", *_BRANCHES, *_CONDITIONS)
+    return sum(name in schema for name in telling) > 1 or len(schema.get("allOf") or ()) > 1
+
+
+def _shared_references(schema: Any, *, shared: bool = False) -> Iterator[str]:
+    """References of schemas that describe one object together with others."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _shared_references(part)
+    elif isinstance(schema, Mapping):
+        shared = shared or _is_shared(schema)
+        if shared and isinstance(schema.get("$ref"), str):
+            yield schema["$ref"]
+        for name, part in schema.items():
+            if name in _BRANCHES and isinstance(part, list):
+                for one in part:
+                    yield from _shared_references(one, shared=shared)
+            else:
+                yield from _shared_references(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,7 +143,9 @@ class PairFields(_Settings):
 
 def check_timeout(timeout: Any) -> None:
     """Raises ConfigError for what is no time-out."""
-    if timeout is not None and (
-        isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0
-    ):
-        raise ConfigError(f"timeout={timeout!r} is not allowed: it must be seconds > 0, or None.")
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and 0 < timeout <= threading.TIMEOUT_MAX):
+        raise ConfigError(
+            f"timeout={timeout!r} is not allowed: it must be seconds > 0 (at most "
+            f"{threading.TIMEOUT_MAX:.0f}), or None."
+        )

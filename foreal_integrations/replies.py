@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from foreal_core.thinking import THINK_END, THINK_START
-
-if TYPE_CHECKING:
-    from foreal_core import FoReaLDecoder
 
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 
@@ -201,7 +197,9 @@ def parse_call(body: str) -> ToolCall | BrokenCall:
     if not isinstance(given, str) or not given:
         return broken('the tool call is no object with a "name"')
     name = given
-    arguments = call.get("arguments", call.get("parameters", {}))
+    arguments = call.get("arguments", call.get("parameters"))
+    if arguments in (None, ""):  # of a function that takes none
+        arguments = {}
     if isinstance(arguments, str):  # some models quote the object once more
         try:
             arguments = json.loads(arguments, strict=False)
@@ -253,9 +251,3 @@ def _part(piece: Piece) -> Part:
     if piece.kind == "broken_tool_call":
         return BrokenCall(None, CALL_START + piece.text, "the text ended inside the tool call")
     return piece
-
-
-def opens_thinking(decoder: FoReaLDecoder, ids: Sequence[int]) -> bool:
-    """Whether a prompt ends inside a thinking part, as templates of reasoning models make it."""
-    tail = str(decoder.tokenizer.decode(list(ids[-16:]), skip_special_tokens=False))
-    return tail.rstrip().endswith(THINK_START)

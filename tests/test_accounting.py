@@ -10,12 +10,22 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from reference import Reference, assert_structure, random_prompt, random_settings
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy import FAMILIES, PROMPTS, Family, Pair, build_model, fresh_pair, pair, tokenizer, weakened
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.model_runner import profile_model
@@ -375,3 +385,36 @@ def test_a_cancelled_request_still_has_its_cost() -> None:
         cost = stream.result.cost.to_dict()
         assert cost["flops"]["total"] == pytest.approx(leader.flops + draft.flops, rel=0.01)
         assert cost["forward_passes"] == {"leader": leader.passes, "draft": draft.passes}
+
+
+def test_latent_attention_and_routers_are_counted() -> None:
+    """DeepSeek-V3's heads are wider for keys than for values; routers are no linear layers."""
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "vocab_size": 70, "max_position_embeddings": 512}
+    latent = DeepseekV3Config(
+        **shape,
+        num_key_value_heads=4,
+        first_k_dense_replace=2,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+    )
+    routed = Qwen3MoeConfig(
+        **shape,
+        num_key_value_heads=2,
+        head_dim=8,
+        moe_intermediate_size=48,
+        num_experts=8,
+        num_experts_per_tok=2,
+    )
+    model = DeepseekV3ForCausalLM(latent).eval()
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.arange(64)[None], logits_to_keep=1)
+    counted = profile_model(model, "a model").flops(64, 64 * 64, 1)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
+    # torch counts no products of groups, so by hand: attention, routers, two experts of eight.
+    per_layer = 2 * 32 * 32 + 2 * 32 * 16 + 8 * 32 + 2 * 3 * 32 * 48
+    assert profile_model(Qwen3MoeForCausalLM(routed), "a model").body_parameters == 2 * per_layer

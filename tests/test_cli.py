@@ -399,3 +399,31 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait(timeout=120) == cli.EXIT_BROKEN_PIPE
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_streams_that_the_shell_closed(closed: str) -> None:
+    command = f"{sys.executable} -m foreal_core generate {'-' if '<' in closed else 'Hi'}"
+    run = subprocess.run(
+        ["bash", "-c", f"{command} --max-new-tokens 3 {closed}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "<" in closed:
+        assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+        assert "standard input is closed" in run.stderr
+    else:
+        assert run.returncode == 0 and "written FLOPs" in run.stderr
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_no_label_and_no_number_is_lost_where_it_is_narrow(width: int) -> None:
+    out = io.StringIO()
+    for part in terminal.cost_view(_generation().cost.to_dict()):
+        Console(file=out, width=width).print(part)
+    shown = out.getvalue()
+    assert "\u2026" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    for word in ("written", "prefill", "catch-up", "discarded"):
+        assert word in shown

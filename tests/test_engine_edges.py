@@ -6,12 +6,15 @@ import gc
 import os
 import signal
 import threading
+from random import Random
 from typing import Any
 
 import pytest
-from toy import fresh_pair, pair
+import torch
+from toy import SPECIALS, fresh_pair, pair, tokenizer
+from transformers import Phi3Config, Phi3ForCausalLM
 
-from foreal_core import EngineClosedError, FoReaLDecoder
+from foreal_core import ConfigError, EngineClosedError, FoReaLDecoder, FoReaLError, model_runner
 
 PROMPT = pair("qwen2").tokenizer("Wait").input_ids
 
@@ -115,3 +118,185 @@ def test_a_forked_child_is_told_so() -> None:
         _, status = os.waitpid(child, 0)
         assert decoder.generate(PROMPT, max_new_tokens=2).token_ids
     assert os.waitstatus_to_exitcode(status) == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_stream_in_a_forked_child_does_not_wait_for_ever() -> None:
+    with new_decoder() as decoder:
+        stream = decoder.stream(PROMPT, max_new_tokens=400, policy="leader")
+        next(stream)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            stream.close()
+            try:
+                while True:
+                    next(stream)
+            except EngineClosedError:
+                os._exit(7)
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        stream.close()
+        assert stream.result.finish_reason == "cancelled"
+    assert os.waitstatus_to_exitcode(status) == 7
+
+
+def test_what_is_wrong_with_one_request_ends_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is, and whichever requests share its passes."""
+    with new_decoder() as decoder:
+        run = decoder._engine._passes.run
+
+        def broken(author: Any, works: Any) -> Any:
+            if any(one.sequence.seed == 13 for one in works):
+                raise ValueError("thirteen")
+            return run(author, works)
+
+        settings: dict[str, Any] = {"max_new_tokens": 20, "temperature": 1.0}
+        seeds = (11, 12, 13, 14, 15)
+        alone = {
+            seed: decoder.generate(PROMPT, seed=seed, **settings) for seed in seeds if seed != 13
+        }
+        monkeypatch.setattr(decoder._engine._passes, "run", broken)
+        futures = {seed: decoder.submit(PROMPT, seed=seed, **settings) for seed in seeds}
+        with pytest.raises(FoReaLError, match="thirteen"):
+            futures.pop(13).result()
+        for seed, future in futures.items():
+            assert future.result().token_ids == alone[seed].token_ids
+
+
+def test_numbers_beyond_all_measure_do_no_harm() -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+    with new_decoder() as decoder:
+        everything = decoder.generate(PROMPT, **settings)
+        assert decoder.generate(PROMPT, top_k=10**20, **settings).token_ids == everything.token_ids
+        assert decoder.generate(PROMPT, **{**settings, "temperature": 10**30}).token_ids
+        with pytest.raises(ConfigError, match=r"temperature.*finite"):
+            decoder.generate(PROMPT, **{**settings, "temperature": 10**400})
+
+
+def test_a_callback_that_raises_ends_nobody_elses_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(end: Any) -> None:
+        raise RuntimeError("of the user")
+
+    with new_decoder() as decoder:
+        neighbour = decoder.submit(PROMPT, max_new_tokens=60, policy="leader")
+        stream = decoder.stream(PROMPT, max_new_tokens=5, on_done=fail)
+        assert len(list(stream)) == len(stream.result.token_ids)
+        assert decoder.submit(PROMPT, max_new_tokens=5, on_done=fail).result().token_ids
+        assert neighbour.result().token_ids
+    assert caplog.text.count("RuntimeError: of the user") == 2
+
+
+def test_a_future_keeps_its_decoder_alive() -> None:
+    future = new_decoder().submit(PROMPT, max_new_tokens=40, seed=1)
+    gc.collect()
+    assert future.result().token_ids
+
+
+def test_the_garbage_collector_waits_for_no_engine() -> None:
+    """It may run in a thread that holds what the engine's thread needs for its end."""
+    two = fresh_pair("qwen2")
+    own = two.leader.config._attn_implementation
+    decoder: Any = FoReaLDecoder(two.leader, two.draft, two.tokenizer)
+    decoder.generate(PROMPT, max_new_tokens=2)
+    thread = decoder._engine._thread
+    decoder.itself = decoder  # only the collector frees it
+    collected = threading.Event()
+
+    def collect() -> None:
+        with model_runner._borrowing:
+            gc.collect()
+        collected.set()
+
+    del decoder
+    threading.Thread(target=collect, daemon=True).start()
+    assert collected.wait(60)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert two.leader.config._attn_implementation == own
+
+
+def test_tokens_that_the_leader_lacks_are_refused() -> None:
+    """A tokenizer may have been given tokens, and its model not."""
+    two = fresh_pair("qwen2")
+    two.tokenizer.add_tokens(["<new>"])
+    two.draft.resize_token_embeddings(len(two.tokenizer), mean_resizing=False)
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer) as decoder:
+        for prompt in ("Wait<new>", [*PROMPT, len(two.tokenizer) - 1]):
+            with pytest.raises(ConfigError, match=r"outside.*resize_token_embeddings"):
+                decoder.generate(prompt)
+        assert decoder.generate(PROMPT, max_new_tokens=2).token_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("some/model", "some/draft", None), "leader is 'some/model'.*from_pretrained"),
+        ((None, None, "tokenizer"), "tokenizer is 'tokenizer'"),
+    ],
+)
+def test_what_is_no_model_is_refused(arguments: tuple[Any, ...], what: str) -> None:
+    two = pair("qwen2")
+    leader, draft, tokenizer = arguments
+    with pytest.raises(ConfigError, match=what):
+        FoReaLDecoder(leader or two.leader, draft or two.draft, tokenizer or two.tokenizer)
+
+
+def test_a_rope_that_turns_keys_anew_ends_the_context() -> None:
+    """Phi-3's: beyond the positions that it was first trained on, cached keys would be wrong."""
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+    rope |= {"rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 6.0]}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = Phi3Config(
+        vocab_size=len(pair("qwen2").tokenizer),
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        original_max_position_embeddings=32,
+        rope_parameters=rope,
+        pad_token_id=1,
+        eos_token_id=0,
+        **shape,
+    )
+    torch.manual_seed(3)
+    model = Phi3ForCausalLM(config).eval()
+    with FoReaLDecoder(model, model, pair("qwen2").tokenizer) as decoder:
+        assert decoder.max_context == 32
+        written = decoder.generate(PROMPT, max_new_tokens=100, policy="speculative")
+        assert len(PROMPT) + len(written.token_ids) <= 32
+    with pytest.raises(ConfigError, match="at most 32 positions"):
+        FoReaLDecoder(model, model, pair("qwen2").tokenizer, max_context=64)
+
+
+def test_a_penalty_is_for_what_the_draft_reads() -> None:
+    """Its end and its padding have other ids than the leader's, and prompts hold them."""
+    swapped = {0: 1, 1: 0}
+    own = fresh_pair("llama").draft
+    two = fresh_pair("llama")
+    with torch.no_grad():
+        for model in (own, two.draft):
+            matrices = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+            for weight in {id(one): one for one in matrices}.values():
+                weight[[0, 1]] = weight[[1, 0]].clone()
+            for config in (model.config, model.generation_config):
+                config.eos_token_id, config.pad_token_id = 1, 0
+    draft_tokenizer = tokenizer((SPECIALS[1], SPECIALS[0], *SPECIALS[2:]))
+    draft_tokenizer.eos_token, draft_tokenizer.pad_token = SPECIALS[0], SPECIALS[1]
+    settings: dict[str, Any] = {"repetition_penalty": 1.5, "max_new_tokens": 40}
+    with FoReaLDecoder(
+        two.leader, two.draft, two.tokenizer, draft_tokenizer=draft_tokenizer
+    ) as decoder:
+        for seed in range(20):
+            rng = Random(seed)
+            prompt = [5, 6, 0, 3, *(rng.randrange(4, 60) for _ in range(6))]
+            written = decoder.generate(prompt, lead_probability=0.0, seed=1, **settings)
+            ids = torch.tensor([[swapped.get(token, token) for token in prompt]])
+            expected = own.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                suppress_tokens=[0],
+                **settings,
+            )[0, len(prompt) :].tolist()
+            assert list(written.token_ids) == [swapped.get(token, token) for token in expected]

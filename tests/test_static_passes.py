@@ -18,7 +18,7 @@ from toy import FAMILIES, MAX_BATCH_SIZE, PROMPTS, Family, fresh_pair, pair
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.chunks import Chunk
 from foreal_core.events import Author
-from foreal_core.kv_cache import RowCache
+from foreal_core.kv_cache import SPARE_SLOTS, RowCache
 from foreal_core.model_runner import ModelRunner
 from foreal_core.passes import Passes, Round, Work
 from foreal_core.static_passes import WIDEST, StaticPasses
@@ -335,3 +335,17 @@ def test_a_pass_is_recorded_on_a_stream_of_its_models_device(
     with pytest.raises(RuntimeError, match="no recording"):
         passes._captured(lambda: torch.empty(0))
     assert cuda.current == cuda.default
+
+
+def test_padding_behind_the_context_is_no_reason_to_grow() -> None:
+    """Growing would move the cache, and every recorded pass with it would have to be made anew."""
+    two = fresh_pair("mistral")
+    settings = FoReaLConfig(lead_count=6, hit_threshold=2, max_new_tokens=10**6, draft_length=7)
+    with FoReaLDecoder(
+        two.leader, two.draft, two.tokenizer, max_context=300, static_shapes=True
+    ) as decoder:
+        runners = decoder._engine._runners.values()
+        for seed in range(3):
+            prompt = Random(seed).choices(range(4, 60), k=220)
+            decoder.generate(prompt, settings, seed=seed)
+            assert {runner.cache.slots for runner in runners} == {300 + SPARE_SLOTS}

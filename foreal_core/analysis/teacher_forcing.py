@@ -42,8 +42,7 @@ class TeacherForcer:
     @torch.inference_mode()
     def _run(self, author: Author, batch: Sequence[Text]) -> list[list[int]]:
         runner = self._runners[author]
-        most = 1 if runner.one_row_at_a_time else len(batch)
-        piece = max(1, min(_LONGEST_PIECE, _MOST_LOGITS // (runner.vocab_size * most)))
+        piece = max(1, min(_LONGEST_PIECE, _MOST_LOGITS // (runner.vocab_size * len(batch))))
         found: list[list[int]] = [[] for _ in batch]
         # The last token of a completion predicts nothing that was written.
         fed = [[*prompt, *completion][:-1] for prompt, completion in batch]
@@ -56,8 +55,7 @@ class TeacherForcer:
                     keep = len(ids) - min(max(before, 0), len(ids))
                     read = ids if author == LEADER else self._tokenizer.to_draft(ids)
                     chunks.append(Chunk(row, start, read, keep))
-            for first in range(0, len(chunks), most):
-                self._pass(author, chunks[first : first + most], found)
+            self._pass(author, chunks, found)
         return found
 
     def _pass(self, author: Author, chunks: Sequence[Chunk], found: list[list[int]]) -> None:

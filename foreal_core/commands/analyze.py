@@ -108,15 +108,16 @@ def _chats(
             path.stem if stems.count(path.stem) == 1 else str(path): _lines(path, count)
             for path in files
         }
-    from foreal_core.evaluation import load_suite
+    from foreal_core.evaluation import load_suites
 
-    suites = [load_suite(name, count=count, seed=problem_seed) for name in suite.split(",")]
+    suites = load_suites(suite.split(","), count=count, seed=problem_seed)
     return {one.name: [task.messages for task in one.tasks] for one in suites}
 
 
 def _lines(path: Path, count: int) -> list[Chat]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which also knows marks that stand inside a prompt.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeError as error:
         raise ConfigError(f"{path} is not valid UTF-8: {error}") from error
     prompts = [line for line in lines if line.strip()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +14,9 @@ from foreal_core.commands.common import (
     refuse_unless_writable,
     spinner,
 )
+from foreal_core.errors import ConfigError
+from foreal_core.extras import extra_module
+from foreal_core.jsonfiles import write_record
 from foreal_core.terminal import bench_view
 
 
@@ -80,6 +82,17 @@ def bench(
     speculative decoding and FoReaL in this engine, over the same prompts, in turn.
     """
     refuse_unless_writable(out=out, plot=plot)
+    given = {
+        **{"leader": leader, "draft": draft, "only": only, "batch": batch, "context": context},
+        **{"minutes": minutes, "device": device, "dtype": dtype, "prompts": prompts, "plot": plot},
+        "pair": None if pair == "bundled" else pair,
+    }
+    if ratios and (others := [f"--{name}" for name, value in given.items() if value is not None]):
+        raise ConfigError(
+            f"--ratios measures the bundled pair in one way: leave out {', '.join(others)}."
+        )
+    if plot is not None:
+        _refuse_unless_drawable(plot)
     import torch
 
     from foreal_core import benchmark
@@ -94,7 +107,7 @@ def bench(
         with spinner("measuring") as tell:
             record = benchmark.measure_ratios(repeats=repeats, progress=tell)
         if out is not None:
-            out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_record(out, record)
         print_parts(console, bench_view(record))
         return 0
     selection = benchmark.Selection(
@@ -128,3 +141,13 @@ def bench(
     if plot is not None:
         speed_views.plot(record, plot)
     return 0
+
+
+def _refuse_unless_drawable(path: Path) -> None:
+    """Before an hour of measuring, not after it."""
+    extra_module("matplotlib", "eval", "--plot")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in kinds:
+        raise ConfigError(f"--plot {path}: its name must end in one of .{', .'.join(kinds)}.")

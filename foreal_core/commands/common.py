@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,9 +146,8 @@ def spinner(doing: str) -> Iterator[Callable[[str], None]]:
 
 
 def refuse_unless_writable(*, plots: Path | None = None, **files: Path | None) -> None:
-    """Raises ConfigError for files, by the names of their options, that cannot be written for want
-    of a folder or because they are one, and for a folder of plots that does not exist: before the
-    work is done, not after it."""
+    """Raises ConfigError for files, by the names of their options, that cannot be written, and for
+    a folder of plots that does not exist: before the work is done, not after it."""
     for option, path in files.items():
         if path is None:
             continue
@@ -157,6 +157,13 @@ def refuse_unless_writable(*, plots: Path | None = None, **files: Path | None) -
             )
         if path.is_dir():
             raise ConfigError(f"--{option} {path}: that is a folder; name a file in it.")
+        try:
+            # Records are written beside the file that they replace.
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise ConfigError(
+                f"--{option} {path}: {path.parent} cannot be written to ({error.strerror})."
+            ) from error
     if plots is not None and not plots.is_dir():
         raise ConfigError(f"--plots {plots}: there is no such folder; make it first.")
 

@@ -75,6 +75,8 @@ def generate(
 
 
 def _read_prompt(given: str) -> str:
+    if given == "-" and sys.stdin is None:
+        raise ConfigError("standard input is closed: give the prompt as an argument.")
     try:
         prompt = sys.stdin.read().removesuffix("\n") if given == "-" else given
         prompt.encode()  # bytes of an argument that are no UTF-8 arrive as lone surrogates

@@ -25,6 +25,8 @@ from foreal_core.demo import DRAFTS
 from foreal_core.errors import ConfigError
 from foreal_core.extras import extra_module
 
+_WORDS = {"true": True, "false": False, "none": None}
+
 
 @takes_settings
 def sweep(
@@ -77,7 +79,7 @@ def sweep(
     refuse_unless_writable(out=out, plots=plots)
     if plots is not None:
         extra_module("matplotlib", "eval", "--plots")
-    values = dict(_parsed(one) for one in grid or ())
+    values = _values(grid or ())
     if preset is None and not values:
         raise ConfigError(
             "nothing to sweep over: give --preset comparison or paper, or --grid NAME=V,V,..."
@@ -85,14 +87,14 @@ def sweep(
     base = FoReaLConfig(**{"seed": 0, **settings})
     pairs = _pairs(leader, draft, preset, device_map, dtype, batch_size)
     first = next(iter(pairs.values()))
-    from foreal_core.evaluation import load_suite
+    from foreal_core.evaluation import load_suites
     from foreal_core.evaluation.points import PRESETS, grid as points_of
     from foreal_core.evaluation.sweep import Sweep, run_sweep
     from foreal_core.report.table import sweep_table
 
     points = PRESETS[preset](list(pairs), base) if preset else []
     points += [point for name in pairs if values for point in points_of(name, base, values)]
-    suites = [load_suite(name, count=count, seed=problem_seed) for name in suite.split(",")]
+    suites = load_suites(suite.split(","), count=count, seed=problem_seed)
     if leader is None:
         use_one_thread()  # before the record notes how many there are
     planned = Sweep(
@@ -146,6 +148,17 @@ def _short_name(draft: str | None, drafts: Sequence[str]) -> str:
     return Path(draft).name if last.count(Path(draft).name) == 1 else draft
 
 
+def _values(grids: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each setting."""
+    values: dict[str, list[Any]] = {}
+    for one in grids:
+        name, given = _parsed(one)
+        if name in values:
+            raise ConfigError(f"--grid {name} is given twice: put all its values into one.")
+        values[name] = given
+    return values
+
+
 def _parsed(grid: str) -> tuple[str, list[Any]]:
     name, _, values = grid.partition("=")
     known = [field.name for field in fields(FoReaLConfig) if field.name != "seed"]
@@ -157,9 +170,9 @@ def _parsed(grid: str) -> tuple[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
-    """A number or a truth value where it reads like one."""
-    if text in ("true", "false"):
-        return text == "true"
+    """A number, a truth value or None where it reads like one."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     for kind in (int, float):
         try:
             return kind(text)

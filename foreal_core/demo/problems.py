@@ -9,7 +9,7 @@ from typing import Any
 
 from foreal_core.demo.puzzles import DOMAINS as DOMAINS, puzzles
 from foreal_core.errors import ConfigError
-from foreal_core.thinking import THINK_END
+from foreal_core.thinking import answer_of
 
 _ANSWER = re.compile(r"The answer is\s+(-?\d+|[A-Z][a-z]+)\b")
 
@@ -31,7 +31,7 @@ class Problem:
 
         What stands before "</think>" does not count; a text without an answer is wrong.
         """
-        answers: list[str] = _ANSWER.findall(text.rpartition(THINK_END)[2])
+        answers: list[str] = _ANSWER.findall(answer_of(text))
         return bool(answers) and answers[-1] == self.answer
 
 

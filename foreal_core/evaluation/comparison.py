@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from foreal_core.evaluation.record import COUNTS
 from foreal_core.evaluation.statistics import Bootstrap, mcnemar_p, wilson_interval
 
 ALL = "all"
 # Share of the leader's accuracy that the best point of a grid must keep.
 KEEPS = 0.95
-
-_COUNTS = ("flops_written", "flops", "weight_bytes")
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def _rounded(value: Any) -> Any:
 def _joined(run: Mapping[str, Any], suites: Sequence[str]) -> dict[str, Any]:
     """One run over several suites as if they were one."""
     parts = [run["suites"][suite] for suite in suites]
-    lists = ("tokens", *_COUNTS)
+    lists = ("tokens", *COUNTS)
     sums = ("seconds", "unfinished", "leader_tokens", "weight_bytes_in_batch")
     return {
         "correct": [letter == "1" for part in parts for letter in part["correct"]],
@@ -106,7 +105,7 @@ def _row(run: Mapping[str, Any], leader: Mapping[str, Any], bootstrap: Bootstrap
         "unfinished": run["unfinished"],
         "leader_share": run["leader_tokens"] / written,
         "length": against_leader("tokens"),
-        **{name: against_leader(name) for name in _COUNTS},
+        **{name: against_leader(name) for name in COUNTS},
         "weight_bytes_in_batch": run["weight_bytes_in_batch"] / leader["weight_bytes_in_batch"],
         "seconds": run["seconds"],
         "seconds_ratio": run["seconds"] / leader["seconds"],

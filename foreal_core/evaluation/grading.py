@@ -1,6 +1,7 @@
 """Whether a response is right: mathematics by math-verify, multiple choice by its letter.
 
-What stands before "</think>" is thinking and never graded; a response without an answer is wrong.
+What stands before "</think>" is thinking and never graded, nor is thinking that has not ended; a
+response without an answer is wrong.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 import threading
 
 from foreal_core.extras import extra_module
-from foreal_core.thinking import THINK_END
+from foreal_core.thinking import answer_of
 
 _BOX = "\\boxed"
 # Seconds for one answer: sympy may think about an absurd one for ever. The limit is a signal, which
@@ -17,9 +18,12 @@ _BOX = "\\boxed"
 _PATIENCE = 5
 
 LETTERS = "ABCDEFGHIJ"
+# A box that holds a letter, alone or before a mark; an answer that is said to be one. "I" may be
+# the writer.
 _CHOICE = re.compile(
-    r"\\boxed\s*\{[^A-Za-z{}]*(?:\\(?:text|mathrm|mathbf)\s*\{)?[^A-Za-z{}]*([A-J])\b"
-    r"|\b[Aa]nswer(?:\s+is)?\s*:?[\s*_$(]*([A-J])\b"
+    r"\\boxed\s*\{[\s$(]*(?:\\(?:text|math)(?:bf|rm|it|tt|sf)?\s*\{)?[\s(]*([A-J])\s*[}).:]"
+    r"|\b(?i:answer)(?:\s+(?:(?i:is|choice|option)|I\s+get))*\s*:?[\s*_$(]*"
+    r"(?:(?i:option|choice)[\s*_$(]+)?([A-HJ]\b|I\b(?!\s+[a-z]))"
 )
 
 
@@ -35,7 +39,7 @@ def is_right_in_maths(text: str, answer: str) -> bool:
     """
     math_verify = extra_module("math_verify", "eval", "grading mathematics")
     patience = _PATIENCE if threading.current_thread() is threading.main_thread() else None
-    given = _after_thinking(text)
+    given = answer_of(text)
     # math-verify takes several boxes for one set; a later box is a correction.
     given = given[max(given.rfind(_BOX), 0) :]
     expected, found = (
@@ -44,11 +48,9 @@ def is_right_in_maths(text: str, answer: str) -> bool:
     return bool(math_verify.verify(expected, found, timeout_seconds=patience))
 
 
-def is_right_choice(text: str, answer: str) -> bool:
-    """Whether the last letter that the response gives as its answer is `answer`."""
-    found = [boxed or named for boxed, named in _CHOICE.findall(_after_thinking(text))]
+def is_right_choice(text: str, answer: str, letters: str = LETTERS) -> bool:
+    """Whether the last of the question's `letters` that the response gives as its answer is
+    `answer`."""
+    given = (boxed or named for boxed, named in _CHOICE.findall(answer_of(text)))
+    found = [letter for letter in given if letter in letters]
     return bool(found) and found[-1] == answer
-
-
-def _after_thinking(text: str) -> str:
-    return text.rpartition(THINK_END)[2]

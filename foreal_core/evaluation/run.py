@@ -19,6 +19,7 @@ from foreal_core.evaluation.record import Answered, EvaluationRecord, sums
 from foreal_core.evaluation.tasks import Task, digest
 from foreal_core.events import Generation
 from foreal_core.randomness import problem_seed
+from foreal_core.thinking import THINK_START, opens_thinking
 
 OnAnswer = Callable[[Answered], None]
 
@@ -103,27 +104,32 @@ def _ask(
     """Graded answers in the order in which they finish."""
     assert config.seed is not None
     indices: dict[Future[Generation], int] = {}
+    thinking: set[int] = set()  # whose prompts open it
     try:
         for index, problem in enumerate(problems):
             if index not in done:
                 own = config.with_overrides(seed=problem_seed(config.seed, index))
-                indices[_submitted(decoder, problem, own)] = index
+                ids = _encoded(decoder, problem)
+                if opens_thinking(decoder.tokenizer, ids):
+                    thinking.add(index)
+                indices[decoder.submit(ids, own)] = index
         for future in as_completed(indices):
             index = indices[future]
-            yield _graded(index, problems[index], future.result())
+            yield _graded(index, problems[index], future.result(), thinking=index in thinking)
     finally:
         for future in indices:
             future.cancel()
 
 
-def _submitted(decoder: FoReaLDecoder, problem: Task, config: FoReaLConfig) -> Future[Generation]:
+def _encoded(decoder: FoReaLDecoder, problem: Task) -> list[int]:
     if decoder.has_chat_template:
-        return decoder.submit(messages=problem.messages, config=config)
+        return decoder.encode(messages=problem.messages)
     prompt = "\n\n".join(message["content"] for message in problem.messages)
-    return decoder.submit(f"{prompt}\n\n", config)
+    return decoder.encode(f"{prompt}\n\n")
 
 
-def _graded(index: int, problem: Task, generation: Generation) -> Answered:
+def _graded(index: int, problem: Task, generation: Generation, *, thinking: bool) -> Answered:
+    """The answer with its grade; `thinking` that the prompt opened belongs to the response."""
     cost = generation.cost.to_dict()
     seed = cost.pop("settings")["seed"]
     del cost["models"]
@@ -132,7 +138,7 @@ def _graded(index: int, problem: Task, generation: Generation) -> Answered:
         question=problem.question,
         answer=problem.answer,
         text=generation.text,
-        correct=problem.is_correct(generation.text),
+        correct=problem.is_correct((THINK_START if thinking else "") + generation.text),
         finish_reason=generation.finish_reason,
         seed=seed,
         cost=cost,

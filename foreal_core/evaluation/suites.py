@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -91,6 +92,27 @@ def load_suite(name: str, *, count: int | None = None, seed: int = 0) -> Suite:
     return Suite(name, tasks)
 
 
+def load_suites(names: Sequence[str], *, count: int | None = None, seed: int = 0) -> list[Suite]:
+    """Several sets of questions, each under a name of its own; see `load_suite`.
+
+    Raises:
+        ConfigError: as there, or two have one name.
+    """
+    suites = [load_suite(name, count=count, seed=seed) for name in names]
+    refuse_equal_names(suites)
+    return suites
+
+
+def refuse_equal_names(suites: Sequence[Suite]) -> None:
+    """Raises ConfigError where two suites could not be told apart in a record."""
+    known = [suite.name for suite in suites]
+    if twice := sorted({name for name in known if known.count(name) > 1}):
+        raise ConfigError(
+            f"two suites are called {', '.join(twice)}: a file goes by its name without folder and "
+            ".jsonl. Rename one, or leave it out."
+        )
+
+
 def _hub_rows(name: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     datasets = extra_module("datasets", "eval", f"the suite {name}")
     hub = HUB[name]
@@ -142,7 +164,10 @@ def _choice_question(where: str, index: int, row: Mapping[str, Any]) -> Question
         options="\n".join(f"{letter}) {one}" for letter, one in zip(letters, options, strict=True)),
     )
     return Question(
-        text, [{"role": "user", "content": prompt}], letters[order.index(0)], is_right_choice
+        text,
+        [{"role": "user", "content": prompt}],
+        letters[order.index(0)],
+        partial(is_right_choice, letters=letters),
     )
 
 

@@ -23,7 +23,7 @@ from foreal_core.evaluation.comparison import summary
 from foreal_core.evaluation.points import SWEPT, Point, unique
 from foreal_core.evaluation.record import Answered, EvaluationRecord, read_alone
 from foreal_core.evaluation.run import evaluate
-from foreal_core.evaluation.suites import Suite
+from foreal_core.evaluation.suites import Suite, refuse_equal_names
 from foreal_core.evaluation.tasks import digest
 from foreal_core.events import LEADER, Author
 from foreal_core.jsonfiles import read_record, refuse_other, write_record
@@ -68,6 +68,9 @@ class Sweep:
         drafts: name -> model, the main one first.
         leader: the leading model.
         batch_size: requests that run side by side.
+
+    Raises:
+        ConfigError: two suites have one name.
     """
 
     points: Sequence[Point]
@@ -76,6 +79,9 @@ class Sweep:
     drafts: Mapping[str, str]
     leader: str
     batch_size: int
+
+    def __post_init__(self) -> None:
+        refuse_equal_names(self.suites)
 
     def setup(self) -> dict[str, Any]:
         """What a record must share with this sweep to be gone on with, JSON-safe."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from foreal_core.report.numbers import scaled
+
 _STYLE = """
 .foreal{font:15px/1.7 system-ui,sans-serif;max-width:60em;color:#222;background:#fff;padding:1em}
 .foreal .text,.foreal pre{white-space:pre-wrap;overflow-wrap:anywhere}
@@ -154,18 +156,9 @@ def _summary(record: Mapping[str, Any]) -> str:
 def _row(name: str, count: Mapping[str, float]) -> str:
     ratio = f"{count['total'] / count['leader_only']:.2f}" if count["leader_only"] else "–"
     values = "".join(
-        f"<td>{_scaled(count[key])}</td>" for key in ("leader", "draft", "total", "leader_only")
+        f"<td>{scaled(count[key])}</td>" for key in ("leader", "draft", "total", "leader_only")
     )
     return f"<tr><th>{_text(name)}</th>{values}<td>{ratio}</td></tr>"
-
-
-def _scaled(value: float) -> str:
-    """Three digits and an SI prefix."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if abs(value) < 999.5 or prefix == "P":
-            break
-        value /= 1000
-    return f"{value:.3g} {prefix}".rstrip()
 
 
 def _text(text: str) -> str:

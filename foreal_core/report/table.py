@@ -66,8 +66,9 @@ def _note(record: Mapping[str, Any], rows: Mapping[str, Any], scope: str) -> str
         f"at a time, batched those that were read in batches of up to {setup['batch_size']}. "
         f"Seconds are of the whole run in such batches, measured once ({where}), in brackets their "
         "ratio to the leader's. Against the leader: difference in points of accuracy with a paired "
-        "bootstrap interval, and p of McNemar's exact test. Best: the fewest written FLOPs among "
-        "the settings that keep 95 % of the leader's accuracy, chosen on these same questions."
+        "bootstrap interval, and p of McNemar's exact test. Best: of the runs with a drawn gate "
+        "and the main draft that keep 95 % of the leader's accuracy, the one with the fewest "
+        "written FLOPs, chosen on these same questions."
     )
 
 

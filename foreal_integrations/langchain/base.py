@@ -15,7 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import PrivateAttr, SecretStr
 
-from foreal_core import AsyncTokenStream, FoReaLConfig, Generation, TokenStream
+from foreal_core import AsyncTokenStream, FoReaLConfig, Generation, TokenEvent, TokenStream
 from foreal_integrations.fields import PairFields
 from foreal_integrations.langchain.callbacks import Account, ledgers
 from foreal_integrations.shared import (
@@ -88,13 +88,21 @@ class FoReaLFields(PairFields):
         call._payers = ledgers(callbacks, getattr(self, "callbacks", None))
         return call, {name: value for name, value in arguments.items() if name not in own}
 
-    def _paid_by(self, run_manager: Any) -> Self:
-        """The model with the run's own ledgers, where LangChain came in past our entry points."""
-        if run_manager is None or self._payers:
-            return self
-        call = self.model_copy()
-        call._payers = ledgers(run_manager.handlers, None)
-        return call
+    def _entered(
+        self, run_manager: Any, arguments: Mapping[str, Any]
+    ) -> tuple[Self, dict[str, Any]]:
+        """`_for_call` where LangChain came in past our entry points: a model that has the run's own
+        ledgers and what a call may set beside the settings, and the arguments that are left."""
+        changed = {name: value for name, value in arguments.items() if name in self._per_call}
+        rest = {name: value for name, value in arguments.items() if name not in changed}
+        unpaid = run_manager is not None and not self._payers
+        if not changed and not unpaid:
+            return self, rest
+        call = self.model_copy(update=changed)
+        call._check()
+        if unpaid:
+            call._payers = ledgers(run_manager.handlers, None)
+        return call, rest
 
     def _wide_configs(
         self, config: RunnableConfig | Sequence[RunnableConfig] | None, count: int
@@ -160,6 +168,12 @@ class FoReaLFields(PairFields):
             account.stop()
             raise
 
+    def _events(self, stream: TokenStream) -> Iterator[TokenEvent]:
+        """The stream's events; a time-out is raised at once, not behind a last chunk."""
+        yield from stream
+        if stream.result.finish_reason == "cancelled":
+            raise timed_out(self.timeout)
+
     @contextlib.asynccontextmanager
     async def _astreaming(
         self, decoder: FoReaLDecoder, ids: list[int], settings: FoReaLConfig
@@ -169,6 +183,11 @@ class FoReaLFields(PairFields):
         stream = decoder.astream(ids, settings, on_done=account.settle)
         try:
             yield stream
+        except GeneratorExit:
+            # The loop may be closing all generators at once: nothing more may be awaited here.
+            account.stop()
+            stream.cancel()
+            raise
         except BaseException:
             account.stop()
             await stream.aclose()

@@ -38,9 +38,6 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
             where it was passed on by a chain, and is charged once.
     """
 
-    # The order of the records is the order of the calls' ends, in event loops too.
-    run_inline = True
-
     def __init__(self, outer: FoReaLCostCallbackHandler | None = None) -> None:
         self.ledger = CostLedger()
         self._outer = outer
@@ -53,7 +50,7 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The cost record of each call, in the order in which they ended."""
+        """The cost record of each call, in the order in which they were charged."""
         return self.ledger.records
 
     def _with_outer(self) -> Iterator[FoReaLCostCallbackHandler]:

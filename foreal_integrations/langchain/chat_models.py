@@ -24,7 +24,7 @@ from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
-from foreal_core.thinking import THINK_END
+from foreal_core.thinking import THINK_END, opens_thinking
 from foreal_integrations.chats import chosen_tools, held_to_calls
 from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of
@@ -38,7 +38,7 @@ from foreal_integrations.langchain.structured import (
     response_schema,
     tool_json,
 )
-from foreal_integrations.replies import ReplySplitter, opens_thinking
+from foreal_integrations.replies import ReplySplitter
 from foreal_integrations.shared import events_in_time, free_of_charge
 
 _ASKED_FOR = ("tools", "tool_choice", "response_format")
@@ -102,6 +102,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
                 max_output_tokens=self._settings(None, {}).max_new_tokens,
                 structured_output=can_constrain(),
             )
+            if self.max_context is not None:
+                self.profile["max_input_tokens"] = self.max_context - 1
             if self._source.loaded is not None:
                 self._complete_profile(self._source.loaded)
 
@@ -184,8 +186,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._paid_by(run_manager)
-        request = call._prepare(call._decoder(), messages, stop, kwargs)
+        call, arguments = self._entered(run_manager, kwargs)
+        request = call._prepare(call._decoder(), messages, stop, arguments)
         (generation,) = call._generations(request.decoder, [request.ids], request.settings)
         return call._result(request, generation)
 
@@ -196,8 +198,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._paid_by(run_manager)
-        request = await call._aprepare(messages, stop, kwargs)
+        call, arguments = self._entered(run_manager, kwargs)
+        request = await call._aprepare(messages, stop, arguments)
         (generation,) = await call._agenerations(request.decoder, [request.ids], request.settings)
         return call._result(request, generation)
 
@@ -208,12 +210,12 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        call = self._paid_by(run_manager)
-        request = call._prepare(call._decoder(), messages, stop, kwargs)
+        call, arguments = self._entered(run_manager, kwargs)
+        request = call._prepare(call._decoder(), messages, stop, arguments)
         reader = request.reader
         # BaseChatModel fires the token callbacks itself.
         with call._streaming(request.decoder, request.ids, request.settings) as stream:
-            for event in stream:
+            for event in call._events(stream):
                 for part in reader.feed(event.text):
                     yield ChatGenerationChunk(message=reader.chunk(part))
             for part in reader.flush():
@@ -228,8 +230,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call = self._paid_by(run_manager)
-        request = await call._aprepare(messages, stop, kwargs)
+        call, arguments = self._entered(run_manager, kwargs)
+        request = await call._aprepare(messages, stop, arguments)
         reader = request.reader
         async with call._astreaming(request.decoder, request.ids, request.settings) as stream:
             async for event in events_in_time(stream, call.timeout):
@@ -317,9 +319,9 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
             parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
         )
         failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=model) | parsed.with_fallbacks(
-            [failed], exception_key="parsing_error"
-        )
+        # The model comes first: a map would keep the settings of a call from it.
+        raw: Runnable[AIMessage, Any] = RunnableMap(raw=RunnablePassthrough())
+        return model | raw | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
     def _convert_cached_generations(self, cache_val: list[TextGeneration]) -> list[ChatGeneration]:
         # LangChain changes the objects, which a cache in memory would see.
@@ -344,9 +346,13 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens of the whole prompt, template and tools included (loads the pair)."""
+        """Tokens of the whole prompt, template and tools included, also of one that is longer than
+        the context (loads the pair); none without messages."""
+        if not messages:
+            return 0
         formatted = [tool_json(tool) for tool in tools] if tools else None
-        return len(self._decoder().encode(messages=to_chat(messages), tools=formatted))
+        tokenizer = self._decoder().pair_tokenizer
+        return len(tokenizer.encode_chat(to_chat(messages), tools=formatted))
 
     def _complete_profile(self, decoder: FoReaLDecoder) -> None:
         """Adds what only the loaded pair can tell, for all copies of this model."""
@@ -399,7 +405,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
 
     def _request(self, decoder: FoReaLDecoder, ids: list[int], ask: _Ask) -> _Request:
         self._complete_profile(decoder)
-        splitter = ReplySplitter(thinking=opens_thinking(decoder, ids), tools=ask.tools is not None)
+        thinking = opens_thinking(decoder.tokenizer, ids)
+        splitter = ReplySplitter(thinking=thinking, tools=ask.tools is not None)
         return _Request(decoder, ids, ask.settings, MessageReader(splitter))
 
     def _result(self, request: _Request, generation: Generation) -> ChatResult:

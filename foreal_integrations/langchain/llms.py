@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -10,15 +9,11 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation as TextGeneration, GenerationChunk, LLMResult
-from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import (
-    ContextThreadPoolExecutor,
-    ensure_config,
-    get_config_list,
-)
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ensure_config
 from pydantic import PrivateAttr
 
-from foreal_core import FoReaLDecoder, FoReaLError, Generation
+from foreal_core import FoReaLDecoder, Generation
 from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.shared import events_in_time, free_of_charge
@@ -106,27 +101,11 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        if not (return_exceptions and inputs):
+        if not return_exceptions:
             return super().batch(inputs, config, **kwargs)
-        configs = get_config_list(config, len(inputs))
-        # In one call what can run; alone, for its own callbacks, what will be refused.
-        try:
-            good = self._acceptable(inputs, kwargs)
-            texts = super().batch([inputs[i] for i in good], [configs[i] for i in good], **kwargs)
-            answers: dict[int, Any] = dict(zip(good, texts, strict=True))
-        except Exception:
-            answers = {}
-
-        def alone(index: int) -> Any:
-            try:
-                return self.invoke(inputs[index], configs[index], **kwargs)
-            except Exception as error:
-                return error
-
-        rest = [index for index in range(len(inputs)) if index not in answers]
-        with ContextThreadPoolExecutor(max_workers=min(32, len(rest) or 1)) as pool:
-            answers.update(zip(rest, pool.map(alone, rest), strict=True))
-        return [answers[index] for index in range(len(inputs))]
+        # Calls of their own, side by side: what fails must not end the others.
+        configs = self._wide_configs(config, len(inputs))
+        return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
 
     async def abatch(
         self,
@@ -136,23 +115,9 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        if not (return_exceptions and inputs):
+        if not return_exceptions:
             return await super().abatch(inputs, config, **kwargs)
-        configs = get_config_list(config, len(inputs))
-        try:
-            good = await asyncio.to_thread(self._acceptable, inputs, kwargs)
-            texts = await super().abatch(
-                [inputs[i] for i in good], [configs[i] for i in good], **kwargs
-            )
-            answers: dict[int, Any] = dict(zip(good, texts, strict=True))
-        except Exception:
-            answers = {}
-        rest = [index for index in range(len(inputs)) if index not in answers]
-        outcomes = await asyncio.gather(
-            *(self.ainvoke(inputs[i], configs[i], **kwargs) for i in rest), return_exceptions=True
-        )
-        answers.update(zip(rest, outcomes, strict=True))
-        return [answers[index] for index in range(len(inputs))]
+        return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
 
     def batch_as_completed(  # type: ignore[override]  # its two overloads in one
         self,
@@ -212,7 +177,7 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         decoder = self._decoder()
         ids = decoder.encode(**self._request(decoder, prompt))
         with self._streaming(decoder, ids, settings) as stream:
-            for event in stream:
+            for event in self._events(stream):
                 if event.text:
                     chunk = GenerationChunk(text=event.text)
                     if run_manager is not None:
@@ -269,23 +234,6 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         if self.raw_prompt or not decoder.has_chat_template:
             return {"prompt": prompt}
         return {"messages": [{"role": "user", "content": prompt}]}
-
-    def _acceptable(
-        self, inputs: Sequence[LanguageModelInput], arguments: Mapping[str, Any]
-    ) -> list[int]:
-        """Numbers of the inputs that the decoder will not refuse."""
-        call, _ = self._begin({k: v for k, v in arguments.items() if k != "stop"}, None)
-        decoder = call._decoder()
-
-        def accepts(given: LanguageModelInput) -> bool:
-            try:
-                prompt = call._convert_input(given).to_string()
-                decoder.encode(**call._request(decoder, prompt))
-            except (FoReaLError, ValueError, TypeError):
-                return False
-            return True
-
-        return [index for index, given in enumerate(inputs) if accepts(given)]
 
     def _result(self, generations: list[TextGeneration]) -> LLMResult:
         self._computed += generations

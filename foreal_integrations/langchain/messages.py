@@ -33,6 +33,9 @@ from foreal_integrations.replies import (
 )
 
 PROVIDER = "foreal"
+# Chunks of one index are joined, and LangChain counts the blocks of a message from 0 without
+# looking at the calls': theirs must not meet.
+_FIRST_CALL = 1000
 # Blocks of an AI message that say nothing new to the model: its calls are in `tool_calls`, its
 # thinking in `reasoning_content`.
 _LEFT_OUT = frozenset({"tool_use", "tool_call", "thinking", "reasoning", "redacted_thinking"})
@@ -61,6 +64,8 @@ def _to_dict(message: BaseMessage) -> dict[str, Any]:
         own: dict[str, Any] = {"role": "assistant", "content": text}
         if reasoning := message.additional_kwargs.get("reasoning_content"):
             own["reasoning_content"] = reasoning
+        broken = [call["args"] for call in message.invalid_tool_calls if call["args"]]
+        own["content"] = "\n".join(part for part in (text, *broken) if part)
         if message.tool_calls:
             own["tool_calls"] = [
                 openai_call(call["id"], call["name"], call["args"]) for call in message.tool_calls
@@ -91,6 +96,8 @@ def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
         if isinstance(block, str):
             parts.append(block)
         elif block.get("type") == "text":
+            if "text" not in block:
+                raise ConfigError(f"a text block needs a 'text', which {dict(block)} has not.")
             parts.append(str(block["text"]))
         elif block.get("type") not in _LEFT_OUT:
             raise text_alone(block.get("type"))
@@ -134,7 +141,7 @@ class MessageReader(ReplyReader):
             name=part.name,
             args=part.text if isinstance(part, BrokenCall) else json.dumps(part.arguments),
             id=part.id,
-            index=self._calls,
+            index=_FIRST_CALL + self._calls,
         )
         self._calls += 1
         return AIMessageChunk(content="", tool_call_chunks=[piece])

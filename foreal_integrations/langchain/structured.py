@@ -81,10 +81,14 @@ def response_format(
 def tool_json(tool: Any) -> dict[str, Any]:
     """A function, a pydantic class, a LangChain tool or OpenAI's JSON, as OpenAI's JSON.
 
-    A class that contains itself keeps its references: LangChain would put "anything" there, and the
-    grammar would hold the model to nothing.
+    A class that contains itself keeps its references, and a JSON schema that names no properties
+    at its top stays whole: LangChain would put "anything" there, and the grammar would hold the
+    model to nothing.
     """
     converted = convert_to_openai_tool(tool)
+    if isinstance(tool, Mapping) and "title" in tool and "name" not in tool:
+        whole = {name: part for name, part in tool.items() if name not in ("title", "description")}
+        converted["function"].setdefault("parameters", whole)
     if isinstance(tool, type) and issubclass(tool, BaseModel):
         schema = tool.model_json_schema()
         if _contains_itself(schema):

@@ -126,6 +126,10 @@ class Call:
                 async with contextlib.aclosing(events_in_time(stream, self.timeout)) as events:
                     async for event in events:
                         yield event
+            except GeneratorExit:
+                # The loop may be closing all generators at once: nothing more may be awaited here.
+                stream.cancel()
+                raise
             except BaseException:
                 await stream.aclose()
                 raise

@@ -27,13 +27,14 @@ from llama_index.core.llms.llm import ToolSelection, default_completion_to_promp
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
+from foreal_core.thinking import opens_thinking
 from foreal_integrations.chats import chosen_tools, held_to_calls
 from foreal_integrations.fields import PairFields, check_timeout
 from foreal_integrations.llama_index.calls import Call, RequestRefusedError, refusing
 from foreal_integrations.llama_index.costs import Account, Bill, Meter
 from foreal_integrations.llama_index.messages import Delta, Reply, to_chat
 from foreal_integrations.llama_index.structured import ConstrainedPredictions
-from foreal_integrations.replies import CALL_START, ReplyReader, ReplySplitter, opens_thinking
+from foreal_integrations.replies import CALL_START, ReplyReader, ReplySplitter
 from foreal_integrations.shared import SETTINGS, canonical, refuse_unknown
 
 if TYPE_CHECKING:
@@ -351,7 +352,8 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
         bos = decoder.tokenizer.bos_token_id
         while bos is not None and ids[:2] == [bos, bos]:  # of the text and of the tokenizer
             ids = ids[1:]
-        splitter = ReplySplitter(thinking=opens_thinking(decoder, ids), tools=bool(ask.tools))
+        thinking = opens_thinking(decoder.tokenizer, ids)
+        splitter = ReplySplitter(thinking=thinking, tools=bool(ask.tools))
         reply = Reply(ReplyReader(splitter), forced=ask.forced, parallel=ask.parallel)
         return Call(self.model_name, decoder, ids, ask.settings, ask.timeout, ask.account, reply)
 

@@ -19,6 +19,7 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms.utils import parse_partial_json
 
+from foreal_core import ConfigError
 from foreal_core.thinking import THINK_END
 from foreal_integrations.chats import joined_neighbours, openai_call, text_alone
 from foreal_integrations.replies import BrokenCall, Part, Piece, ReplyReader, ToolCall, parse_call
@@ -77,7 +78,7 @@ def _text(message: ChatMessage) -> str:
 
 def _calls(message: ChatMessage) -> list[dict[str, Any]]:
     """The tool calls of an answer, as chat templates take them."""
-    calls = [
+    calls: list[tuple[Any, str, Any]] = [
         (block.tool_call_id, block.tool_name, block.tool_kwargs)
         for block in message.blocks
         if isinstance(block, ToolCallBlock)
@@ -85,11 +86,27 @@ def _calls(message: ChatMessage) -> list[dict[str, Any]]:
     if not calls:  # chat engines keep the text block alone, and what OpenAI's JSON says of calls
         for call in message.additional_kwargs.get("tool_calls") or ():
             known = call if isinstance(call, Mapping) else call.model_dump()
-            calls.append((known["id"], known["function"]["name"], known["function"]["arguments"]))
-    return [
-        openai_call(call_id, name, json.loads(given) if isinstance(given, str) else given)
-        for call_id, name, given in calls
-    ]
+            function = known.get("function")
+            if not isinstance(function, Mapping) or not function.get("name"):
+                raise ConfigError(
+                    f"a tool call of an earlier answer is not understood: {dict(known)}. Give it "
+                    "as a ToolCallBlock, or in OpenAI's JSON with function.name and "
+                    "function.arguments."
+                )
+            calls.append((known.get("id"), function["name"], function.get("arguments")))
+    return [openai_call(call_id, name, _arguments(given)) for call_id, name, given in calls]
+
+
+def _arguments(given: Any) -> Any:
+    """A call's arguments as chat templates take them; a text that is no JSON stays what it is."""
+    if not given:
+        return {}
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except ValueError:
+        return given
 
 
 # -- replies out ----------------------------------------------------------------------------------

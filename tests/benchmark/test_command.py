@@ -35,6 +35,8 @@ def test_the_command_measures_shows_and_draws(
         (["--pair", "70b"], "unknown pair '70b'"),
         (["--leader", "somewhere"], "go together"),
         (["--out", "/nowhere/record.json"], "no folder /nowhere"),
+        (["--ratios", "--pair", "cpu", "--batch", "4"], "leave out --batch, --pair"),
+        (["--plot", "picture.xyz"], "must end in one of"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(

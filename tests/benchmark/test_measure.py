@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from toy import PROMPTS, fresh_pair
 
-from foreal_core import ConfigError, benchmark
+from foreal_core import ConfigError, FoReaLDecoder, benchmark
 from foreal_core.benchmark import METHODS, Selection, Subject, machine, measure, methods, passes
 from foreal_core.benchmark.divergence import divergences
 from foreal_core.benchmark.subject import Question
@@ -126,6 +127,42 @@ def test_a_record_of_something_else_is_not_touched(subject: Subject, tmp_path: P
     with pytest.raises(ConfigError, match="differs in cut"):
         measure(subject, Selection(only=("draft",), answers=1, repeats=1, cut=3), out=out)
     assert out.read_text() == before
+
+
+def test_other_questions_and_other_files_are_not_gone_on_with(
+    subject: Subject, tmp_path: Path
+) -> None:
+    out = tmp_path / "record.json"
+    selection = Selection(only=("draft",), answers=1, repeats=1, contexts=(0,), max_new_tokens=4)
+    measure(subject, selection, out=out)
+    other = replace(subject, tasks=[Question([{"role": "user", "content": PROMPTS[5]}])])
+    with pytest.raises(ConfigError, match="differs in tasks"):
+        measure(other, selection, out=out)
+    for text, what in (("{", "no JSON record"), ("[1]", "no record of the kind 'foreal-bench'")):
+        out.write_text(text)
+        with pytest.raises(ConfigError, match=what):
+            measure(subject, selection, out=out)
+
+
+def test_a_case_that_was_cut_elsewhere_is_taken_anew(subject: Subject, tmp_path: Path) -> None:
+    """Which cell comes first says how long its answers may get."""
+    out = tmp_path / "record.json"
+    settings: dict[str, Any] = {"only": ("draft",), "answers": 1, "repeats": 1, "cut": 4}
+    measure(subject, Selection(contexts=(30, 0), max_new_tokens=8, **settings), out=out)
+    record = measure(subject, Selection(contexts=(0, 30), max_new_tokens=8, **settings), out=out)
+    taken = {(one["context"], one["limit"]) for one in record["measurements"]}
+    assert taken == {(30, 8), (0, 4), (0, 8), (30, 4)}
+
+
+def test_each_problem_has_a_gate_of_its_own(subject: Subject) -> None:
+    """Under one seed the same sentences would be led in all of them."""
+    decoder = FoReaLDecoder(subject.leader, subject.draft, subject.tokenizer)
+    ours = methods.build_methods(["foreal-p0.6"], subject, decoder)["foreal-p0.6"]
+    prompts, seeds = [subject.prompt(0)] * 6, [subject.seed(number) for number in range(6)]
+    with decoder:
+        texts = ours.run(prompts, seeds, 60).token_ids
+        assert texts == [ours.run([prompts[0]], [seed], 60).token_ids[0] for seed in seeds]
+    assert len(set(map(tuple, texts))) > 3
 
 
 def test_no_measurement_begins_after_the_time_is_up(subject: Subject) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from foreal_core.config import FoReaLConfig
@@ -41,12 +42,19 @@ class PlayedDecoder:
 
     Args:
         answer: question -> response; by default each riddle is solved.
+        template_end: what the chat template ends a prompt with.
     """
 
     has_chat_template = True
 
-    def __init__(self, answer: Callable[[str], str] = lambda q: f"<{q.split()[-1]}>") -> None:
+    def __init__(
+        self,
+        answer: Callable[[str], str] = lambda q: f"<{q.split()[-1]}>",
+        template_end: str = "",
+    ) -> None:
         self.answer = answer
+        self.tokenizer = SimpleNamespace(decode=lambda ids, **_: template_end)
+        self._prompts: list[str] = []
         self.asked: list[tuple[str, FoReaLConfig]] = []
         self.models = {"leader": "L", "draft": "D"}
         self.profiles = PROFILES
@@ -57,10 +65,12 @@ class PlayedDecoder:
     def stats(self) -> dict[str, int]:
         return {"max_batch_size": 128}
 
-    def submit(
-        self, prompt: Any = None, config: Any = None, *, messages: Any = None
-    ) -> Future[Generation]:
-        question = prompt if messages is None else messages[-1]["content"]
+    def encode(self, prompt: Any = None, *, messages: Any = None) -> list[int]:
+        self._prompts.append(prompt if messages is None else messages[-1]["content"])
+        return [len(self._prompts) - 1]
+
+    def submit(self, ids: list[int], config: Any = None) -> Future[Generation]:
+        question = self._prompts[ids[0]]
         self.asked.append((question, config))
         future: Future[Generation] = Future()
         try:

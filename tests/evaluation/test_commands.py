@@ -11,9 +11,11 @@ import pytest
 from played import PlayedDecoder
 
 from foreal_core import cli, decoder
+from foreal_core.commands.analyze import _lines
 from foreal_core.commands.bar import AnswerBar
 from foreal_core.commands.common import PairOptions
 
+GRID = ("--grid", "lead_count=5")
 # Response to each question, in the columns of MATH500 with what the response should be worth.
 MATHS = [
     ({"problem": "Add 1 and 1.", "answer": "2"}, "So it is \\boxed{2}.", True),
@@ -137,6 +139,10 @@ def test_sweep_prints_a_table_and_draws(
         (["sweep", "--out", "x.json", "--grid", "lead_count"], "lead_count"),
         (["sweep", "--out", "x.json", "--grid", "lead_count=-1"], "lead_count=-1"),
         (["sweep", "--out", "x.json", "--grid", "policy=chaos"], "chaos"),
+        (["sweep", "--out", "x.json", *GRID, *GRID], "lead_count is given twice"),
+        (["sweep", "--out", "x.json", *GRID, "--suite", "ledger,ledger"], "called ledger"),
+        (["analyze", "--suite", "ledger,ledger"], "called ledger"),
+        (["eval", "--suite", "ledger", "--out", "/proc/x.json"], "/proc cannot be written to"),
         (["sweep", "--out", "x.json", "--preset", "paper", "--leader", "L"], "--draft"),
         (["sweep", "--out", "x.json", "--preset", "paper", "--plots", "no/plots"], "no/plots"),
     ],
@@ -150,6 +156,23 @@ def test_an_error_is_one_line_that_names_the_culprit(
     assert shown.err.startswith("foreal: error: ")
     assert shown.err.count("\n") == 1
     assert names in shown.err
+
+
+def test_a_grid_takes_none_and_truth_values(
+    played: PlayedDecoder, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", "--suite", suite, "--out", str(tmp_path / "sweep.json")]
+    command += ["--grid", "draft_length=None,3", "--grid", "speculate=True,false"]
+    assert cli.main(command) == 0
+    asked = {(config.draft_length, config.speculate) for _, config in played.asked}
+    assert {(None, True), (None, False), (3, True), (3, False)} <= asked
+
+
+def test_marks_inside_a_prompt_end_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\u2028still one\n\ntwo\x0cstill two\n", encoding="utf-8")
+    prompts = [chat[0]["content"] for chat in _lines(path, 9)]
+    assert prompts == ["one\u2028still one", "two\x0cstill two"]
 
 
 def test_a_missing_extra_is_named_before_the_work(

@@ -14,7 +14,8 @@ from toy import PROMPTS, Family
 
 from foreal_core import FoReaLConfig, FoReaLDecoder
 from foreal_core.errors import ConfigError, OutOfMemoryError
-from foreal_core.evaluation import Answered, evaluate, problem_seed, wilson_interval
+from foreal_core.evaluation import Answered, Question, evaluate, problem_seed, wilson_interval
+from foreal_core.evaluation.grading import is_right_in_maths
 
 DecoderOf = Callable[[Family], FoReaLDecoder]
 CONFIG = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=20, seed=7)
@@ -95,6 +96,24 @@ def test_without_a_chat_template_the_question_is_raw_text() -> None:
     decoder = PlayedDecoder(lambda question: question)
     decoder.has_chat_template = False
     assert evaluate(decoder, [Riddle("how many?", "how many?\n\n")], CONFIG).accuracy == 1.0
+
+
+@pytest.mark.parametrize("end", ["<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n"])
+def test_thinking_that_has_not_ended_is_no_answer(end: str) -> None:
+    """The template may open the thinking, and the response then holds no mark but its end."""
+    rows = [
+        ("So 6*7 = 42. Wait, let me check whether", "<think>" not in end),
+        ("<think>So 6*7 = 42. Wait", False),
+        ("So 41?</think>\n\nIt is 42.", True),
+    ]
+    tasks = [Question(text, [{"role": "user", "content": text}], "42", _maths) for text, _ in rows]
+    record = evaluate(PlayedDecoder(lambda question: question, end), tasks, CONFIG)
+    assert [answered.correct for answered in record.answers] == [right for _, right in rows]
+
+
+def _maths(text: str, answer: str) -> bool:
+    pytest.importorskip("math_verify", reason="needs the extra eval")
+    return is_right_in_maths(text, answer)
 
 
 def test_no_problems_are_refused() -> None:

@@ -63,11 +63,26 @@ def test_mathematics_are_graded_in_any_thread() -> None:
         ("The answer is Carbon.", None),
         ("The answer is a number.", None),
         ("A, B or C", None),
+        ("Answer: B\n\nI am confident in the answer I gave.", "B"),
+        ("The answer I get is (B).", "B"),
+        ("ANSWER: B", "B"),
+        ("\\boxed{\\textbf{(B)}}", "B"),
+        ("\\boxed{\\textrm{B}}", "B"),
+        ("\\boxed{B) 42}", "B"),
+        ("The correct answer is option B.", "B"),
+        ("Answer: B. The value is \\boxed{C = 3}", "B"),
+        ("<think>Maybe the answer is B. But wait, consider", None),
         ("", None),
     ],
 )
 def test_multiple_choice(text: str, letter: str | None) -> None:
     assert [one for one in "ABCD" if is_right_choice(text, one)] == ([letter] if letter else [])
+
+
+def test_letters_that_a_question_has_not_are_no_answer() -> None:
+    assert is_right_choice("Answer: B. Vitamin C: see answer: H", "B", "ABCD")
+    assert is_right_choice("The answer is I.", "I")
+    assert not is_right_choice("Answer: B, the answer I gave", "I")
 
 
 def test_without_math_verify_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

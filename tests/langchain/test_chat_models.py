@@ -20,6 +20,7 @@ from langchain_core.messages import (
     HumanMessage,
     SystemMessage,
     ToolMessage,
+    trim_messages,
 )
 from langchain_core.tools import tool
 from lc_helpers import QUESTIONS
@@ -27,8 +28,10 @@ from scripted import ScriptedDecoder, call_text, pair_with_tools
 from toy import Family
 
 from foreal_core import ConfigError, FoReaLDecoder
+from foreal_integrations.chats import chosen_tools
 from foreal_integrations.langchain import ChatFoReaL, get_foreal_cost_callback
 from foreal_integrations.langchain.messages import to_chat
+from foreal_integrations.langchain.structured import tool_json
 
 QUESTION = QUESTIONS[0]
 Write = Callable[..., ChatFoReaL]
@@ -246,6 +249,45 @@ def test_broken_calls_are_reported(writes: Write, body: str, closed: bool) -> No
         assert invalid["args"] is not None and body in invalid["args"] and invalid["id"]
 
 
+@pytest.mark.parametrize("version", ["v0", "v1"])
+def test_blocks_of_a_streamed_message_keep_apart(writes: Write, version: str) -> None:
+    """Chunks of one index are joined, and LangChain counts the other blocks from 0."""
+    model = writes("x</think>" + CALLS, output_version=version).bind_tools([weather, add_up])
+    blocks = streamed(model).content_blocks
+    assert [block["type"] for block in blocks] == ["reasoning", "text", "tool_call", "tool_call"]
+    assert [block["args"] for block in blocks[2:]] == [{"city": "Rome"}, {"a": 1, "b": 2}]
+
+
+def test_a_broken_call_stays_in_the_chat() -> None:
+    broken = AIMessage("So", invalid_tool_calls=[{"name": "f", "args": "{half", "id": "1"}])
+    assert to_chat([HumanMessage("a"), broken])[1]["content"] == "So\n{half"
+
+
+def test_a_text_block_without_text_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs a 'text'"):
+        to_chat([HumanMessage([{"type": "text"}])])
+
+
+def test_tokens_of_what_does_not_fit_are_counted(chat: ChatFoReaL) -> None:
+    """Those who trim a chat ask for just that."""
+    long = [HumanMessage("alpha beta gamma delta " * 400), AIMessage("b c d e" * 400)] * 4
+    assert chat.get_num_tokens_from_messages([]) == 0
+    assert chat.get_num_tokens_from_messages(long) > chat.decoder.max_context
+    kept = trim_messages(
+        [HumanMessage("one two three " * 9), *long[-2:]],
+        max_tokens=200,
+        token_counter=chat,
+        strategy="last",
+        allow_partial=True,
+    )
+    assert 0 < chat.get_num_tokens_from_messages(kept) <= 200
+
+
+def test_a_profile_knows_the_context_that_was_asked_for() -> None:
+    chat = ChatFoReaL(leader="some/model", draft="some/draft", max_context=1000)
+    assert (chat.profile or {})["max_input_tokens"] == 999
+
+
 def test_without_tools_nothing_is_parsed(writes: Write) -> None:
     message = writes(CALLS).invoke(QUESTION)
     assert "<tool_call>" in str(message.content) and not message.tool_calls
@@ -266,8 +308,25 @@ def test_tool_choice(writes: Write) -> None:
     assert "weather" not in model.decoder.prompts[0]
     model.bind_tools([weather, add_up], tool_choice="auto").invoke(QUESTION)
     assert "weather" in model.decoder.prompts[1] and "add_up" in model.decoder.prompts[1]
-    with pytest.raises(ConfigError, match="weather, add_up"):
-        model.bind_tools([weather, add_up], tool_choice="moon")
+    for choice in ("moon", {"type": "function", "function": "add_up"}, {}, {"type": "moon"}):
+        with pytest.raises(ConfigError, match="tool_choice="):
+            model.bind_tools([weather, add_up], tool_choice=choice)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "forced"),
+    [
+        ({"type": "any"}, ["weather", "add_up"], True),
+        ({"type": "auto"}, ["weather", "add_up"], False),
+        ({"type": "none"}, [], False),
+        ({"type": "tool", "name": "add_up"}, ["add_up"], True),
+        ({"type": "function", "function": {"name": "add_up"}}, ["add_up"], True),
+    ],
+)
+def test_choices_in_json(choice: Any, names: list[str], forced: bool) -> None:
+    tools = [tool_json(weather), tool_json(add_up)]
+    shown, must = chosen_tools(tools, choice)
+    assert ([tool["function"]["name"] for tool in shown], must) == (names, forced)
 
 
 # -- agents ---------------------------------------------------------------------------------------

@@ -399,6 +399,71 @@ def closing() -> Iterator[FoReaLDecoder]:
     closer.join()
 
 
+def test_a_time_out_leaves_room_for_a_fallback(make: Make) -> None:
+    """A stream that is out of time ends with no last chunk, as if it were whole."""
+    model = make(**LONG, timeout=1e-4)
+    chunks: list[Any] = []
+    with pytest.raises(TimeoutError):
+        chunks.extend(model.stream(QUESTION))
+    assert not any(getattr(chunk, "chunk_position", None) for chunk in chunks)
+    expected = text_of(make().invoke(QUESTION))
+    streamed = model.with_fallbacks([make()]).stream(QUESTION)
+    if not chunks:  # a token may have come in time
+        assert "".join(map(text_of, streamed)) == expected
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e12, True, "5"])
+def test_what_is_no_time_is_refused(make: Make, seconds: Any) -> None:
+    with pytest.raises(ConfigError, match="timeout="):
+        make(timeout=seconds)
+    with pytest.raises(ConfigError, match="timeout="):
+        make().invoke(QUESTION, timeout=seconds)
+
+
+def test_a_stream_that_is_left_ends_in_silence(
+    make: Make, decoder: FoReaLDecoder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`asyncio.run` closes generators that are still open all at once."""
+    model = make(**LONG)
+
+    async def leave() -> None:
+        async for _ in model.astream(QUESTION):
+            break
+
+    with get_foreal_cost_callback() as cost:
+        asyncio.run(leave())
+        wait_until_idle(decoder)
+    assert capfd.readouterr().err == ""
+    assert cost.totals()["stopped_early"] == 1
+
+
+def test_a_cost_block_hides_nothing_from_other_handlers(make: Make) -> None:
+    class Ends(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def on_llm_start(self, *arguments: Any, **kwargs: Any) -> None:
+            self.seen.append("start")
+
+        def on_chat_model_start(self, *arguments: Any, **kwargs: Any) -> None:
+            self.seen.append("start")
+
+        def on_llm_end(self, *arguments: Any, **kwargs: Any) -> None:
+            self.seen.append("end")
+
+    async def events(model: Any) -> list[str]:
+        return [event["event"] async for event in model.astream_events(QUESTION, version="v2")]
+
+    model, ends = make(), Ends()
+    expected = asyncio.run(events(model))
+    assert expected[0].endswith("_start") and expected[-1].endswith("_end")
+    with get_foreal_cost_callback() as cost:
+        assert asyncio.run(events(model)) == expected
+        asyncio.run(model.ainvoke(QUESTION, {"callbacks": [ends]}))
+    assert ends.seen == ["start", "end"]
+    assert cost.totals()["calls"] == 2
+
+
 # -- settings ------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ def test_a_batch_is_one_call(llm: FoReaLLLM, calls: list[int]) -> None:
     llm.bind(lead_count=3).with_retry().batch(QUESTIONS[:3])
     llm.batch(QUESTIONS[:3], {"max_concurrency": 2})
     llm.batch([*QUESTIONS[:3], "too long " * 3000], return_exceptions=True)
-    assert calls == [3, 3, 3, 2, 1, 3, 1]
+    assert calls == [3, 3, 3, 2, 1, 1, 1, 1, 1]
 
 
 def test_what_a_whole_batch_is_refused_for_is_an_exception_of_each(
@@ -60,15 +60,21 @@ def test_what_a_whole_batch_is_refused_for_is_an_exception_of_each(
     assert missing.with_fallbacks([llm]).batch(QUESTIONS[:2]) == llm.batch(QUESTIONS[:2])
 
 
-def test_what_a_batch_does_again_is_billed(
-    llm: FoReaLLLM, decoder: FoReaLDecoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A batch that fails as a whole is asked again one by one, in threads."""
-    monkeypatch.setattr(FoReaLLLM, "_acceptable", lambda *_: [])
+@pytest.mark.parametrize("a", [False, True], ids=["sync", "async"])
+def test_what_is_out_of_time_is_not_asked_again(llm: FoReaLLLM, a: bool) -> None:
+    """And what ended in time stays."""
+    prompts = ["short", *QUESTIONS[:2]]
+    ends = llm.invoke("short")[:4]
+    settings = {"timeout": 0.5, "max_new_tokens": 1500, "repetition_penalty": 1.3, "stop": [ends]}
     with get_foreal_cost_callback() as cost:
-        texts = llm.batch(QUESTIONS[:3], return_exceptions=True)
-    assert texts == llm.batch(QUESTIONS[:3])
+        if a:
+            outcomes = asyncio.run(llm.abatch(prompts, return_exceptions=True, **settings))
+        else:
+            outcomes = llm.batch(prompts, return_exceptions=True, **settings)
+    assert all(isinstance(one, str | TimeoutError) for one in outcomes)
     assert cost.totals()["calls"] == 3
+    late = sum(isinstance(one, TimeoutError) for one in outcomes)
+    assert cost.totals()["failed"] == cost.totals()["stopped_early"] == late
 
 
 def test_the_pair_is_that_of_the_present_fields(llm: FoReaLLLM, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings, strategies as st
 
-from foreal_integrations.replies import ReplySplitter
+from foreal_integrations.replies import BrokenCall, ReplySplitter, ToolCall, parse_call
 from foreal_integrations.shared import joined_stops
 
 PARTS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<", "</", "a", " ", "\n", "{}", "t"]
@@ -70,3 +71,10 @@ def test_an_end_tag_in_a_string_that_never_ends_is_one() -> None:
 
 def test_stop_strings_are_joined() -> None:
     assert joined_stops(("a", "b"), "a", None, ["c"]) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("arguments", ["null", '""', "{}"])
+def test_a_call_without_arguments(arguments: str) -> None:
+    call = parse_call('{"name": "now", "arguments": ' + arguments + "}")
+    assert isinstance(call, ToolCall) and (call.name, call.arguments) == ("now", {})
+    assert isinstance(parse_call('{"name": "now", "arguments": [1]}'), BrokenCall)

@@ -138,6 +138,68 @@ def test_recursive_structures(chat: ChatFoReaL, method: Any, schema: type[BaseMo
         assert isinstance(structured.invoke(QUESTION, seed=seed, temperature=1.0), schema)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"type": "object", "additionalProperties": {"type": "boolean"}, "minProperties": 2},
+        {"$ref": "#/$defs/Flags", "$defs": {"Flags": HOLDER_JSON}},
+        {"anyOf": [HOLDER_JSON, {"type": "object", "properties": {"x": {"type": "null"}}}]},
+    ],
+    ids=["free names", "reference", "any of"],
+)
+def test_schemas_that_name_no_properties_at_their_top(chat: ChatFoReaL, shape: Any) -> None:
+    """LangChain drops what they say."""
+    jsonschema = pytest.importorskip("jsonschema", reason="checks what was written")
+    structured = chat.with_structured_output({"title": "flags", "description": "Flags.", **shape})
+    for seed in range(3):
+        answer = structured.invoke(QUESTION, seed=seed, temperature=1.0, max_new_tokens=200)
+        jsonschema.validate(answer, shape)
+
+
+INTEGER = {"type": "integer"}
+HALVES = [
+    {"type": "object", "properties": {"a": INTEGER}, "required": ["a"]},
+    {"type": "object", "properties": {"b": INTEGER}, "required": ["b"]},
+]
+
+
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+@pytest.mark.parametrize(
+    "both",
+    [
+        {"allOf": HALVES},
+        {"allOf": [{"$ref": "#/$defs/First"}, HALVES[1]]},
+        {**HALVES[0], "anyOf": [HALVES[1]]},
+    ],
+    ids=["all of", "reference", "beside"],
+)
+def test_parts_of_one_object_leave_room_for_each_other(
+    chat: ChatFoReaL, method: Any, both: Any
+) -> None:
+    schema = {
+        "title": "pair",
+        "description": "Two.",
+        "type": "object",
+        "properties": {"x": both},
+        "required": ["x"],
+        "$defs": {"First": HALVES[0]},
+    }
+    answer = chat.with_structured_output(schema, method=method).invoke(QUESTION)
+    assert {"a", "b"} <= set(answer["x"])
+
+
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+def test_settings_of_a_call_reach_the_model_beside_the_raw_message(
+    chat: ChatFoReaL, method: Any
+) -> None:
+    structured = chat.with_structured_output(Holder, method=method, include_raw=True)
+    answer = structured.invoke(QUESTION, max_new_tokens=2)
+    assert answer["raw"].usage_metadata["output_tokens"] == 2
+    assert isinstance(answer["parsing_error"], OutputParserException)
+    with pytest.raises(ConfigError, match="nonsense"):
+        structured.invoke(QUESTION, nonsense=3)
+
+
 def test_free_objects(chat: ChatFoReaL) -> None:
     assert isinstance(chat.with_structured_output(method="json_mode").invoke(QUESTION), dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -123,6 +124,21 @@ def test_calls_that_only_the_additional_arguments_know() -> None:
     kept = ChatMessage(role="assistant", content="", additional_kwargs=message.additional_kwargs)
     assert to_chat([kept]) == to_chat([message])
     assert to_chat([kept])[0]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("", {}), (None, {}), ('{"x": 1}', {"x": 1}), ("no JSON", "no JSON")]
+)
+def test_arguments_of_other_providers_calls(given: Any, read: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": given}}
+    message = ChatMessage(role="assistant", additional_kwargs={"tool_calls": [call]})
+    assert to_chat([message])[0]["tool_calls"][0]["function"]["arguments"] == read
+
+
+def test_a_call_in_another_form_is_refused() -> None:
+    message = ChatMessage(role="assistant", additional_kwargs={"tool_calls": [{"name": "f"}]})
+    with pytest.raises(ConfigError, match=r"function\.name"):
+        to_chat([message])
 
 
 def test_only_text_is_read() -> None:

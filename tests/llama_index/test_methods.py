@@ -285,7 +285,12 @@ def test_a_time_out_stops_the_work(
 @pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize("how", ["close", "break"])
 def test_a_stream_that_is_left_early_is_charged(
-    make: Make, decoder: FoReaLDecoder, passes: Passes, name: str, how: str
+    make: Make,
+    decoder: FoReaLDecoder,
+    passes: Passes,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    how: str,
 ) -> None:
     llm = make(**LONG)
     given = chat_of(QUESTION) if "chat" in name else QUESTION
@@ -296,7 +301,7 @@ def test_a_stream_that_is_left_early_is_charged(
             break
         if how == "close":
             await stream.aclose()
-        del stream, _
+            del stream, _
 
     def leave() -> None:
         stream = getattr(llm, name)(given)
@@ -312,6 +317,7 @@ def test_a_stream_that_is_left_early_is_charged(
             leave()
     gc.collect()
     wait_until_stopped(decoder, bill, passes, len(passes.rows))
+    assert capfd.readouterr().err == ""
     (record,) = bill.records
     assert record["stopped_early"] and 0 < record["completion_tokens"] < 1000
     assert bill.totals()["failed"] == 0

@@ -30,6 +30,7 @@ def measurement(
         "method": method,
         "batch": batch,
         "context": 256,
+        "limit": 128,
         "repeat": repeat,
         "seconds": [seconds],
         "leader_tokens": 50,
@@ -67,14 +68,14 @@ def record() -> dict[str, Any]:
             for n, s in ((1, 0.1 * scale), (6, 0.13 * scale))
         ],
         "measurements": measured,
-        "divergences": [],
+        "divergences": {"compared": 4, "found": []},
     }
 
 
 def test_ratios_are_taken_within_a_repeat(record: dict[str, Any]) -> None:
     cell = speed.summary(record)[1, 256]
     ratio = cell["foreal-p0.6"].times_as_fast_as(cell["transformers-leader"])
-    assert ratio == speed.Spread(4.0, pytest.approx(10 / 3), 5.0)
+    assert ratio == speed.Spread(4.0, pytest.approx(10 / 3), 5.0, 3)
 
 
 def test_a_batch_counts_the_tokens_of_all_its_rows(record: dict[str, Any]) -> None:
@@ -95,7 +96,8 @@ def test_it_says_where_it_pays_and_where_not(record: dict[str, Any]) -> None:
     assert "as assisted-3, the best of assisted generation" not in said
     assert "times as fast per answer as assisted-10, the best of assisted generation" in said
     assert (
-        "by batch: 3.60 at 1, 2.00 at 4, 0.80 at 64 times as fast; it stops paying at 64." in said
+        "by batch: 3.60 at 1, 2.00 at 4, 0.80 at 64 times as fast; no difference is shown at 4, 64."
+        in said
     )
     assert "foreal-p0.6 is right in 2 of 3 answers, the leader alone in 2." in said
     assert "takes 0.25 of a pass of the leader; checking 5 proposals takes 1.30" in said
@@ -141,6 +143,47 @@ def test_answers_that_were_cut_are_compared_by_the_token(record: dict[str, Any])
     assert "times as fast per token as" in speed.verdicts(record)[0]
 
 
+def test_a_whole_answer_and_one_that_was_cut_are_compared_by_the_token(
+    record: dict[str, Any],
+) -> None:
+    for one in record["measurements"]:
+        if one["method"] == "leader":
+            one["answers"] = [{**answer, "finished": False} for answer in one["answers"]]
+    leader, ours = (speed.summary(record)[1, 256][name] for name in ("leader", "foreal-p0.6"))
+    forth, back = ours.times_as_fast_as(leader), leader.times_as_fast_as(ours)
+    assert forth is not None and back is not None
+    assert forth.middle == pytest.approx(3.6) == 1 / back.middle
+    said = "\n".join(speed.verdicts(record))
+    assert "foreal-p0.6 is 3.60 (3.00 to 4.50) times as fast per token as leader in" in said
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ([2.0, 3.0], "times as fast; it pays at all of them."),
+        ([0.9, 0.8], "times as fast; it stops paying at 4."),
+        ([0.9, 1.1], "times as fast; no difference is shown at 4."),
+        ([2.0], "times as fast; no difference is shown at 4."),
+    ],
+)
+def test_it_claims_no_more_than_the_repeats_agree_on(
+    record: dict[str, Any], gains: list[float], said: str
+) -> None:
+    record["measurements"] = [one for one in record["measurements"] if one["batch"] == 1]
+    for repeat, gain in enumerate(gains):
+        record["measurements"].append(measurement("leader", 4, repeat, 10.0))
+        record["measurements"].append(measurement("foreal-p0.6", 4, repeat, 10.0 / gain))
+    [sentence] = [one for one in speed.verdicts(record) if "by batch" in one]
+    assert sentence.endswith(said)
+
+
+def test_the_table_says_where_answers_were_cut(record: dict[str, Any]) -> None:
+    for one in record["measurements"]:
+        for answer in one["answers"]:
+            answer["finished"] = False
+    assert "answers cut at 128 tokens or their end" in speed_views.table(record)
+
+
 def test_targets_are_those_of_the_pair(record: dict[str, Any]) -> None:
     met = {target["what"]: target["met"] for target in speed.targets(record)}
     assert met["foreal-p1.0: times as fast as transformers-leader"]
@@ -169,11 +212,13 @@ def test_the_table_shows_what_was_measured_and_what_failed(record: dict[str, Any
     [line] = [line for line in shown.splitlines() if line.startswith("  assisted-10 ")]
     assert line.split()[1:5] == ["5.50", "(5.00", "to", "10.00)"]
     assert "failed: draft, batch 64, context 256: no room" in shown
-    assert "the same, token for token" in shown
+    assert "4 pairs of texts that must be the same: all are, token for token." in shown
+    record["divergences"]["compared"] = 0
+    assert "must be the same" not in speed_views.table(record)
 
 
 def test_the_table_shows_where_texts_part(record: dict[str, Any]) -> None:
-    record["divergences"] = [
+    record["divergences"]["found"] = [
         {
             "where": "task 1, context 0",
             "methods": [["leader", "assisted-3"]],
