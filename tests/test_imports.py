@@ -20,6 +20,8 @@ ROOT = Path(foreal_core.__file__).parent
 RANKS = {
     **dict.fromkeys(("errors", "closing", "config", "cost", "events", "randomness"), 0),
     "thinking": 0,
+    "transfer": 0,
+    "forks": 0,
     **dict.fromkeys(("tokenizer", "sentence", "sampling", "constraint", "policies", "groups"), 1),
     **dict.fromkeys(("attention", "chunks", "seen"), 1),
     "proposals": 2,
@@ -41,7 +43,7 @@ RANKS = {
 EXCEPTIONS = {("decoder", "demo"), ("events", "report")}
 WITHOUT_TORCH = (
     *("errors", "config", "cost", "events", "randomness", "policies", "sentence"),
-    *("proposals", "seen", "groups", "thinking"),
+    *("proposals", "seen", "groups", "thinking", "forks"),
 )
 
 PUBLIC = {

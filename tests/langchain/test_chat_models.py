@@ -280,7 +280,7 @@ def test_tokens_of_what_does_not_fit_are_counted(chat: ChatFoReaL) -> None:
         strategy="last",
         allow_partial=True,
     )
-    assert 0 < chat.get_num_tokens_from_messages(kept) <= 200
+    assert chat.get_num_tokens_from_messages(kept) <= 200
 
 
 def test_a_profile_knows_the_context_that_was_asked_for() -> None:

@@ -412,8 +412,8 @@ def test_a_time_out_leaves_room_for_a_fallback(make: Make) -> None:
         assert "".join(map(text_of, streamed)) == expected
 
 
-@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e12, True, "5"])
-def test_what_is_no_time_is_refused(make: Make, seconds: Any) -> None:
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e12])
+def test_what_is_no_time_is_refused(make: Make, seconds: float) -> None:
     with pytest.raises(ConfigError, match="timeout="):
         make(timeout=seconds)
     with pytest.raises(ConfigError, match="timeout="):
