@@ -11,7 +11,7 @@ _USUAL_RUN = 8
 # sentence has a pass of its own.
 _SPARED = 0.25
 # A small model reaches half of a large one's share of the memory's bandwidth
-# (records/bench-cpu-2026-11-27.json: 0.30 against 0.63).
+# (records/bench-cpu-2026-11-27.json: 0.22 against 0.51).
 _SLOWER_BY = 2.0
 # Beyond these the reckoning is too coarse to be followed.
 _SMALLEST_CHANCE, _LARGEST_CHANCE = 0.3, 0.8
