@@ -252,22 +252,26 @@ def _head_dim(config: Any) -> int:
     )
 
 
+def _experts(config: Any) -> Any:
+    """Experts of a layer; None without."""
+    return getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+
+
 def _router_parameters(model: Any, config: Any) -> int:
     """Weights [experts, hidden] of routers that are no linear layers of their own."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    experts = experts or getattr(config, "n_routed_experts", None)
+    shape = (_experts(config), config.hidden_size)
     return sum(
         parameter.numel()
         for module in model.modules()
         if not hasattr(module, "in_features")
         for parameter in module.parameters(recurse=False)
-        if tuple(parameter.shape) == (experts, config.hidden_size)
+        if tuple(parameter.shape) == shape
     )
 
 
 def _active_expert_parameters(model: Any, config: Any) -> int:
     """Weights of fused expert matrices ([experts, ., .]) that one token activates."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    experts = _experts(config)
     active = getattr(config, "num_experts_per_tok", None)
     if not isinstance(experts, int) or not isinstance(active, int):
         return 0

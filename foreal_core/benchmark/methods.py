@@ -190,7 +190,13 @@ def generate_with_seeds(
         decoder.submit(prompt, config, seed=seed)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    return [future.result() for future in futures]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for (
+            future
+        ) in futures:  # where one failed, the others must not run into the next measurement
+            future.cancel()
 
 
 class _Watch(StoppingCriteria):

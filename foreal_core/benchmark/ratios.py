@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from foreal_core import environment
 from foreal_core.benchmark.methods import generate_with_seeds
+from foreal_core.benchmark.subject import PROBLEM_SEED
 from foreal_core.config import FoReaLConfig, PolicyName
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 SOLO_PROMPTS = 4
 BATCH_REQUESTS = 16
 PASS_PROBLEMS = 20
-PROBLEM_SEED = 2024
 
 Progress = Callable[[str], None]
 Prompt = list[int]

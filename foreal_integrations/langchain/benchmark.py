@@ -26,6 +26,7 @@ from langchain_core.runnables import Runnable
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, environment
 from foreal_core.benchmark.ratios import clocked, target
+from foreal_core.benchmark.subject import PROBLEM_SEED
 from foreal_core.demo import problems
 from foreal_core.jsonfiles import write_record
 from foreal_integrations.langchain import ChatFoReaL, FoReaLLLM, get_foreal_cost_callback
@@ -33,7 +34,6 @@ from foreal_integrations.langchain import ChatFoReaL, FoReaLLLM, get_foreal_cost
 KIND = "foreal-langchain-benchmark"
 REQUESTS = 16
 SOLO_REQUESTS = 4
-PROBLEM_SEED = 2024
 # No answer of the bundled pair is over before this many tokens where repetitions are penalised.
 LONG_ANSWER: dict[str, Any] = {"max_new_tokens": 600, "repetition_penalty": 1.3}
 

@@ -27,7 +27,8 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
 
     A plain string is wrapped as one user message where the tokenizer has a chat template;
     `raw_prompt=True` turns that off. The text is all that was written, thinking included;
-    `ChatFoReaL` keeps the two apart. `batch` runs all prompts in one call of the decoder.
+    `ChatFoReaL` keeps the two apart. `batch` runs all prompts in one call of the decoder; with
+    `return_exceptions`, as retries and fallbacks ask, each is a call of its own, side by side.
     `generation_info["foreal"]` is the cost record.
 
     Raises:
