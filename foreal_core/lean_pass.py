@@ -2,9 +2,9 @@
 
 A pass over one token of a small model is mostly dispatch: modules, casts and kernels that each take
 longer to start than to run. This is the same pass, in the same order and rounded at the same
-places, with the projections that read one input packed into one matrix and nothing between the
-operations: the logits are the model's own with packed weights (`packed_linear`), in two thirds to
-four fifths of the time.
+places, with nothing between the operations: the logits are the model's own, in two thirds to four
+fifths of the time. In half precision its weights are packed (`packed_linear`), those of projections
+that read one input in one matrix; in float32 it multiplies by the model's own.
 
     ids -> embed -> [ norm -> q k v -> rotate -> cache, attention -> o -> +
                     -> norm -> gate up -> down -> + ]*
@@ -12,13 +12,15 @@ four fifths of the time.
 
 The tokens of all rows lie one after another, [N, width]; rows are padded for attention alone.
 
-It is for Llama and Qwen2 in half precision as transformers has them. A short text is compared with
-the model's own forward before it is used; everything else runs through its own forward. The
-projections are read when the pass is made: later changes to them, hooks and adapters do not show.
+It is for Llama and Qwen2 as transformers has them. A short text is compared with the model's own
+forward before it is used; everything else runs through its own forward. The projections are read
+when the pass is made: hooks and adapters that come later do not show, unless they are the model's
+own and not a part's.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +34,14 @@ from transformers.masking_utils import create_causal_mask
 from foreal_core.attention import row_attention
 from foreal_core.chunks import Chunk
 from foreal_core.kv_cache import RowCache
-from foreal_core.packed_linear import Forward, can_be_packed, fit, packed_forward, side_by_side
+from foreal_core.packed_linear import (
+    Forward,
+    can_be_packed,
+    fit,
+    is_plain,
+    packed_forward,
+    side_by_side,
+)
 
 _HOMES = ("transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2")
 _PARTS = ("torch.nn.modules.", "transformers.activations")
@@ -78,11 +87,11 @@ class _Attention:
             past_key_values=cache,
         )
 
-    def __call__(
-        self, module: Any, layer: int, queries: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
-        """Takes [N, heads, d] each, the rows' tokens one after another; gives [N, heads x d]."""
-        own, keys, values = map(self._spread, (queries, keys, values))
+    def __call__(self, module: Any, layer: int, projected: Tensor, heads: int) -> Tensor:
+        """Takes [N, heads + 2 x kv heads, d], queries, keys and values of the rows' tokens, one
+        token after another; gives [N, heads x d]."""
+        spread = self._spread(projected)
+        own, keys, values = spread.tensor_split((heads, (heads + spread.shape[1]) // 2), dim=1)
         held = self._cache.update(keys, values, layer)
         attended, _ = row_attention(module, own, *held, self._mask, scaling=module.scaling)
         attended = attended.flatten(2).flatten(0, 1)
@@ -113,6 +122,7 @@ class LeanPass:
 
     def __init__(self, model: Any, layers: Sequence[_Layer], head: Forward) -> None:
         config = model.config
+        self._model = model
         self._base = model.model
         self._config = config
         self._layers = layers
@@ -136,13 +146,13 @@ class LeanPass:
             *(linear for layer in model.model.layers for linear in _projections(layer)),
             model.lm_head,
         ]
-        if not all(map(can_be_packed, linears)) or not fit(linears):
+        if not _can_be_lean(linears):
             return None
         try:
-            packed = side_by_side(_packed_layer, model.model.layers)
-            head = packed_forward(model.lm_head)
-            layers = [layer for layer in packed if layer is not None]
-            if head is None or len(layers) < len(packed):
+            found = side_by_side(_layer, model.model.layers)
+            head = _forward(model.lm_head)
+            layers = [layer for layer in found if layer is not None]
+            if head is None or len(layers) < len(found):
                 return None
             lean = cls(model, layers, head)
             return lean if lean._agrees(model, cache) else None
@@ -156,6 +166,11 @@ class LeanPass:
             return None
         finally:
             cache.release()
+
+    @property
+    def applies(self) -> bool:
+        """Whether the model itself is as it was; its parts are not looked at anew."""
+        return not _is_changed(self._model)
 
     def __call__(self, chunks: Sequence[Chunk], cache: RowCache) -> Tensor:
         """Runs over the chunks that the cache was told of.
@@ -178,14 +193,8 @@ class LeanPass:
             projected = layer.queries_keys_values(layer.before_attention(hidden))
             projected = projected.view(-1, turned + kv_heads, width)
             rotated = projected[:, :turned]
-            rotated = rotated * cos + rotated.roll(half, -1) * sin
-            attended = attention(
-                layer.attention,
-                index,
-                rotated[:, :heads],
-                rotated[:, heads:],
-                projected[:, turned:],
-            )
+            projected[:, :turned] = rotated * cos + rotated.roll(half, -1) * sin
+            attended = attention(layer.attention, index, projected, heads)
             hidden = hidden + layer.out(attended)
             gate, up = layer.gate_up(layer.before_feed_forward(hidden)).chunk(2, -1)
             hidden = hidden + layer.down(nn.functional.silu(gate) * up)
@@ -232,13 +241,15 @@ def _is_known(model: Any) -> bool:
         and kinds == {"full_attention"}
         and model.config.hidden_act == "silu"
         and not any(
-            "forward" in vars(module)
-            or module._forward_hooks
-            or module._forward_pre_hooks
+            _is_changed(module)
             or not (type(module).__module__ == home or type(module).__module__.startswith(_PARTS))
             for module in model.modules()
         )
     )
+
+
+def _is_changed(module: Any) -> bool:
+    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
 
 
 def _projections(layer: Any) -> list[nn.Linear]:
@@ -255,10 +266,16 @@ def _projections(layer: Any) -> list[nn.Linear]:
     ]
 
 
-def _packed_layer(layer: Any) -> _Layer | None:
+def _can_be_lean(linears: Sequence[nn.Linear]) -> bool:
+    if all(map(is_plain, linears)) and {one.weight.dtype for one in linears} == {torch.float32}:
+        return True
+    return all(map(can_be_packed, linears)) and fit(list(linears))
+
+
+def _layer(layer: Any) -> _Layer | None:
     q, k, v, o, gate, up, down = _projections(layer)
-    merged = (_merged(q, k, v), o, _merged(gate, up), down)
-    queries_keys_values, out, gate_up, back = map(packed_forward, merged)
+    parts = (_forward(q, k, v), _forward(o), _forward(gate, up), _forward(down))
+    queries_keys_values, out, gate_up, back = parts
     if queries_keys_values is None or out is None or gate_up is None or back is None:
         return None
     return _Layer(
@@ -272,8 +289,27 @@ def _packed_layer(layer: Any) -> _Layer | None:
     )
 
 
+def _forward(*linears: nn.Linear) -> Forward | None:
+    """Gives what layers of one input give, one after another in the last dimension; None where
+    their weights are better left as they are."""
+    if linears[0].weight.dtype != torch.float32:
+        return packed_forward(linears[0] if len(linears) == 1 else _merged(*linears))
+    # One matrix would save less than a twentieth of a small model's pass, nothing of a large one's,
+    # and take a second copy of the weights.
+    parts: list[Forward] = [functools.partial(_linear, one.weight, one.bias) for one in linears]
+    return parts[0] if len(parts) == 1 else functools.partial(_one_after_another, parts)
+
+
+def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    return nn.functional.linear(rows, weight, bias)
+
+
+def _one_after_another(parts: Sequence[Forward], rows: Tensor) -> Tensor:
+    return torch.cat([part(rows) for part in parts], -1)
+
+
 def _merged(*linears: nn.Linear) -> nn.Linear:
-    """One layer that gives what several of one input give, one after another."""
+    """One layer in place of several of one input."""
     merged = nn.Linear(1, 1, bias=linears[0].bias is not None, device="meta")
     merged.weight = nn.Parameter(torch.cat([one.weight for one in linears]), requires_grad=False)
     biases = [one.bias for one in linears if one.bias is not None]

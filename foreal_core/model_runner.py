@@ -129,7 +129,8 @@ class ModelRunner:
         starts = [chunk.start for chunk in chunks]
         width = max(lengths)
         self.cache.begin([chunk.row for chunk in chunks], starts, lengths)
-        if self._lean is not None:
+        # Ids that are still on a device come with static passes only.
+        if self._lean is not None and self._lean.applies and drawn is None:
             return self._lean(chunks, self.cache)
         if drawn is None:
             padded = [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks]

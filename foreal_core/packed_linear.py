@@ -85,16 +85,23 @@ class PackedLinears:
         self._forwards.clear()
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether it is a linear layer on a CPU that nobody has changed."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and module.weight.device.type == "cpu"
+        and "forward" not in module.__dict__
+    )
+
+
 def can_be_packed(module: nn.Linear) -> bool:
     """Whether a library may have a layout for the layer, and nobody has changed it."""
-    if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:
+    if not is_plain(module):
         return False
     dtype = module.weight.dtype
-    return (
-        module.weight.device.type == "cpu"
-        and dtype in (torch.bfloat16, torch.float16)
-        and "forward" not in module.__dict__
-        and (uses_onednn(dtype) or _works(fbgemm_forward, dtype))
+    return dtype in (torch.bfloat16, torch.float16) and (
+        uses_onednn(dtype) or _works(fbgemm_forward, dtype)
     )
 
 

@@ -56,6 +56,8 @@ class ProposalLength:
         self._least_chance = least_chance
         # That a proposal at a place is taken over, given that all before it were.
         self._chances = [_FIRST_CHANCE] * _PLACES
+        # By place; asked several times a step, and the same until something is learnt.
+        self._open_lengths: dict[int, int] = {}
 
     def wanted(self, span: Write, written: int, place: int, hits: int, room: int) -> int:
         """How many tokens the leader is to check in its next pass.
@@ -95,6 +97,13 @@ class ProposalLength:
             self._learn(place, _FIRST_CHANCE, _FORGOTTEN)
 
     def _open(self, place: int) -> int:
+        place = min(place, _PLACES - 1)
+        length = self._open_lengths.get(place)
+        if length is None:
+            length = self._open_lengths[place] = self._worthwhile(place)
+        return length
+
+    def _worthwhile(self, place: int) -> int:
         length, chance = 0, self._chance(place)
         while chance >= self._least_chance and length < _LONGEST_LENGTH:
             length += 1
@@ -105,5 +114,6 @@ class ProposalLength:
         return self._chances[min(place, _PLACES - 1)]
 
     def _learn(self, place: int, outcome: float, weight: float) -> None:
+        self._open_lengths.clear()
         index = min(place, _PLACES - 1)
         self._chances[index] += weight * (outcome - self._chances[index])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
@@ -19,17 +18,9 @@ from foreal_core.packed_linear import PackedLinears
 
 LEAN: tuple[Family, ...] = ("qwen2", "llama")
 HALVES = (torch.bfloat16, torch.float16)
-
-
-def plain_forward(layer: nn.Linear) -> Any:
-    return functools.partial(nn.functional.linear, weight=layer.weight, bias=layer.bias)
-
-
-@pytest.fixture
-def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is packed and everything is exact: what is left is the order of operations."""
-    monkeypatch.setattr(lean_pass, "can_be_packed", lambda layer: type(layer) is nn.Linear)
-    monkeypatch.setattr(lean_pass, "packed_forward", plain_forward)
+here_packed = pytest.mark.skipif(
+    not PackedLinears([nn.Linear(8, 8, dtype=torch.bfloat16)]), reason="nothing is packed here"
+)
 
 
 def runner_of(model: nn.Module, **more: Any) -> ModelRunner:
@@ -42,7 +33,7 @@ def is_lean(decoder: FoReaLDecoder) -> list[bool]:
 
 @pytest.mark.parametrize("family", LEAN)
 def test_every_policy_writes_the_plain_text_in_float32(
-    family: Family, in_float32: None, monkeypatch: pytest.MonkeyPatch
+    family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = ["Wait", "So the", "Hmm, let me think about it once more"]
     written: dict[bool, list[Any]] = {}
@@ -74,8 +65,6 @@ def test_passes_give_the_models_logits_in_float32(
 ) -> None:
     """Rows of any lengths after any lengths, whatever logits are wanted."""
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr(lean_pass, "can_be_packed", lambda layer: type(layer) is nn.Linear)
-        patch.setattr(lean_pass, "packed_forward", plain_forward)
         model = fresh_pair(family).leader
         lean = runner_of(model)
         assert lean._lean is not None
@@ -123,20 +112,23 @@ def test_half_precision_is_rounded_where_the_model_rounds(
 
 
 @torch.inference_mode()
-def test_matrices_multiply_tokens_and_no_padding(
-    in_float32: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_matrices_multiply_tokens_and_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """What shares a pass follows: padding is for attention alone, so it hardly counts."""
     multiplied: list[int] = []
 
-    def counted(layer: nn.Linear) -> Any:
-        def forward(rows: torch.Tensor) -> torch.Tensor:
+    forward_of = lean_pass._forward
+
+    def counted(*linears: nn.Linear) -> Any:
+        forward = forward_of(*linears)
+        assert forward is not None
+
+        def counting(rows: torch.Tensor) -> torch.Tensor:
             multiplied.append(rows.numel() // rows.shape[-1])
-            return nn.functional.linear(rows, layer.weight, layer.bias)
+            return forward(rows)
 
-        return forward
+        return counting
 
-    monkeypatch.setattr(lean_pass, "packed_forward", counted)
+    monkeypatch.setattr(lean_pass, "_forward", counted)
     lean = runner_of(fresh_pair("llama").leader)
     multiplied.clear()
     lengths = [1, 1, 1, 20]
@@ -199,39 +191,61 @@ def other_activation(model: Any) -> None:
 @pytest.mark.parametrize(
     "change", [hooked, wrapped, adapted, quantised, adapted_elsewhere, windowed, other_activation]
 )
-def test_a_model_that_was_changed_runs_as_it_is(change: Any, in_float32: None) -> None:
+def test_a_model_that_was_changed_runs_as_it_is(change: Any) -> None:
     model = fresh_pair("qwen2").leader
     assert runner_of(model)._lean is not None
     change(model)
     assert runner_of(model)._lean is None
 
 
+@torch.inference_mode()
+def test_what_is_done_to_the_model_later_shows() -> None:
+    model, chunk, seen = fresh_pair("qwen2").leader, Chunk(0, 0, [5, 6, 7], 1), []
+    runner = runner_of(model)
+    lean = runner.forward([chunk])
+    hook = model.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(runner.forward([chunk]), lean, rtol=1e-4, atol=1e-5)
+    hook.remove()
+    assert torch.equal(runner.forward([chunk]), lean)
+    assert seen == [1]
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
-def test_other_architectures_run_as_they_are(family: Family, in_float32: None) -> None:
+def test_other_architectures_run_as_they_are(family: Family) -> None:
     assert runner_of(fresh_pair(family).leader)._lean is None
 
 
-def test_little_memory_and_compilers_leave_the_model_alone(
-    in_float32: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = fresh_pair("llama").leader
-    assert runner_of(model, compiled=True)._lean is None
+def test_compilers_get_the_model_itself() -> None:
+    assert runner_of(fresh_pair("llama").leader, compiled=True)._lean is None
+
+
+@here_packed
+def test_where_memory_is_short_weights_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lean_pass, "fit", lambda layers: False)
-    assert runner_of(model)._lean is None
+    assert runner_of(fresh_pair("llama").leader.to(torch.bfloat16))._lean is None
+    assert runner_of(fresh_pair("llama").leader)._lean is not None  # which copies nothing
 
 
-def test_a_pass_that_does_not_agree_is_not_used(
-    in_float32: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@torch.inference_mode()
+def test_float32_has_the_models_own_weights() -> None:
+    model = fresh_pair("llama").leader
+    lean = runner_of(model)
+    assert lean._lean is not None
+    chunk = Chunk(0, 0, [5, 6, 7], 1)
+    assert lean.forward([chunk]).any()
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert not lean.forward([chunk]).any()
+
+
+def test_a_pass_that_does_not_agree_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a release of transformers whose models do something more."""
     model = fresh_pair("llama").leader
     monkeypatch.setattr(lean_pass._Norm, "__call__", lambda norm, hidden: 1.1 * hidden)
     assert runner_of(model)._lean is None
 
 
-def test_a_pass_that_fails_is_not_used_and_says_so(
-    in_float32: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pass_that_fails_is_not_used_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(**kwargs: Any) -> None:
         raise TypeError("no such argument")
 
@@ -242,9 +256,7 @@ def test_a_pass_that_fails_is_not_used_and_says_so(
     assert runner.forward([Chunk(0, 0, [5, 6], 1)]).shape[0] == 1
 
 
-def test_a_runner_that_cannot_be_made_gives_the_model_back(
-    in_float32: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runner_that_cannot_be_made_gives_the_model_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(model: Any, cache: Any) -> None:
         raise MemoryError
 
@@ -269,7 +281,7 @@ def test_a_runner_that_cannot_be_made_gives_the_model_back(
 )
 @torch.inference_mode()
 def test_shapes_and_biases_of_llama(
-    overrides: dict[str, Any], in_float32: None, monkeypatch: pytest.MonkeyPatch
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_model("llama", **overrides)
     for name, parameter in model.named_parameters():

@@ -25,7 +25,10 @@ from foreal_core.demo import problems
 _PARTS = (
     ("linear layers", ("torch._C._nn.linear",)),
     ("attention kernel", ("scaled_dot_product_attention",)),
-    ("rest of the model: norms, rotary positions, dispatch", ("torch", "transformers")),
+    (
+        "rest of the model: norms, rotary positions, dispatch",
+        ("lean_pass", "torch", "transformers"),
+    ),
     ("cache", ("kv_cache",)),
     ("engine's host code: plans, draws, sentences, events", ("foreal_core",)),
 )
