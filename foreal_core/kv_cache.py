@@ -8,6 +8,7 @@ is copied. The lengths live with the requests; the cache is told them pass by pa
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class RowCache(Cache):
         self._view = 0
         self._static_starts: Tensor | None = None
         self._index: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        # What rows that are no neighbours are gathered into, layer after layer.
+        self._gathered: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     @property
     def slots(self) -> int:
@@ -114,10 +117,7 @@ class RowCache(Cache):
             return keys[first : last + 1, :, : self._view], values[
                 first : last + 1, :, : self._view
             ]
-        return (
-            keys[:, :, : self._view].index_select(0, rows),
-            values[:, :, : self._view].index_select(0, rows),
-        )
+        return self._gather("keys", keys, rows), self._gather("values", values, rows)
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
         """The position of the first query: an int if all lines agree, else a [B] tensor."""
@@ -145,6 +145,7 @@ class RowCache(Cache):
     def release(self) -> None:
         """Gives all memory back; only while no row is in use."""
         self._slabs.clear()
+        self._gathered.clear()
         self._held = (0, 0)
         self.version += 1
 
@@ -152,6 +153,21 @@ class RowCache(Cache):
         rows, slots = self._held
         # Zeroes, not garbage: see `wipe`.
         return like.new_zeros(rows, like.shape[1], slots, like.shape[3])
+
+    def _gather(self, what: str, slab: Tensor, rows: Tensor) -> Tensor:
+        """The rows of [rows, heads, slots, dim] up to the pass's view, good until the next layer's.
+
+        They are written where the last layer's were: memory that is new each time has to be mapped
+        each time, which takes several times as long as the copy where contexts are long.
+        """
+        seen = slab[:, :, : self._view]
+        shape = len(rows), *seen.shape[1:]
+        place = what, slab.device, slab.dtype
+        held = self._gathered.get(place)
+        if held is None or held.numel() < math.prod(shape):
+            held = self._gathered[place] = slab.new_empty(power_of_two(math.prod(shape)))
+        out = held[: math.prod(shape)].view(shape)
+        return torch.index_select(seen, 0, rows, out=out)
 
     def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """rows [B] and positions [B, width] on `device`."""

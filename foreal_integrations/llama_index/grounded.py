@@ -13,7 +13,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from llama_index.core.schema import TextNode
 from foreal_core import FoReaLDecoder, environment
 from foreal_core.demo.grounded import Inquiry, StockList, ask, corpus
 from foreal_core.demo.problems import Problem
+from foreal_core.demo.puzzles import is_held_out
 from foreal_core.evaluation import wilson_interval
 from foreal_integrations.llama_index.llms import FoReaLLLM
 from foreal_integrations.shared import CostLedger, Record
@@ -60,8 +61,9 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 TREES = ("leader alone", "FoReaL n=15 p=1.0", "FoReaL n=15 p=0.6")
 LISTS = 12  # of each corpus
-QUESTIONS = 20  # about each corpus
+QUESTIONS = 5  # about each corpus
 TOP_K = 3
+_TRIES = 200  # questions that are drawn about a corpus; one in sixteen is held out
 CHUNKS = 16
 LISTS_PER_CHUNK = 8
 GATHERED = 4
@@ -83,7 +85,8 @@ class Case:
 
 
 def cases(count: int) -> list[Case]:
-    """Draws corpora and questions for this alone; the same count gives the same ones."""
+    """Draws corpora and questions whose prompts training never saw; the same count gives the same
+    ones."""
 
     def draw() -> Iterator[Case]:
         for number in counting():
@@ -91,16 +94,25 @@ def cases(count: int) -> list[Case]:
             lists = corpus(rng, LISTS, held_out=True)
             retriever = BM25Retriever(nodes=nodes_of(lists), similarity_top_k=TOP_K)
             asked: set[str] = set()
-            while len(asked) < QUESTIONS:
+            for _ in range(_TRIES):
                 inquiry = ask(rng, lists)
-                if inquiry.query not in asked:
+                if inquiry.query not in asked and is_held_out(_seen(inquiry, retriever)):
                     asked.add(inquiry.query)
                     yield Case(inquiry, retriever)
+                if len(asked) == QUESTIONS:
+                    break
 
     return list(islice(draw(), count))
 
 
-def _model(decoder: FoReaLDecoder, seed: int, settings: Mapping[str, Any]) -> FoReaLLLM:
+def _seen(inquiry: Inquiry, retriever: BaseRetriever) -> str:
+    """The user message that the models will see: the question over what is retrieved."""
+    by_box = {one.box: one for one in inquiry.lists}
+    found = [by_box[node.node_id] for node in retriever.retrieve(inquiry.query)]
+    return replace(inquiry, lists=tuple(found)).question
+
+
+def _model(decoder: FoReaLDecoder, seed: int | None, settings: Mapping[str, Any]) -> FoReaLLLM:
     return FoReaLLLM(**{"decoder": decoder, "seed": seed, **settings})
 
 
@@ -170,6 +182,12 @@ class Summary:
     text: str
     records: list[Record]
 
+    @property
+    def token_seconds(self) -> float:
+        """Seconds per token written."""
+        tokens: int = sum(record["completion_tokens"] for record in self.records)
+        return self.seconds / tokens
+
 
 class Tree:
     """`tree_summarize` over `CHUNKS` chunks, and then over what it made of them.
@@ -208,23 +226,26 @@ class Tree:
 
 
 def measured_tree(decoder: FoReaLDecoder, repeats: int, **settings: Any) -> dict[str, Any]:
-    """A tree's calls together and one by one, in turn, after one round that does not count."""
-    tree = Tree(_model(decoder, SEED, settings))
+    """A tree's calls together and one by one, in turn, by the token: each call has a gate of its
+    own, as users' have, and so texts of other lengths. Before that one round under one seed, which
+    does not count and shows that the texts are the same either way."""
+    told = Tree(_model(decoder, SEED, settings))
+    together, one_by_one = (told.summarize(use_async=use_async) for use_async in (True, False))
+    tree = Tree(_model(decoder, None, settings))
     taken = []
-    same_text = True
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats):
         order = (True, False) if repeat % 2 else (False, True)
         done = {use_async: tree.summarize(use_async=use_async) for use_async in order}
-        same_text &= done[True].text == done[False].text
-        if repeat:
-            taken.append({"together": done[True].seconds, "one_by_one": done[False].seconds})
+        taken.append(
+            {"together": done[True].token_seconds, "one_by_one": done[False].token_seconds}
+        )
     ratios = [each["one_by_one"] / each["together"] for each in taken]
     return {
         "chunks": CHUNKS,
         "lists_per_chunk": LISTS_PER_CHUNK,
-        "calls": len(done[True].records),
-        "same_text": same_text,
-        "seconds": taken,
+        "calls": len(together.records),
+        "same_text": together.text == one_by_one.text,
+        "seconds_per_token": taken,
         "ratios": ratios,
         "median": median(ratios),
     }

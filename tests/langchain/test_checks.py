@@ -32,7 +32,11 @@ from foreal_integrations.langchain import (
 Make = Callable[..., Any]
 QUESTION = QUESTIONS[0]
 # Long enough that it is never over before it is stopped: a text without repetitions does not end.
-LONG: dict[str, Any] = {"max_new_tokens": 1500, "repetition_penalty": 1.3}
+# A "Wait," opens each sentence, so that no answer does: it goes on to its limit, whatever the seed.
+LONG: dict[str, Any] = {
+    **{"policy": "wait", "lead_probability": 1.0},
+    **{"max_new_tokens": 1500, "repetition_penalty": 1.3},
+}
 TEMPLATE = PromptTemplate.from_template("{q}")
 
 
