@@ -42,9 +42,10 @@ class RowCache(Cache):
         self._uniform = True
         self._width = 0
         self._view = 0
+        self._one_layer = False
         self._static_starts: Tensor | None = None
         self._index: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        # What rows that are no neighbours are gathered into, layer after layer.
+        # What rows that are no neighbours are gathered into.
         self._gathered: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     @property
@@ -52,19 +53,24 @@ class RowCache(Cache):
         """Slots of each row, the spare ones included."""
         return self._held[1]
 
-    def begin(self, rows: list[int], starts: list[int], lengths: list[int]) -> None:
+    def begin(
+        self, rows: list[int], starts: list[int], lengths: list[int], *, one_layer: bool = False
+    ) -> None:
         """Announces a pass.
 
         Args:
             rows: the row of each line of the batch, ascending.
             starts: how many positions of each row are valid before the pass.
             lengths: how many new tokens each line has; shorter lines are padded on the right.
+            one_layer: what `update` gives is not looked at once it is called for another layer.
+                Models that share keys and values between layers (Gemma3n) do look again.
         """
         self._rows, self._starts = rows, starts
         self._width = width = max(lengths)
         self._view = max(starts) + width
         self._uniform = min(starts) == max(starts) and min(lengths) == width
         self._static_starts = None
+        self._one_layer = one_layer
         self._index.clear()
         self.reserve(rows[-1] + 1, self._view)
 
@@ -73,7 +79,7 @@ class RowCache(Cache):
         known on the device. Memory must be reserved; `view` slots are attended to."""
         self._static_starts = starts
         self._rows = list(range(len(starts)))
-        self._width, self._view, self._uniform = width, view, False
+        self._width, self._view, self._uniform, self._one_layer = width, view, False, False
         self._index.clear()
 
     def reserve(self, rows: int, slots: int) -> None:
@@ -142,10 +148,14 @@ class RowCache(Cache):
                 keys[row].zero_()
                 values[row].zero_()
 
+    def shrink(self) -> None:
+        """Gives back what the next pass can make anew."""
+        self._gathered.clear()
+
     def release(self) -> None:
         """Gives all memory back; only while no row is in use."""
         self._slabs.clear()
-        self._gathered.clear()
+        self.shrink()
         self._held = (0, 0)
         self.version += 1
 
@@ -155,19 +165,23 @@ class RowCache(Cache):
         return like.new_zeros(rows, like.shape[1], slots, like.shape[3])
 
     def _gather(self, what: str, slab: Tensor, rows: Tensor) -> Tensor:
-        """The rows of [rows, heads, slots, dim] up to the pass's view, good until the next layer's.
+        """Copies of rows of [rows, heads, slots, dim] up to the pass's view.
 
-        They are written where the last layer's were: memory that is new each time has to be mapped
-        each time, which takes several times as long as the copy where contexts are long.
+        If they may, they are written where the last layer's were: memory that is new each time has
+        to be mapped each time, which takes several times as long as the copy where contexts are
+        long.
         """
         seen = slab[:, :, : self._view]
+        if not self._one_layer:
+            return seen.index_select(0, rows)
         shape = len(rows), *seen.shape[1:]
         place = what, slab.device, slab.dtype
-        held = self._gathered.get(place)
-        if held is None or held.numel() < math.prod(shape):
-            held = self._gathered[place] = slab.new_empty(power_of_two(math.prod(shape)))
-        out = held[: math.prod(shape)].view(shape)
-        return torch.index_select(seen, 0, rows, out=out)
+        size = math.prod(shape)
+        if place not in self._gathered or self._gathered[place].numel() < size:
+            self._gathered.pop(place, None)
+            # Contexts grow token by token.
+            self._gathered[place] = slab.new_empty(size + size // 4)
+        return torch.index_select(seen, 0, rows, out=self._gathered[place][:size].view(shape))
 
     def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """rows [B] and positions [B, width] on `device`."""

@@ -128,10 +128,13 @@ class ModelRunner:
         lengths = [len(chunk.tokens) for chunk in chunks]
         starts = [chunk.start for chunk in chunks]
         width = max(lengths)
-        self.cache.begin([chunk.row for chunk in chunks], starts, lengths)
         # Ids that are still on a device come with static passes only.
-        if self._lean is not None and self._lean.applies and drawn is None:
-            return self._lean(chunks, self.cache)
+        lean = self._lean if self._lean and self._lean.applies and drawn is None else None
+        self.cache.begin(
+            [chunk.row for chunk in chunks], starts, lengths, one_layer=lean is not None
+        )
+        if lean is not None:
+            return lean(chunks, self.cache)
         if drawn is None:
             padded = [[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in chunks]
             ids = on_device(list(chain.from_iterable(padded)), self.device)
@@ -168,8 +171,9 @@ class ModelRunner:
             self.cache.release()
 
     def shrink(self) -> None:
-        """The device is full: forgets recorded passes, which are recorded anew when needed."""
+        """The device is full: forgets what is made anew when it is needed."""
         self._static_passes.clear()
+        self.cache.shrink()
 
     def restore(self) -> None:
         """Gives the cache's memory back, and the model its own attention if no other runner uses

@@ -17,9 +17,12 @@ from typing import Any, get_args
 import torch
 
 from foreal_core import environment
+from foreal_core.benchmark.methods import generate_with_seeds
+from foreal_core.benchmark.subject import PROBLEM_SEED
 from foreal_core.config import FoReaLConfig, PolicyName
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import problems
+from foreal_core.randomness import problem_seed
 
 # By where a function lives; the first that fits counts.
 _PARTS = (
@@ -41,11 +44,13 @@ def profile(requests: int, policy: PolicyName, max_new_tokens: int = 128) -> dic
     Raises:
         ConfigError: `max_new_tokens` is out of range.
     """
-    config = FoReaLConfig(policy=policy, max_new_tokens=max_new_tokens, seed=0)
-    chats = [problem.messages for problem in problems("ledger", 2024, requests)]
+    config = FoReaLConfig(policy=policy, max_new_tokens=max_new_tokens)
+    asked = problems("ledger", PROBLEM_SEED, requests)
+    seeds = [problem_seed(PROBLEM_SEED, number) for number in range(requests)]
     profiler = cProfile.Profile(time.thread_time)
     with FoReaLDecoder.demo() as decoder:
-        decoder.generate(messages=chats, config=config)
+        prompts = [decoder.encode(messages=problem.messages) for problem in asked]
+        generate_with_seeds(decoder, prompts, seeds, config)
         engine = decoder._engine
         step = engine.step
 
@@ -57,7 +62,7 @@ def profile(requests: int, policy: PolicyName, max_new_tokens: int = 128) -> dic
                 profiler.disable()
 
         engine.step = watched  # type: ignore[method-assign]
-        written = decoder.generate(messages=chats, config=config)
+        written = generate_with_seeds(decoder, prompts, seeds, config)
     seconds: dict[str, float] = {name: 0.0 for name, _ in _PARTS} | {_OTHER: 0.0}
     for (path, _, function), (_, _, own, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
         where = f"{path} {function}"
