@@ -79,7 +79,7 @@ class RowCache(Cache):
         known on the device. Memory must be reserved; `view` slots are attended to."""
         self._static_starts = starts
         self._rows = list(range(len(starts)))
-        self._width, self._view, self._uniform, self._one_layer = width, view, False, False
+        self._width, self._view, self._uniform = width, view, False
         self._index.clear()
 
     def reserve(self, rows: int, slots: int) -> None:

@@ -87,11 +87,12 @@ class _Attention:
             past_key_values=cache,
         )
 
-    def __call__(self, module: Any, layer: int, projected: Tensor, heads: int) -> Tensor:
-        """Takes [N, heads + 2 x kv heads, d], queries, keys and values of the rows' tokens, one
-        token after another; gives [N, heads x d]."""
-        spread = self._spread(projected)
-        own, keys, values = spread.tensor_split((heads, (heads + spread.shape[1]) // 2), dim=1)
+    def __call__(
+        self, module: Any, layer: int, projected: Tensor, heads: tuple[int, int, int]
+    ) -> Tensor:
+        """Takes [N, sum of heads, d], the queries, keys and values of the rows' tokens, one token
+        after another, and the heads of each; gives [N, query heads x d]."""
+        own, keys, values = self._spread(projected).split(heads, dim=1)
         held = self._cache.update(keys, values, layer)
         attended, _ = row_attention(module, own, *held, self._mask, scaling=module.scaling)
         attended = attended.flatten(2).flatten(0, 1)
@@ -177,8 +178,8 @@ class LeanPass:
 
         Returns [sum of keep, V]: the logits that each chunk wants, chunk after chunk.
         """
-        heads, kv_heads, width = self._heads, self._kv_heads, self._head_dim
-        turned = heads + kv_heads  # queries and keys
+        heads, width = (self._heads, self._kv_heads, self._kv_heads), self._head_dim
+        turned = self._heads + self._kv_heads  # queries and keys
         tokens = list(chain.from_iterable(chunk.tokens for chunk in chunks))
         at = [chunk.start + index for chunk in chunks for index in range(len(chunk.tokens))]
         ids, positions = torch.tensor(tokens, device="cpu"), torch.tensor([at], device="cpu")
@@ -191,7 +192,7 @@ class LeanPass:
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
         for index, layer in enumerate(self._layers):
             projected = layer.queries_keys_values(layer.before_attention(hidden))
-            projected = projected.view(-1, turned + kv_heads, width)
+            projected = projected.view(-1, sum(heads), width)
             rotated = projected[:, :turned]
             projected[:, :turned] = rotated * cos + rotated.roll(half, -1) * sin
             attended = attention(layer.attention, index, projected, heads)
@@ -294,8 +295,8 @@ def _forward(*linears: nn.Linear) -> Forward | None:
     their weights are better left as they are."""
     if linears[0].weight.dtype != torch.float32:
         return packed_forward(linears[0] if len(linears) == 1 else _merged(*linears))
-    # One matrix would save less than a twentieth of a small model's pass, nothing of a large one's,
-    # and take a second copy of the weights.
+    # One matrix would save no more than 6 % of a small model's pass (docs/speed.md), and take a
+    # second copy of the weights.
     parts: list[Forward] = [functools.partial(_linear, one.weight, one.bias) for one in linears]
     return parts[0] if len(parts) == 1 else functools.partial(_one_after_another, parts)
 

@@ -18,6 +18,12 @@ T = TypeVar("T")
 
 # Longer than anything takes; what waits for that long hangs.
 WAIT_S = 60
+# Long enough that it is never over before it is stopped: a "Wait," opens each sentence, so that no
+# answer does, and the bundled pair goes on in a chat to the limit, whatever the seed.
+LONG: dict[str, Any] = {
+    **{"policy": "wait", "lead_probability": 1.0},
+    **{"max_new_tokens": 1500, "repetition_penalty": 1.3},
+}
 
 
 def same_work(one: dict[str, Any], other: dict[str, Any]) -> bool:

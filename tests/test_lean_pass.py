@@ -18,9 +18,6 @@ from foreal_core.packed_linear import PackedLinears
 
 LEAN: tuple[Family, ...] = ("qwen2", "llama")
 HALVES = (torch.bfloat16, torch.float16)
-here_packed = pytest.mark.skipif(
-    not PackedLinears([nn.Linear(8, 8, dtype=torch.bfloat16)]), reason="nothing is packed here"
-)
 
 
 def runner_of(model: nn.Module, **more: Any) -> ModelRunner:
@@ -115,7 +112,6 @@ def test_half_precision_is_rounded_where_the_model_rounds(
 def test_matrices_multiply_tokens_and_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """What shares a pass follows: padding is for attention alone, so it hardly counts."""
     multiplied: list[int] = []
-
     forward_of = lean_pass._forward
 
     def counted(*linears: nn.Linear) -> Any:
@@ -219,8 +215,12 @@ def test_compilers_get_the_model_itself() -> None:
     assert runner_of(fresh_pair("llama").leader, compiled=True)._lean is None
 
 
-@here_packed
 def test_where_memory_is_short_weights_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def packed(layer: nn.Linear) -> None:
+        raise AssertionError("a second copy of the weights was made")
+
+    monkeypatch.setattr(lean_pass, "can_be_packed", lambda layer: True)
+    monkeypatch.setattr(lean_pass, "packed_forward", packed)
     monkeypatch.setattr(lean_pass, "fit", lambda layers: False)
     assert runner_of(fresh_pair("llama").leader.to(torch.bfloat16))._lean is None
     assert runner_of(fresh_pair("llama").leader)._lean is not None  # which copies nothing

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
-from integrations import Passes, same_work
+from integrations import LONG, Passes, same_work
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
@@ -31,12 +31,6 @@ from foreal_integrations.langchain import (
 
 Make = Callable[..., Any]
 QUESTION = QUESTIONS[0]
-# Long enough that it is never over before it is stopped: a text without repetitions does not end.
-# A "Wait," opens each sentence, so that no answer does: it goes on to its limit, whatever the seed.
-LONG: dict[str, Any] = {
-    **{"policy": "wait", "lead_probability": 1.0},
-    **{"max_new_tokens": 1500, "repetition_penalty": 1.3},
-}
 TEMPLATE = PromptTemplate.from_template("{q}")
 
 

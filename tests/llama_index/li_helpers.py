@@ -21,13 +21,6 @@ from foreal_integrations.llama_index.costs import Bill
 
 QUESTIONS = [problem.question for problem in problems("ledger", seed=5, count=8)]
 QUESTION = QUESTIONS[0]
-# Long enough that it is never over before it is stopped; the pair ends by itself before that.
-# A "Wait," opens each sentence, so that no answer does: it goes on to its limit, whatever the seed.
-LONG = {
-    **{"policy": "wait", "lead_probability": 1.0},
-    **{"max_new_tokens": 1500, "repetition_penalty": 1.3},
-}
-
 Responses: TypeAlias = Sequence[ChatResponse | CompletionResponse]
 
 

@@ -17,9 +17,8 @@ import pytest
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from integrations import WAIT_S, Passes, same_work
+from integrations import LONG, WAIT_S, Passes, same_work
 from li_helpers import (
-    LONG,
     METHODS,
     QUESTION,
     QUESTIONS,
