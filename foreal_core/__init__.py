@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import CostReport
+from foreal_core.engine.streams import AsyncTokenStream, TokenStream
 from foreal_core.errors import (
     ConfigError,
     ContextOverflowError,
@@ -18,7 +19,6 @@ from foreal_core.errors import (
     UnsupportedModelError,
 )
 from foreal_core.events import Generation, Segment, Sentence, TokenEvent
-from foreal_core.streams import AsyncTokenStream, TokenStream
 
 if TYPE_CHECKING:
     from foreal_core.decoder import FoReaLDecoder

@@ -2,6 +2,6 @@
 
 import sys
 
-from foreal_core.cli import main
+from foreal_core.cli.command_line import main
 
 sys.exit(main())

@@ -11,15 +11,15 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias, overload
 
+from foreal_core.backends.local.runner import ModelRunner, longest_text
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
-from foreal_core.engine import Engine, Request
+from foreal_core.engine.engine import Engine, Request
+from foreal_core.engine.streams import AsyncTokenStream, Push, TokenStream
 from foreal_core.errors import ConfigError, ContextOverflowError
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
-from foreal_core.loading import end_of_sequence_ids, load_pair, model_name
-from foreal_core.model_runner import ModelRunner, longest_text
-from foreal_core.streams import AsyncTokenStream, Push, TokenStream
-from foreal_core.tokenizer import PairTokenizer
+from foreal_core.loading.pair import end_of_sequence_ids, load_pair, model_name
+from foreal_core.text.tokenizer import PairTokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
 Messages: TypeAlias = Sequence[Mapping[str, Any]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation, create_model
 
 from foreal_core import ConfigError, FoReaLConfig
-from foreal_integrations.shared import (
+from foreal_core.chat.shared import (
     SETTINGS,
     DecoderSource,
     canonical,

@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from foreal_core import FoReaLDecoder
-from foreal_core.model_runner import ModelRunner
+from foreal_core.backends.local.runner import ModelRunner
 
 T = TypeVar("T")
 

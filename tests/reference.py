@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 from toy import PROMPTS, SPECIALS, Pair, readable, vocabulary
 
+from foreal_core.backends.local.sampling import draw
 from foreal_core.config import FoReaLConfig
 from foreal_core.events import Generation
 from foreal_core.policies import gate_draw
-from foreal_core.sampling import draw
-from foreal_core.sentence import Boundary, SentenceBoundaryDetector
+from foreal_core.text.sentences import Boundary, SentenceBoundaryDetector
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
-from foreal_core.model_runner import profile_model
+from foreal_core.backends.local.runner import profile_model
 
 DecoderOf = Callable[[Family], FoReaLDecoder]
 ReferenceOf = Callable[[Family], Reference]

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from foreal_core import cli, decoder, terminal
+from foreal_core import cli, decoder
+from foreal_core.cli import terminal
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import Meter, ModelProfile, build_report
 from foreal_core.demo import problems
@@ -157,7 +158,7 @@ def test_every_setting_is_an_option_with_its_default(
 
 
 def test_the_command_line_is_read_without_torch() -> None:
-    check = "import sys, foreal_core.cli; sys.exit('torch' in sys.modules)"
+    check = "import sys, foreal_core.cli.command_line; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
 
 

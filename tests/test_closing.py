@@ -18,8 +18,8 @@ from hypothesis import example, given, settings, strategies as st
 from transformers import AutoTokenizer
 
 from foreal_core import FoReaLConfig, FoReaLDecoder
-from foreal_core.constraint import Constraint, ConstraintFactory
 from foreal_core.demo import pair_paths, problems
+from foreal_core.grammar.constraint import Constraint, ConstraintFactory
 
 TOKENIZER = AutoTokenizer.from_pretrained(pair_paths()[0])
 END = TOKENIZER.eos_token_id

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, strategies as st
 from toy import fresh_pair, scripted_pair
 
-from foreal_core import FoReaLDecoder, Generation, engine
-from foreal_core.proposals import least_chance
+from foreal_core import FoReaLDecoder, Generation
+from foreal_core.engine import engine
+from foreal_core.request.proposals import least_chance
 
 SPECULATIVE = {"policy": "speculative", "max_new_tokens": 60}
 

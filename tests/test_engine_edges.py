@@ -14,7 +14,8 @@ import torch
 from toy import SPECIALS, fresh_pair, pair, tokenizer
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from foreal_core import ConfigError, EngineClosedError, FoReaLDecoder, FoReaLError, model_runner
+from foreal_core import ConfigError, EngineClosedError, FoReaLDecoder, FoReaLError
+from foreal_core.backends.local import runner
 
 PROMPT = pair("qwen2").tokenizer("Wait").input_ids
 
@@ -206,7 +207,7 @@ def test_the_garbage_collector_waits_for_no_engine() -> None:
     collected = threading.Event()
 
     def collect() -> None:
-        with model_runner._borrowing:
+        with runner._borrowing:
             gc.collect()
         collected.set()
 

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 
 from hypothesis import given, strategies as st
 
-from foreal_core.groups import split
+from foreal_core.backends.local.batches import split_batch
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=9).map(sorted)
 
@@ -17,7 +17,7 @@ def cost(lengths: list[int], groups: list[range], overhead: int) -> int:
 
 @given(LENGTHS, st.integers(0, 60), st.integers(1, 9))
 def test_no_other_cut_costs_less(lengths: list[int], overhead: int, most: int) -> None:
-    groups = split(lengths, overhead=overhead, most=most)
+    groups = split_batch(lengths, overhead=overhead, most=most)
     rows = len(lengths)
     assert [index for group in groups for index in group] == list(range(rows))
     assert max(map(len, groups)) <= most
@@ -33,6 +33,6 @@ def test_no_other_cut_costs_less(lengths: list[int], overhead: int, most: int) -
 def test_what_is_dear_decides() -> None:
     """Padding 15 rows from 1 to 20 tokens costs 285."""
     lengths = [1] * 15 + [20]
-    assert split(lengths, overhead=32, most=16) == [range(15), range(15, 16)]
-    assert split(lengths, overhead=400, most=16) == [range(16)]
-    assert split([], overhead=32, most=16) == []
+    assert split_batch(lengths, overhead=32, most=16) == [range(15), range(15, 16)]
+    assert split_batch(lengths, overhead=400, most=16) == [range(16)]
+    assert split_batch([], overhead=32, most=16) == []

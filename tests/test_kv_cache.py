@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foreal_core.kv_cache import RowCache
+from foreal_core.backends.local.kv_cache import RowCache
 
 
 def states(value: int, lines: int, width: int) -> torch.Tensor:

@@ -10,11 +10,12 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from toy import Family, build_model, fresh_pair
 
-from foreal_core import FoReaLDecoder, lean_pass, packed_linear
-from foreal_core.chunks import Chunk
-from foreal_core.lean_pass import LeanPass
-from foreal_core.model_runner import ModelRunner
-from foreal_core.packed_linear import PackedLinears
+from foreal_core import FoReaLDecoder
+from foreal_core.backends.local import fused_forward, packed_linear
+from foreal_core.backends.local.chunks import Chunk
+from foreal_core.backends.local.fused_forward import FusedForward
+from foreal_core.backends.local.packed_linear import PackedLinears
+from foreal_core.backends.local.runner import ModelRunner
 
 LEAN: tuple[Family, ...] = ("qwen2", "llama")
 HALVES = (torch.bfloat16, torch.float16)
@@ -36,7 +37,7 @@ def test_every_policy_writes_the_plain_text_in_float32(
     written: dict[bool, list[Any]] = {}
     for lean in (True, False):
         if not lean:
-            monkeypatch.setattr(LeanPass, "of", lambda model, cache: None)
+            monkeypatch.setattr(FusedForward, "of", lambda model, cache: None)
         two = fresh_pair(family)
         with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=3) as decoder:
             assert is_lean(decoder) == [lean, lean]
@@ -65,7 +66,7 @@ def test_passes_give_the_models_logits_in_float32(
         model = fresh_pair(family).leader
         lean = runner_of(model)
         assert lean._lean is not None
-        patch.setattr(LeanPass, "of", lambda model, cache: None)
+        patch.setattr(FusedForward, "of", lambda model, cache: None)
         plain = runner_of(model)
         before = [
             Chunk(row, 0, list(range(4, 4 + n)), 1) for row, (n, _, _) in enumerate(rows) if n
@@ -92,7 +93,7 @@ def test_half_precision_is_rounded_where_the_model_rounds(
     model = fresh_pair(family).leader.to(dtype)
     lean = runner_of(model)
     assert lean._lean is not None and not lean._packed
-    monkeypatch.setattr(LeanPass, "of", lambda model, cache: None)
+    monkeypatch.setattr(FusedForward, "of", lambda model, cache: None)
     packed = runner_of(model)
     assert packed._packed
     for chunks in (
@@ -112,7 +113,7 @@ def test_half_precision_is_rounded_where_the_model_rounds(
 def test_matrices_multiply_tokens_and_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """What shares a pass follows: padding is for attention alone, so it hardly counts."""
     multiplied: list[int] = []
-    forward_of = lean_pass._forward
+    forward_of = fused_forward._forward
 
     def counted(*linears: nn.Linear) -> Any:
         forward = forward_of(*linears)
@@ -124,7 +125,7 @@ def test_matrices_multiply_tokens_and_no_padding(monkeypatch: pytest.MonkeyPatch
 
         return counting
 
-    monkeypatch.setattr(lean_pass, "_forward", counted)
+    monkeypatch.setattr(fused_forward, "_forward", counted)
     lean = runner_of(fresh_pair("llama").leader)
     multiplied.clear()
     lengths = [1, 1, 1, 20]
@@ -133,7 +134,7 @@ def test_matrices_multiply_tokens_and_no_padding(monkeypatch: pytest.MonkeyPatch
     assert body and set(body) == {sum(lengths)}
     assert head == len(lengths)  # logits that are wanted
     assert lean.groups(lengths, 4) == [range(4)]
-    monkeypatch.setattr(LeanPass, "of", lambda model, cache: None)
+    monkeypatch.setattr(FusedForward, "of", lambda model, cache: None)
     assert runner_of(fresh_pair("llama").leader).groups(lengths, 4) == [range(3), range(3, 4)]
 
 
@@ -219,9 +220,9 @@ def test_where_memory_is_short_weights_are_not_packed(monkeypatch: pytest.Monkey
     def packed(layer: nn.Linear) -> None:
         raise AssertionError("a second copy of the weights was made")
 
-    monkeypatch.setattr(lean_pass, "can_be_packed", lambda layer: True)
-    monkeypatch.setattr(lean_pass, "packed_forward", packed)
-    monkeypatch.setattr(lean_pass, "fit", lambda layers: False)
+    monkeypatch.setattr(fused_forward, "can_be_packed", lambda layer: True)
+    monkeypatch.setattr(fused_forward, "packed_forward", packed)
+    monkeypatch.setattr(fused_forward, "fit", lambda layers: False)
     assert runner_of(fresh_pair("llama").leader.to(torch.bfloat16))._lean is None
     assert runner_of(fresh_pair("llama").leader)._lean is not None  # which copies nothing
 
@@ -241,7 +242,7 @@ def test_float32_has_the_models_own_weights() -> None:
 def test_a_pass_that_does_not_agree_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a release of transformers whose models do something more."""
     model = fresh_pair("llama").leader
-    monkeypatch.setattr(lean_pass._Norm, "__call__", lambda norm, hidden: 1.1 * hidden)
+    monkeypatch.setattr(fused_forward._Norm, "__call__", lambda norm, hidden: 1.1 * hidden)
     assert runner_of(model)._lean is None
 
 
@@ -249,7 +250,7 @@ def test_a_pass_that_fails_is_not_used_and_says_so(monkeypatch: pytest.MonkeyPat
     def changed(**kwargs: Any) -> None:
         raise TypeError("no such argument")
 
-    monkeypatch.setattr(lean_pass, "create_causal_mask", changed)
+    monkeypatch.setattr(fused_forward, "create_causal_mask", changed)
     with pytest.warns(UserWarning, match="without its lean pass.*no such argument"):
         runner = runner_of(fresh_pair("llama").leader)
     assert runner._lean is None
@@ -262,7 +263,7 @@ def test_a_runner_that_cannot_be_made_gives_the_model_back(monkeypatch: pytest.M
 
     model = fresh_pair("llama").leader
     own = model.config._attn_implementation
-    monkeypatch.setattr(LeanPass, "of", full)
+    monkeypatch.setattr(FusedForward, "of", full)
     with pytest.raises(MemoryError):
         runner_of(model)
     assert model.config._attn_implementation == own
@@ -289,7 +290,7 @@ def test_shapes_and_biases_of_llama(
             nn.init.normal_(parameter)
     lean = runner_of(model)
     assert lean._lean is not None
-    monkeypatch.setattr(LeanPass, "of", lambda model, cache: None)
+    monkeypatch.setattr(FusedForward, "of", lambda model, cache: None)
     plain = runner_of(model)
     for chunks in ([Chunk(0, 0, [5, 6, 7], 3), Chunk(1, 0, [8], 1)], [Chunk(0, 3, [9, 10], 2)]):
         torch.testing.assert_close(

@@ -10,10 +10,16 @@ import torch
 from torch import nn
 from toy import FAMILIES, Family, fresh_pair
 
-from foreal_core import FoReaLDecoder, packed_linear
-from foreal_core.chunks import Chunk
-from foreal_core.model_runner import ModelRunner
-from foreal_core.packed_linear import Forward, PackedLinears, fbgemm_forward, onednn_forward
+from foreal_core import FoReaLDecoder
+from foreal_core.backends.local import packed_linear
+from foreal_core.backends.local.chunks import Chunk
+from foreal_core.backends.local.packed_linear import (
+    Forward,
+    PackedLinears,
+    fbgemm_forward,
+    onednn_forward,
+)
+from foreal_core.backends.local.runner import ModelRunner
 
 HALVES = (torch.bfloat16, torch.float16)
 # Neither library is there on every processor.

@@ -14,9 +14,11 @@ from torch.utils._pytree import tree_flatten
 from toy import PROMPTS, Family, Pair, fresh_pair
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from foreal_core import FoReaLConfig, FoReaLDecoder, ModelLoadError, placement
+from foreal_core import FoReaLConfig, FoReaLDecoder, ModelLoadError
+from foreal_core.backends.local import memory
 from foreal_core.demo import pair_paths, problems
-from foreal_core.engine import Engine
+from foreal_core.engine.engine import Engine
+from foreal_core.loading import placement
 
 DecoderOf = Callable[[Family], FoReaLDecoder]
 
@@ -100,7 +102,7 @@ def test_the_need_is_what_is_loaded(
     dtype: str, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs: list[placement.Need] = []
-    monkeypatch.setattr("foreal_core.loading.refuse_unless_they_fit", needs.extend)
+    monkeypatch.setattr("foreal_core.loading.pair.refuse_unless_they_fit", needs.extend)
     two = Pair(*_loaded(folders, dtype), tokenizer=None)  # type: ignore[arg-type]
     assert [need.role for need in needs] == ["leader", "draft"]
     assert [need.weights for need in needs] == [size(two.leader), size(two.draft)]
@@ -114,7 +116,7 @@ def test_the_need_of_a_quantised_model_is_close(
     from transformers import BitsAndBytesConfig
 
     needs: list[placement.Need] = []
-    monkeypatch.setattr("foreal_core.loading.refuse_unless_they_fit", needs.extend)
+    monkeypatch.setattr("foreal_core.loading.pair.refuse_unless_they_fit", needs.extend)
     settings = {"quantization_config": BitsAndBytesConfig(**{flag: True})}
     leader, _ = _loaded(folders, "float32", leader_kwargs=settings)
     assert needs[0].weights == pytest.approx(size(leader), rel=0.1)
@@ -123,7 +125,7 @@ def test_the_need_of_a_quantised_model_is_close(
 def _loaded(
     folders: tuple[str, str], dtype: str, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
-    from foreal_core.loading import load_pair
+    from foreal_core.loading.pair import load_pair
 
     pair = load_pair(
         *folders,
@@ -163,16 +165,16 @@ def test_a_container_has_what_its_limit_leaves(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(placement, "_CONTROL_GROUPS", tmp_path)
-    unlimited = placement.free_memory("cpu")
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path)
+    unlimited = memory.free_memory("cpu")
     group = tmp_path / folder
     group.mkdir(exist_ok=True)
     for name, text in zip(names, ("5000000", "3000000"), strict=True):
         (group / name).write_text(text + "\n")
     (group / "memory.stat").write_text(f"anon 1\n{files} 400000\n")
-    assert placement.free_memory("cpu") == 2_400_000
+    assert memory.free_memory("cpu") == 2_400_000
     (group / names[0]).write_text("max\n")
-    free = placement.free_memory("cpu")
+    free = memory.free_memory("cpu")
     assert unlimited is None or (free is not None and free > 2_400_000)
 
 
@@ -221,9 +223,9 @@ def test_weights_that_would_be_fetched_for_every_pass_are_refused(
 
 
 def test_free_memory_of_this_machine() -> None:
-    free = placement.free_memory("cpu")
+    free = memory.free_memory("cpu")
     assert free is None or 2**20 < free < 2**50
-    assert placement.free_memory("mps") is None
+    assert memory.free_memory("mps") is None
 
 
 def _never(*arguments: Any, **options: Any) -> None:

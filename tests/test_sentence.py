@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from foreal_core.errors import ConfigError
-from foreal_core.sentence import Boundary, SentenceBoundaryDetector, may_end_sentence
+from foreal_core.text.sentences import Boundary, SentenceBoundaryDetector, may_end_sentence
 
 
 def split(pieces: Sequence[str], mode: Any = "robust") -> list[list[str]]:

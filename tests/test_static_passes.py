@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_flatten
 from toy import FAMILIES, MAX_BATCH_SIZE, PROMPTS, Family, fresh_pair, pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
-from foreal_core.chunks import Chunk
+from foreal_core.backends.local.chunks import Chunk
+from foreal_core.backends.local.cuda_graphs import WIDEST, CudaGraphs
+from foreal_core.backends.local.executor import Executor, Round, Work
+from foreal_core.backends.local.kv_cache import SPARE_SLOTS, RowCache
+from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.events import Author
-from foreal_core.kv_cache import SPARE_SLOTS, RowCache
-from foreal_core.model_runner import ModelRunner
-from foreal_core.passes import Passes, Round, Work
-from foreal_core.static_passes import WIDEST, StaticPasses
 
 ReferenceOf = Callable[[Family], Reference]
 DecoderOf = Callable[[Family], FoReaLDecoder]
@@ -163,7 +163,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
     return [one for one in tree_flatten(value)[0] if isinstance(one, torch.Tensor)]
 
 
-def recorded(self: StaticPasses, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def recorded(self: CudaGraphs, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     run()  # the cache's memory exists before a graph is recorded
     recording = Recording()
     with recording:
@@ -182,13 +182,13 @@ def test_a_pass_can_be_recorded_and_replayed(
 ) -> None:
     """All that changes from pass to pass is in the static inputs: nothing else survives in a
     recording."""
-    recordings: list[StaticPasses] = []
+    recordings: list[CudaGraphs] = []
 
-    def counted(self: StaticPasses, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    def counted(self: CudaGraphs, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         recordings.append(self)
         return recorded(self, run)
 
-    monkeypatch.setattr(StaticPasses, "_captured", counted)
+    monkeypatch.setattr(CudaGraphs, "_captured", counted)
     two, rng = fresh_pair(family), Random(f"recorded {family}")
     settings = FoReaLConfig(lead_count=3, hit_threshold=1, max_new_tokens=40, seed=5)
     prompts = [random_prompt(rng, pair(family)) for _ in range(6)]
@@ -206,10 +206,10 @@ def test_a_pass_can_be_recorded_and_replayed(
 def test_a_model_that_cannot_be_recorded_runs_without(
     decoder_of: DecoderOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(self: StaticPasses, run: Callable[[], torch.Tensor]) -> None:
+    def refused(self: CudaGraphs, run: Callable[[], torch.Tensor]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(StaticPasses, "_captured", refused)
+    monkeypatch.setattr(CudaGraphs, "_captured", refused)
     two, settings = fresh_pair("llama"), FoReaLConfig(max_new_tokens=20, seed=1)
     with (
         pytest.warns(RuntimeWarning, match="without CUDA graphs.*not permitted"),
@@ -228,18 +228,18 @@ def test_running_ahead_saves_steps_and_all_of_it_is_charged(
 ) -> None:
     """Each pass of the draft is in some record, also one that was run for nothing."""
     passes = {"steps": 0, "draft": 0}
-    forward, run = ModelRunner.forward, Passes.run
+    forward, run = ModelRunner.forward, Executor.run
 
     def counted_forward(self: ModelRunner, *arguments: Any) -> torch.Tensor:
         passes["draft"] += self.profile.name.endswith("-draft")
         return forward(self, *arguments)
 
-    def counted_run(self: Passes, author: Author, works: list[Work]) -> list[Round]:
+    def counted_run(self: Executor, author: Author, works: list[Work]) -> list[Round]:
         passes["steps"] += author == "draft"
         return run(self, author, works)
 
     monkeypatch.setattr(ModelRunner, "forward", counted_forward)
-    monkeypatch.setattr(Passes, "run", counted_run)
+    monkeypatch.setattr(Executor, "run", counted_run)
     settings = FoReaLConfig(
         lead_count=6, hit_threshold=2, max_new_tokens=60, draft_length=5, seed=3
     )
@@ -322,7 +322,7 @@ def test_a_pass_is_recorded_on_a_stream_of_its_models_device(
 ) -> None:
     """What is asked of CUDA; that it then does it, only a GPU can show."""
     cuda = PlayedCuda(monkeypatch)
-    passes = StaticPasses(
+    passes = CudaGraphs(
         lambda **_: None, RowCache(1, 8), torch.device("cuda", 1), max_rows=1, last_position=7
     )
     seen: list[PlayedStream] = []

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from foreal_core.errors import ConfigError, IncompatibleModelsError
-from foreal_core.tokenizer import Detokenizer, PairTokenizer, StopFilter
+from foreal_core.text.tokenizer import Detokenizer, PairTokenizer, StopFilter
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from foreal_core import environment
 from foreal_core.analysis.curves import Traced, global_curve, local_curve, slope_tests
 from foreal_core.analysis.teacher_forcing import teacher_forcing
 from foreal_core.config import FoReaLConfig
@@ -24,6 +23,7 @@ from foreal_core.decoder import FoReaLDecoder
 from foreal_core.errors import ConfigError
 from foreal_core.evaluation.statistics import Bootstrap
 from foreal_core.events import DRAFT, LEADER, Generation
+from foreal_core.records import provenance
 
 KIND = "misalignment"
 ALL = "all"
@@ -89,9 +89,9 @@ def analyze(
     return {
         "kind": KIND,
         "started": started,
-        "models": environment.models(decoder.models),
-        "machine": environment.machine(),
-        "versions": environment.versions(),
+        "models": provenance.models(decoder.models),
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
         "settings": {"max_new_tokens": max_new_tokens, "sentence_boundary": sentence_boundary},
         "prompts": {domain: len(its) for domain, its in prompts.items()},
         # What greedy writing and teacher forcing share; less than 1 only where logits nearly tie.

@@ -8,10 +8,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from foreal_core import environment
 from foreal_core.benchmark.passes import pass_costs, pass_runners
 from foreal_core.benchmark.subject import Subject, load_subject
 from foreal_core.errors import ConfigError, FoReaLError
+from foreal_core.records import provenance
 
 
 def passes_by_context(subject: Subject, contexts: Sequence[int], *, repeats: int) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def passes_by_context(subject: Subject, contexts: Sequence[int], *, repeats: int
         "repeats": repeats,
         "models": subject.sizes(),
         "passes": passes,
-        "machine": environment.machine(),
-        "versions": environment.versions(),
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
     }
 
 

@@ -16,7 +16,7 @@ from foreal_core.benchmark.subject import Subject
 from foreal_core.config import FoReaLConfig
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.events import DRAFT, LEADER, Author, Generation
-from foreal_core.loading import end_of_sequence_ids
+from foreal_core.loading.pair import end_of_sequence_ids
 
 Prompt = list[int]
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from foreal_core.backends.local.chunks import Chunk
+from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.benchmark.subject import Subject
-from foreal_core.chunks import Chunk
 from foreal_core.events import DRAFT, LEADER, Author
-from foreal_core.model_runner import ModelRunner
 
 PASS_WIDTHS = (1, 2, 4, 6, 8, 12, 16, 20, 32)
 _ATTENTION = "aten::scaled_dot_product_attention"

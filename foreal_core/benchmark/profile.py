@@ -16,13 +16,13 @@ from typing import Any, get_args
 
 import torch
 
-from foreal_core import environment
 from foreal_core.benchmark.methods import generate_with_seeds
 from foreal_core.benchmark.subject import PROBLEM_SEED
 from foreal_core.config import FoReaLConfig, PolicyName
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import problems
 from foreal_core.randomness import problem_seed
+from foreal_core.records import provenance
 
 # By where a function lives; the first that fits counts.
 _PARTS = (
@@ -70,7 +70,7 @@ def profile(requests: int, policy: PolicyName, max_new_tokens: int = 128) -> dic
         seconds[part] += own
     total = sum(seconds.values())
     return {
-        "machine": environment.machine(),
+        "machine": provenance.machine(),
         "policy": policy,
         "requests": requests,
         "tokens": sum(len(one.token_ids) for one in written),

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import AutoModelForCausalLM
 
-from foreal_core import environment
 from foreal_core.benchmark.methods import generate_with_seeds
 from foreal_core.benchmark.subject import PROBLEM_SEED
 from foreal_core.config import FoReaLConfig, PolicyName
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
 from foreal_core.randomness import problem_seed
+from foreal_core.records import provenance
 
 if TYPE_CHECKING:
     from foreal_core.events import Generation
@@ -41,7 +41,7 @@ def measure_ratios(
     `targets` says for each ratio what was aimed at and whether it was met.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = environment.machine()
+    machine = provenance.machine()
     config = FoReaLConfig(max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
     with FoReaLDecoder.demo() as decoder:
         prompts = _prompts(decoder, max(BATCH_REQUESTS, PASS_PROBLEMS))
@@ -62,7 +62,7 @@ def measure_ratios(
     return {
         "started": started,
         "machine": machine,
-        "versions": environment.versions(),
+        "versions": provenance.versions(),
         "settings": {**config.to_dict(), "repeats": repeats, "problem_seed": PROBLEM_SEED},
         "against_transformers": solo,
         "together": batches,

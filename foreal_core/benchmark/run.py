@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from foreal_core import environment
 from foreal_core.benchmark.divergence import divergences
 from foreal_core.benchmark.machine import copy_bandwidth, memory_in_use
 from foreal_core.benchmark.methods import Method, Run, build_methods
@@ -22,7 +21,8 @@ from foreal_core.benchmark.subject import Subject
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.events import DRAFT, LEADER, Author
-from foreal_core.jsonfiles import read_record, refuse_other, write_record
+from foreal_core.records import provenance
+from foreal_core.records.files import read_record, refuse_other, write_record
 
 KIND = "foreal-bench"
 _WARM_UP_TOKENS = 8
@@ -199,7 +199,7 @@ def _opened(
     setup = {
         "pair": subject.name,
         "tasks": subject.digest(),
-        "models": environment.models({str(role): name for role, name in subject.sources.items()}),
+        "models": provenance.models({str(role): name for role, name in subject.sources.items()}),
         "options": options,
         "device": str(subject.leader.device),
         "draft_device": str(subject.draft.device),
@@ -217,8 +217,8 @@ def _opened(
         "kind": KIND,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "setup": setup,
-        "machine": environment.machine(),
-        "versions": environment.versions(),
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
         "measurements": [],
         "texts": {},
     }

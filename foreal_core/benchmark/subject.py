@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 import torch
 
-from foreal_core import jsonfiles
+from foreal_core.backends.local.runner import profile_model
 from foreal_core.cost import ModelProfile
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
 from foreal_core.demo.real_size import PRESETS, real_size_pair
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author
-from foreal_core.loading import load_pair, model_name
-from foreal_core.model_runner import profile_model
+from foreal_core.loading.pair import load_pair, model_name
 from foreal_core.randomness import problem_seed
+from foreal_core.records import files
 
 BUNDLED = "bundled"
 PROBLEM_SEED = 2024
@@ -108,7 +108,7 @@ class Subject:
 
     def digest(self) -> str:
         """16 hex digits that change with any task."""
-        return jsonfiles.digest([task.messages for task in self.tasks])
+        return files.digest([task.messages for task in self.tasks])
 
     def prompt(self, number: int, context: int = 0) -> list[int]:
         """A task's token ids, filled up in front to `context` tokens.

@@ -9,7 +9,7 @@ from typing import Any
 
 from foreal_core.demo.puzzles import DOMAINS as DOMAINS, puzzles
 from foreal_core.errors import ConfigError
-from foreal_core.thinking import answer_of
+from foreal_core.text.thinking import answer_of
 
 _ANSWER = re.compile(r"The answer is\s+(-?\d+|[A-Z][a-z]+)\b")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from foreal_core.thinking import THINK_END, THINK_START
+from foreal_core.text.thinking import THINK_END, THINK_START
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SINGLE_TOKEN_INTEGERS = 200

@@ -29,10 +29,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from foreal_core.backends.local.packed_linear import uses_onednn
 from foreal_core.demo import PAIR
 from foreal_core.demo.corpus import ROLES, SYSTEM_MESSAGES, Role, Sample, batches, conversations
 from foreal_core.demo.tokenizer import MAX_TOKENS, load_tokenizer, train_tokenizer
-from foreal_core.packed_linear import uses_onednn
 
 _SMALL = {
     "hidden_size": 96,

@@ -10,7 +10,7 @@ import re
 import threading
 
 from foreal_core.extras import extra_module
-from foreal_core.thinking import answer_of
+from foreal_core.text.thinking import answer_of
 
 _BOX = "\\boxed"
 # Seconds for one answer: sympy may think about an absurd one for ever. The limit is a signal, which

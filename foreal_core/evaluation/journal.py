@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from foreal_core.errors import ConfigError
 from foreal_core.evaluation.record import Answered
-from foreal_core.jsonfiles import read_lines, refuse_other
+from foreal_core.records.files import read_lines, refuse_other
 
 
 class Journal:

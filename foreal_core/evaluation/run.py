@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from foreal_core import environment
 from foreal_core.config import FoReaLConfig
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.errors import ConfigError
@@ -19,7 +18,8 @@ from foreal_core.evaluation.record import Answered, EvaluationRecord, sums
 from foreal_core.evaluation.tasks import Task, digest
 from foreal_core.events import Generation
 from foreal_core.randomness import problem_seed
-from foreal_core.thinking import THINK_START, opens_thinking
+from foreal_core.records import provenance
+from foreal_core.text.thinking import THINK_START, opens_thinking
 
 OnAnswer = Callable[[Answered], None]
 
@@ -56,7 +56,7 @@ def evaluate(
     if config.seed is None:
         config = config.with_overrides(seed=secrets.randbelow(2**63))
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = environment.machine()
+    machine = provenance.machine()
     batch_size = decoder.stats()["max_batch_size"]
     about = identity(suite, problems, config, decoder.models, batch_size)
     with Journal(journal, about) as kept:
@@ -73,7 +73,7 @@ def evaluate(
         **sums(answers, {a: profile.weight_bytes for a, profile in decoder.profiles.items()}),
         seconds=kept.elapsed,
         machine=machine,
-        versions=environment.versions(),
+        versions=provenance.versions(),
         answers=answers,
     )
 
@@ -89,7 +89,7 @@ def identity(
     return {
         "suite": {"name": suite, "digest": digest(problems)},
         "settings": config.to_dict(),
-        "models": environment.models(models),
+        "models": provenance.models(models),
         "batch_size": batch_size,
     }
 

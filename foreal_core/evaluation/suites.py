@@ -15,7 +15,7 @@ from foreal_core.errors import ConfigError
 from foreal_core.evaluation.grading import LETTERS, is_right_choice, is_right_in_maths
 from foreal_core.evaluation.tasks import Question, Task
 from foreal_core.extras import extra_module
-from foreal_core.jsonfiles import read_lines
+from foreal_core.records.files import read_lines
 
 BUNDLED_COUNT = 300
 # Decides the order of a question's options, the same in every run.

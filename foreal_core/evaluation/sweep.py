@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from foreal_core import environment
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
 from foreal_core.decoder import FoReaLDecoder
@@ -26,7 +25,8 @@ from foreal_core.evaluation.run import evaluate
 from foreal_core.evaluation.suites import Suite, refuse_equal_names
 from foreal_core.evaluation.tasks import digest
 from foreal_core.events import LEADER, Author
-from foreal_core.jsonfiles import read_record, refuse_other, write_record
+from foreal_core.records import provenance
+from foreal_core.records.files import read_record, refuse_other, write_record
 
 KIND = "sweep"
 
@@ -85,8 +85,8 @@ class Sweep:
 
     def setup(self) -> dict[str, Any]:
         """What a record must share with this sweep to be gone on with, JSON-safe."""
-        machine = environment.machine()
-        models = environment.models({"leader": self.leader, **self.drafts})
+        machine = provenance.machine()
+        models = provenance.models({"leader": self.leader, **self.drafts})
         varied = {*SWEPT, "policy"}
         return {
             "suites": {
@@ -98,7 +98,7 @@ class Sweep:
             "drafts": list(self.drafts),
             "models": models,
             "machine": {name: machine[name] for name in ("cpu", "cores", "torch_threads", "gpu")},
-            "versions": environment.versions(),
+            "versions": provenance.versions(),
         }
 
 

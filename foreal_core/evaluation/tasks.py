@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from foreal_core import jsonfiles
+from foreal_core.records import files
 
 
 class Task(Protocol):
@@ -46,4 +46,4 @@ class Question:
 
 def digest(tasks: Sequence[Task]) -> str:
     """16 hex digits that change with any question, its wording to the model, or its answer."""
-    return jsonfiles.digest([[task.messages, task.answer] for task in tasks])
+    return files.digest([[task.messages, task.answer] for task in tasks])

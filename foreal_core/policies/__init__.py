@@ -7,7 +7,7 @@ from foreal_core.policies.baselines import draft, leader, speculative
 from foreal_core.policies.controls import wait
 from foreal_core.policies.foreal import foreal
 from foreal_core.policies.gate import even_gates, gate_draw, gates
-from foreal_core.policies.operations import HandOver, Outcome, Policy, PolicyFactory, Write
+from foreal_core.policies.spans import Handoff, Outcome, Policy, PolicyFactory, Write
 
 POLICIES: dict[str, PolicyFactory] = {
     "foreal": foreal,
@@ -29,7 +29,7 @@ def start_policy(config: FoReaLConfig, seed: int) -> Policy:
 
 __all__ = [
     "POLICIES",
-    "HandOver",
+    "Handoff",
     "Outcome",
     "Policy",
     "PolicyFactory",

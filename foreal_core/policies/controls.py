@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.events import DRAFT
-from foreal_core.policies.operations import Gate, Policy, Write
+from foreal_core.policies.spans import Gate, Policy, Write
 
 CUE = "Wait,"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.events import DRAFT, LEADER
-from foreal_core.policies.operations import Gate, HandOver, Outcome, Policy, Write
+from foreal_core.policies.spans import Gate, Handoff, Outcome, Policy, Write
 
 
 def foreal(config: FoReaLConfig, gate: Gate) -> Policy:
@@ -12,7 +12,7 @@ def foreal(config: FoReaLConfig, gate: Gate) -> Policy:
     n, k = config.lead_count, config.hit_threshold
     lead = Write(
         LEADER,
-        hand_over=HandOver(n, k, counted_from=n if config.hit_window == "after_lead" else 0),
+        handoff=Handoff(n, k, counted_from=n if config.hit_window == "after_lead" else 0),
         propose=config.draft_length if config.speculate else 0,
     )
     while True:

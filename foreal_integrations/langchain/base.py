@@ -16,9 +16,7 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import PrivateAttr, SecretStr
 
 from foreal_core import AsyncTokenStream, FoReaLConfig, Generation, TokenEvent, TokenStream
-from foreal_integrations.fields import PairFields
-from foreal_integrations.langchain.callbacks import Account, ledgers
-from foreal_integrations.shared import (
+from foreal_core.chat.shared import (
     SETTINGS,
     CostLedger,
     canonical,
@@ -26,6 +24,8 @@ from foreal_integrations.shared import (
     refuse_unknown,
     timed_out,
 )
+from foreal_integrations.fields import PairFields
+from foreal_integrations.langchain.callbacks import Account, ledgers
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder

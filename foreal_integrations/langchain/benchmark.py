@@ -24,11 +24,12 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import Runnable
 
-from foreal_core import FoReaLConfig, FoReaLDecoder, environment
+from foreal_core import FoReaLConfig, FoReaLDecoder
 from foreal_core.benchmark.ratios import clocked, target
 from foreal_core.benchmark.subject import PROBLEM_SEED
 from foreal_core.demo import problems
-from foreal_core.jsonfiles import write_record
+from foreal_core.records import provenance
+from foreal_core.records.files import write_record
 from foreal_integrations.langchain import ChatFoReaL, FoReaLLLM, get_foreal_cost_callback
 
 KIND = "foreal-langchain-benchmark"
@@ -49,7 +50,7 @@ def measure(
     `targets` says for each ratio what was aimed at and whether it was met.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = environment.machine()
+    machine = provenance.machine()
     config = FoReaLConfig(max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
     questions = [problem.question for problem in problems("ledger", PROBLEM_SEED, REQUESTS)]
     measured: dict[str, Any] = {}
@@ -74,7 +75,7 @@ def measure(
         "kind": KIND,
         "started": started,
         "machine": machine,
-        "versions": {**environment.versions(), "langchain-core": version("langchain-core")},
+        "versions": {**provenance.versions(), "langchain-core": version("langchain-core")},
         "settings": {**config.to_dict(), "repeats": repeats, "problem_seed": PROBLEM_SEED},
         "measured": measured,
         "targets": targets,

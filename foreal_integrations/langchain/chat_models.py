@@ -24,8 +24,10 @@ from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
-from foreal_core.thinking import THINK_END, opens_thinking
-from foreal_integrations.chats import chosen_tools, held_to_calls
+from foreal_core.chat.messages import chosen_tools, held_to_calls
+from foreal_core.chat.replies import ReplySplitter
+from foreal_core.chat.shared import events_in_time, free_of_charge
+from foreal_core.text.thinking import THINK_END, opens_thinking
 from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.langchain.messages import MessageReader, to_chat
@@ -38,8 +40,6 @@ from foreal_integrations.langchain.structured import (
     response_schema,
     tool_json,
 )
-from foreal_integrations.replies import ReplySplitter
-from foreal_integrations.shared import events_in_time, free_of_charge
 
 _ASKED_FOR = ("tools", "tool_choice", "response_format")
 # Beside these, what LangChain passes to every chat model.

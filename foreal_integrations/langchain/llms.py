@@ -14,9 +14,9 @@ from langchain_core.runnables.config import ensure_config
 from pydantic import PrivateAttr
 
 from foreal_core import FoReaLDecoder, Generation
+from foreal_core.chat.shared import events_in_time, free_of_charge
 from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of
-from foreal_integrations.shared import events_in_time, free_of_charge
 
 
 class FoReaLLLM(FoReaLFields, BaseLLM):

@@ -22,8 +22,8 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from foreal_core import ConfigError, CostReport, Generation
-from foreal_integrations.chats import joined_neighbours, openai_call, text_alone
-from foreal_integrations.replies import (
+from foreal_core.chat.messages import joined_neighbours, openai_call, text_alone
+from foreal_core.chat.replies import (
     BrokenCall,
     Part,
     Piece,

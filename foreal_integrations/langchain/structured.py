@@ -22,7 +22,7 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
 from foreal_core import ConfigError
-from foreal_integrations.chats import closed
+from foreal_core.chat.messages import closed
 
 StructureMethod = Literal["function_calling", "json_schema", "json_mode"]
 

@@ -16,9 +16,9 @@ from foreal_core import (
     Generation,
     TokenEvent,
 )
+from foreal_core.chat.shared import events_in_time, in_time
 from foreal_integrations.llama_index.costs import Account
 from foreal_integrations.llama_index.messages import Delta, Reply
-from foreal_integrations.shared import events_in_time, in_time
 
 _logger = logging.getLogger(__name__)
 

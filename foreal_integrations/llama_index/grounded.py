@@ -31,13 +31,14 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
 from llama_index.core.schema import TextNode
 
-from foreal_core import FoReaLDecoder, environment
+from foreal_core import FoReaLDecoder
+from foreal_core.chat.shared import CostLedger, Record
 from foreal_core.demo.grounded import Inquiry, StockList, ask, corpus
 from foreal_core.demo.problems import Problem
 from foreal_core.demo.puzzles import is_held_out
 from foreal_core.evaluation import wilson_interval
+from foreal_core.records import provenance
 from foreal_integrations.llama_index.llms import FoReaLLLM
-from foreal_integrations.shared import CostLedger, Record
 
 try:
     from llama_index.retrievers.bm25 import BM25Retriever  # type: ignore[import-untyped]
@@ -309,9 +310,9 @@ def measure(
     """
     record: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": environment.machine(),
+        "machine": provenance.machine(),
         "versions": {
-            **environment.versions(),
+            **provenance.versions(),
             **{name: version(name) for name in ("llama-index-core", "llama-index-retrievers-bm25")},
         },
         "seed": SEED,
@@ -322,7 +323,7 @@ def measure(
     }
     asked = cases(count)
     with FoReaLDecoder.demo() as decoder:
-        record["models"] = environment.models(decoder.models)
+        record["models"] = provenance.models(decoder.models)
         runs = record["runs"]
         for name, settings in RUNS.items() if asked else ():
             run = answered(decoder, asked, max_new_tokens=max_new_tokens, **settings)

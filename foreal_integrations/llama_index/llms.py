@@ -27,15 +27,15 @@ from llama_index.core.llms.llm import ToolSelection, default_completion_to_promp
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
-from foreal_core.thinking import opens_thinking
-from foreal_integrations.chats import chosen_tools, held_to_calls
+from foreal_core.chat.messages import chosen_tools, held_to_calls
+from foreal_core.chat.replies import CALL_START, ReplyReader, ReplySplitter
+from foreal_core.chat.shared import SETTINGS, canonical, refuse_unknown
+from foreal_core.text.thinking import opens_thinking
 from foreal_integrations.fields import PairFields, check_timeout
 from foreal_integrations.llama_index.calls import Call, RequestRefusedError, refusing
 from foreal_integrations.llama_index.costs import Account, Bill, Meter
 from foreal_integrations.llama_index.messages import Delta, Reply, to_chat
 from foreal_integrations.llama_index.structured import ConstrainedPredictions
-from foreal_integrations.replies import CALL_START, ReplyReader, ReplySplitter
-from foreal_integrations.shared import SETTINGS, canonical, refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator

@@ -20,9 +20,9 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.utils import parse_partial_json
 
 from foreal_core import ConfigError
-from foreal_core.thinking import THINK_END
-from foreal_integrations.chats import joined_neighbours, openai_call, text_alone
-from foreal_integrations.replies import BrokenCall, Part, Piece, ReplyReader, ToolCall, parse_call
+from foreal_core.chat.messages import joined_neighbours, openai_call, text_alone
+from foreal_core.chat.replies import BrokenCall, Part, Piece, ReplyReader, ToolCall, parse_call
+from foreal_core.text.thinking import THINK_END
 
 _ROLES = {
     MessageRole.DEVELOPER: "system",

@@ -10,7 +10,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
 from pydantic import BaseModel
 
-from foreal_integrations.chats import closed
+from foreal_core.chat.messages import closed
 
 if TYPE_CHECKING:
     from llama_index.core.llms.llm import LLM as _Base

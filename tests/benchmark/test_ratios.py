@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from foreal_core import benchmark, cli, terminal
+from foreal_core import benchmark, cli
 from foreal_core.benchmark import ratios
+from foreal_core.cli import terminal
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from foreal_core.demo import ledger, ordering, tracing
 from foreal_core.demo.chains import Puzzle, Span, reason
 from foreal_core.demo.drills import drills
 from foreal_core.demo.puzzles import DOMAINS, is_held_out, puzzles
-from foreal_core.sentence import Boundary, SentenceBoundaryDetector
+from foreal_core.text.sentences import Boundary, SentenceBoundaryDetector
 
 SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
 # A clause of the question or a number of the stock lists, as the second opinion reads them.

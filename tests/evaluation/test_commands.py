@@ -11,9 +11,9 @@ import pytest
 from played import PlayedDecoder
 
 from foreal_core import cli, decoder
-from foreal_core.commands.analyze import _lines
-from foreal_core.commands.bar import AnswerBar
-from foreal_core.commands.common import PairOptions
+from foreal_core.cli.analyze import _lines
+from foreal_core.cli.bar import AnswerBar
+from foreal_core.cli.common import PairOptions
 
 GRID = ("--grid", "lead_count=5")
 # Response to each question, in the columns of MATH500 with what the response should be worth.

@@ -28,7 +28,7 @@ from scripted import ScriptedDecoder, call_text, pair_with_tools
 from toy import Family
 
 from foreal_core import ConfigError, FoReaLDecoder
-from foreal_integrations.chats import chosen_tools
+from foreal_core.chat.messages import chosen_tools
 from foreal_integrations.langchain import ChatFoReaL, get_foreal_cost_callback
 from foreal_integrations.langchain.messages import to_chat
 from foreal_integrations.langchain.structured import tool_json

@@ -19,8 +19,8 @@ from llama_index.core.base.llms.types import (
 )
 
 from foreal_core import ConfigError
+from foreal_core.chat.replies import ReplyReader, ReplySplitter
 from foreal_integrations.llama_index.messages import Reply, to_chat
-from foreal_integrations.replies import ReplyReader, ReplySplitter
 
 PARTS = [
     *("<think>", "</think>", "<tool_call>", "</tool_call>", "<", "a", " ", "\n", "{}", '"'),

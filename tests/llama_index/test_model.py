@@ -22,8 +22,8 @@ from llama_index.core.schema import TextNode
 from scripted import pair_with_tools
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
+from foreal_core.chat.shared import SETTINGS
 from foreal_integrations.llama_index import FoReaLLLM
-from foreal_integrations.shared import SETTINGS
 
 Make = Callable[..., FoReaLLLM]
 

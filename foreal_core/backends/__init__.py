@@ -1,0 +1,1 @@
+"""Who computes: models in this process, inference servers, a script."""

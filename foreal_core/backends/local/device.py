@@ -1,0 +1,18 @@
+"""Small things on their way to a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_device(
+    values: Sequence[float] | Sequence[int], device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A tensor of host numbers on a device. A GPU is not waited for: from memory that is not
+    pinned the copy would begin only when all that the GPU was told before is done."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

@@ -1,0 +1,132 @@
+"""`foreal analyze`: where leader and draft disagree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foreal_core.cli.bar import counting_bar
+from foreal_core.cli.common import (
+    BatchSizeOption,
+    CommandConsole,
+    DeviceMapOption,
+    DraftOption,
+    DtypeOption,
+    LeaderOption,
+    PairOptions,
+    print_parts,
+    refuse_unless_writable,
+)
+from foreal_core.cli.terminal import analysis_view
+from foreal_core.config import FoReaLConfig, SentenceBoundaryMode
+from foreal_core.errors import ConfigError
+from foreal_core.extras import extra_module
+from foreal_core.records.files import write_record
+
+if TYPE_CHECKING:
+    from foreal_core.decoder import FoReaLDecoder
+
+_COUNT = 100
+
+
+def analyze(
+    suite: Annotated[
+        str, typer.Option(help="Suites, with commas between them; see: foreal eval --help.")
+    ] = "ledger,tracing,ordering",
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A text file with a prompt in each line, instead of suites; repeat it for "
+            "several, each a domain of its own."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="The first so many prompts of each.")] = _COUNT,
+    problem_seed: Annotated[int, typer.Option(help="Which bundled problems are asked.")] = 2026,
+    raw_prompt: Annotated[
+        bool, typer.Option("--raw-prompt", help="Do not apply the chat template.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Length of a response at most.")
+    ] = FoReaLConfig.max_new_tokens,
+    sentence_boundary: Annotated[
+        SentenceBoundaryMode, typer.Option(help="What ends a sentence.")
+    ] = FoReaLConfig.sentence_boundary,
+    leader: LeaderOption = None,
+    draft: DraftOption = None,
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = None,
+    batch_size: BatchSizeOption = None,
+    out: Annotated[Path | None, typer.Option(help="Write the record to this JSON file.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="A folder for the figures, as SVG and PNG.")
+    ] = None,
+) -> int:
+    """Measure where leader and draft disagree along the leader's own greedy responses."""
+    refuse_unless_writable(out=out, plots=plots)
+    if plots is not None:
+        extra_module("matplotlib", "eval", "--plots")
+    pair = PairOptions(leader, draft, device_map, dtype, batch_size)
+    # What is wrong with the settings is said before models are loaded.
+    FoReaLConfig(max_new_tokens=max_new_tokens, sentence_boundary=sentence_boundary)
+    asked = _chats(suite, prompts, count, problem_seed)
+    from foreal_core import analysis
+
+    with pair.load() as decoder:
+        encoded = {
+            domain: [_encode(decoder, chat, raw_prompt) for chat in chats]
+            for domain, chats in asked.items()
+        }
+        with counting_bar(sum(map(len, encoded.values())), "responses of the leader") as advance:
+            record = analysis.analyze(
+                decoder,
+                encoded,
+                max_new_tokens=max_new_tokens,
+                sentence_boundary=sentence_boundary,
+                on_response=advance,
+            )
+    if out is not None:
+        write_record(out, record)
+    if plots is not None:
+        from foreal_core.report.curves import misalignment_plots
+
+        misalignment_plots(record, plots)
+    print_parts(CommandConsole(highlight=False), analysis_view(record))
+    return 0
+
+
+Chat = list[dict[str, str]]
+
+
+def _chats(
+    suite: str, files: list[Path] | None, count: int, problem_seed: int
+) -> dict[str, list[Chat]]:
+    if files:
+        stems = [path.stem for path in files]
+        return {
+            path.stem if stems.count(path.stem) == 1 else str(path): _lines(path, count)
+            for path in files
+        }
+    from foreal_core.evaluation import load_suites
+
+    suites = load_suites(suite.split(","), count=count, seed=problem_seed)
+    return {one.name: [task.messages for task in one.tasks] for one in suites}
+
+
+def _lines(path: Path, count: int) -> list[Chat]:
+    try:
+        # Not splitlines, which also knows marks that stand inside a prompt.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeError as error:
+        raise ConfigError(f"{path} is not valid UTF-8: {error}") from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"{path} holds no prompts: one in each line is needed.")
+    return [[{"role": "user", "content": prompt}] for prompt in prompts[:count]]
+
+
+def _encode(decoder: FoReaLDecoder, chat: Chat, raw_prompt: bool) -> list[int]:
+    if decoder.has_chat_template and not raw_prompt:
+        return decoder.encode(messages=chat)
+    return decoder.encode("\n\n".join(message["content"] for message in chat))

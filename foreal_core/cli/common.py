@@ -1,0 +1,191 @@
+"""What the commands share: exit codes, consoles, the pair that is loaded, a text being written."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+
+from foreal_core.cli.terminal import LiveText
+from foreal_core.config import FoReaLConfig
+from foreal_core.demo import DRAFTS, pair_paths
+from foreal_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from foreal_core.decoder import FoReaLDecoder
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+class CommandConsole(Console):
+    """A console that leaves a broken pipe to `main`, so that a running stream is closed first."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+LeaderOption = Annotated[
+    str | None, typer.Option(help="Folder or hub id of the leading model; else the bundled pair.")
+]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Folder or hub id of the draft; without --leader a bundled one: {', '.join(DRAFTS)}."
+    ),
+]
+DeviceMapOption = Annotated[
+    str | None, typer.Option(help="Where --leader and --draft go, as in transformers.")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="Their number type: auto, bfloat16, float32, ...")
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Requests side by side. [default: 128 bundled, 32 otherwise]"),
+]
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Which pair a command runs with, as its options say.
+
+    Attributes:
+        leader, draft: folders or hub ids; without a leader the bundled pair, whose draft may be
+            named.
+        device_map, dtype: how a pair of one's own is loaded; None as `from_pretrained` does.
+        batch_size: requests that run side by side; None for 128 of the bundled pair, whose passes
+            cost little, and 32 of others.
+
+    Raises:
+        ConfigError: the options do not go together.
+    """
+
+    leader: str | None = None
+    draft: str | None = None
+    device_map: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.leader is not None and self.draft is None:
+            raise ConfigError("--leader needs --draft: a pair has two models.")
+        if self.leader is None:
+            if self.draft is not None and self.draft not in DRAFTS:
+                raise ConfigError(
+                    f"--draft {self.draft} needs --leader; alone it names a bundled draft: "
+                    f"{', '.join(DRAFTS)}."
+                )
+            given = [n for n in ("device_map", "dtype") if getattr(self, n) is not None]
+            if given:
+                names = ", ".join("--" + name.replace("_", "-") for name in given)
+                raise ConfigError(f"{names}: only with --leader, the bundled pair is fixed.")
+
+    @property
+    def rows(self) -> int:
+        """The batch size, the default included."""
+        return self.batch_size or (128 if self.leader is None else 32)
+
+    def names(self) -> dict[str, str]:
+        """Names of "leader" and "draft", as the decoder will call them."""
+        if self.leader is not None and self.draft is not None:
+            return {"leader": self.leader, "draft": self.draft}
+        leader, draft = pair_paths(self.draft or next(iter(DRAFTS)))
+        return {"leader": str(leader), "draft": str(draft)}
+
+    @contextlib.contextmanager
+    def load(self) -> Iterator[FoReaLDecoder]:
+        """The decoder, closed in the end."""
+        from foreal_core.decoder import FoReaLDecoder
+
+        if self.leader is None or self.draft is None:
+            with spinner("loading the bundled pair"):
+                hide_loading_bars()
+                use_one_thread()
+                decoder = FoReaLDecoder.demo(
+                    draft=self.draft or next(iter(DRAFTS)), max_batch_size=self.rows
+                )
+        else:
+            given: dict[str, Any] = {"device_map": self.device_map, "dtype": self.dtype}
+            # No spinner: transformers shows its own progress, download by download.
+            decoder = FoReaLDecoder.from_pretrained(
+                self.leader,
+                self.draft,
+                max_batch_size=self.rows,
+                **{name: value for name, value in given.items() if value is not None},
+            )
+        with decoder:
+            yield decoder
+
+
+def use_one_thread() -> None:
+    """The bundled pair's matrices gain nothing from threads, and suffer on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def hide_loading_bars() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def spinner(doing: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr while something takes its time; nothing where that is no terminal."""
+    with CommandConsole(stderr=True).status(f"{doing} ...") as status:
+        yield lambda what: status.update(f"{doing}: {what} ...")
+
+
+def refuse_unless_writable(*, plots: Path | None = None, **files: Path | None) -> None:
+    """Raises ConfigError for files, by the names of their options, that cannot be written, and for
+    a folder of plots that does not exist: before the work is done, not after it."""
+    for option, path in files.items():
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"--{option} {path}: there is no folder {path.parent}; make it first."
+            )
+        if path.is_dir():
+            raise ConfigError(f"--{option} {path}: that is a folder; name a file in it.")
+        try:
+            # Records are written beside the file that they replace.
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise ConfigError(
+                f"--{option} {path}: {path.parent} cannot be written to ({error.strerror})."
+            ) from error
+    if plots is not None and not plots.is_dir():
+        raise ConfigError(f"--plots {plots}: there is no such folder; make it first.")
+
+
+def write_stream(
+    decoder: FoReaLDecoder, request: dict[str, Any], config: FoReaLConfig, live: LiveText
+) -> tuple[int, Any]:
+    """Streams one request; Ctrl-C ends it where it is."""
+    code = 0
+    stream = decoder.stream(**request, config=config)
+    live.start()
+    try:
+        for event in stream:
+            live.write(event)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    finally:
+        stream.close()
+        live.end()
+    return code, stream.result
+
+
+def print_parts(console: Console, parts: list[RenderableType]) -> None:
+    console.print()
+    console.print(Group(*parts))

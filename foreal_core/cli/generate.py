@@ -1,0 +1,87 @@
+"""`foreal generate`: one prompt, any pair."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foreal_core.cli.common import (
+    CommandConsole,
+    DeviceMapOption,
+    DraftOption,
+    DtypeOption,
+    LeaderOption,
+    PairOptions,
+    print_parts,
+    refuse_unless_writable,
+    write_stream,
+)
+from foreal_core.cli.settings import takes_settings
+from foreal_core.cli.terminal import LiveText, cost_view
+from foreal_core.config import FoReaLConfig
+from foreal_core.errors import ConfigError
+from foreal_core.report.html import page
+
+
+@takes_settings
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    settings: dict[str, Any],
+    leader: LeaderOption = None,
+    draft: DraftOption = None,
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = None,
+    raw_prompt: Annotated[
+        bool, typer.Option("--raw-prompt", help="Do not apply the chat template.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only the generation's record.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page that shows who wrote what to this file.")
+    ] = None,
+) -> int:
+    """Continue a prompt with a pair of models; the bundled pair without --leader.
+
+    The text goes to standard output: in its authors' colours on a terminal, plain into a file or
+    a pipe, where the cost goes to standard error.
+    """
+    refuse_unless_writable(html=html)
+    config = FoReaLConfig(**settings)
+    pair = PairOptions(leader, draft, device_map, dtype)
+    prompt = _read_prompt(prompt)
+    # With --json nobody watches the text.
+    console = CommandConsole(highlight=False, file=io.StringIO() if as_json else None)
+    live = LiveText(console, plain=not console.is_terminal)
+    with pair.load() as decoder:
+        chat = decoder.has_chat_template and not raw_prompt
+        request: dict[str, Any] = (
+            {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+        )
+        code, generation = write_stream(decoder, request, config, live)
+    if html is not None:
+        html.write_text(page(generation.to_dict(), prompt), encoding="utf-8")
+    if as_json:
+        print(json.dumps(generation.to_dict(), indent=2))
+    else:
+        costs = console if console.is_terminal else CommandConsole(stderr=True, highlight=False)
+        print_parts(costs, cost_view(generation.cost.to_dict()))
+    return code
+
+
+def _read_prompt(given: str) -> str:
+    if given == "-" and sys.stdin is None:
+        raise ConfigError("standard input is closed: give the prompt as an argument.")
+    try:
+        prompt = sys.stdin.read().removesuffix("\n") if given == "-" else given
+        prompt.encode()  # bytes of an argument that are no UTF-8 arrive as lone surrogates
+    except UnicodeError as error:
+        raise ConfigError(f"the prompt is not valid UTF-8: {error}") from error
+    if not prompt:
+        raise ConfigError("the prompt is empty: give some text, or - and text on standard input.")
+    return prompt

@@ -1,0 +1,181 @@
+"""`foreal sweep`: many settings over the same questions, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from foreal_core.cli.bar import answer_bar
+from foreal_core.cli.common import (
+    BatchSizeOption,
+    DeviceMapOption,
+    DtypeOption,
+    LeaderOption,
+    PairOptions,
+    refuse_unless_writable,
+    use_one_thread,
+)
+from foreal_core.cli.settings import takes_settings
+from foreal_core.config import FoReaLConfig
+from foreal_core.demo import DRAFTS
+from foreal_core.errors import ConfigError
+from foreal_core.extras import extra_module
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+@takes_settings
+def sweep(
+    out: Annotated[
+        Path,
+        typer.Option(help="The JSON record; an interrupted sweep goes on from it."),
+    ],
+    settings: dict[str, Any],
+    suite: Annotated[
+        str, typer.Option(help="Suites, with commas between them; see: foreal eval --help.")
+    ] = "ledger,tracing,ordering",
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="The first so many questions of each. [default: 300 bundled]"),
+    ] = None,
+    problem_seed: Annotated[int, typer.Option(help="Which bundled problems are asked.")] = 2026,
+    preset: Annotated[
+        Literal["comparison", "paper"] | None,
+        typer.Option(
+            help="comparison: leader, drafts, the paper's two settings, speculative decoding and "
+            "the controls; paper: the same, the grid over n and p and the row over k."
+        ),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A setting and its values, such as lead_count=5,15,25; repeat it for a product."
+        ),
+    ] = None,
+    leader: LeaderOption = None,
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A draft, the main one first; repeatable. Without --leader a bundled one: "
+            f"{', '.join(DRAFTS)}."
+        ),
+    ] = None,
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = None,
+    batch_size: BatchSizeOption = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="A folder for the figures, as SVG and PNG.")
+    ] = None,
+) -> int:
+    """Run a grid of settings over the same questions and seeds, against the leader's own answers.
+
+    Prints a Markdown table. Settings that the grid does not vary are the options below; without
+    --seed the seed is 0.
+    """
+    refuse_unless_writable(out=out, plots=plots)
+    if plots is not None:
+        extra_module("matplotlib", "eval", "--plots")
+    values = _values(grid or ())
+    if preset is None and not values:
+        raise ConfigError(
+            "nothing to sweep over: give --preset comparison or paper, or --grid NAME=V,V,..."
+        )
+    base = FoReaLConfig(**{"seed": 0, **settings})
+    pairs = _pairs(leader, draft, preset, device_map, dtype, batch_size)
+    first = next(iter(pairs.values()))
+    from foreal_core.evaluation import load_suites
+    from foreal_core.evaluation.points import PRESETS, grid as points_of
+    from foreal_core.evaluation.sweep import Sweep, run_sweep
+    from foreal_core.report.table import sweep_table
+
+    points = PRESETS[preset](list(pairs), base) if preset else []
+    points += [point for name in pairs if values for point in points_of(name, base, values)]
+    suites = load_suites(suite.split(","), count=count, seed=problem_seed)
+    if leader is None:
+        use_one_thread()  # before the record notes how many there are
+    planned = Sweep(
+        points=points,
+        suites=suites,
+        base=base,
+        drafts={name: pair.names()["draft"] for name, pair in pairs.items()},
+        leader=first.names()["leader"],
+        batch_size=first.rows,
+    )
+    total = len(planned.points) * sum(len(one.tasks) for one in suites)
+    with answer_bar(total, "sweep") as bar:
+        record = run_sweep(
+            planned,
+            lambda name: pairs[name].load(),
+            out,
+            on_part=bar.part,
+            on_answer=bar.answered,
+        )
+    print(sweep_table(record))
+    if plots is not None:
+        from foreal_core.report.plots import sweep_plots
+
+        sweep_plots(record, plots)
+    return 0
+
+
+def _pairs(
+    leader: str | None,
+    drafts: Sequence[str] | None,
+    preset: str | None,
+    device_map: str | None,
+    dtype: str | None,
+    batch_size: int | None,
+) -> dict[str, PairOptions]:
+    """The pairs by their drafts' names, the main one first."""
+    if not drafts and leader is None:
+        drafts = list(DRAFTS) if preset else list(DRAFTS)[:1]
+    pairs = {
+        _short_name(draft, drafts or ()): PairOptions(leader, draft, device_map, dtype, batch_size)
+        for draft in drafts or (None,)
+    }
+    return pairs
+
+
+def _short_name(draft: str | None, drafts: Sequence[str]) -> str:
+    """A folder's or hub id's last part, where that tells it from the others."""
+    if draft is None:
+        return ""
+    last = [Path(one).name for one in drafts]
+    return Path(draft).name if last.count(Path(draft).name) == 1 else draft
+
+
+def _values(grids: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each setting."""
+    values: dict[str, list[Any]] = {}
+    for one in grids:
+        name, given = _parsed(one)
+        if name in values:
+            raise ConfigError(f"--grid {name} is given twice: put all its values into one.")
+        values[name] = given
+    return values
+
+
+def _parsed(grid: str) -> tuple[str, list[Any]]:
+    name, _, values = grid.partition("=")
+    known = [field.name for field in fields(FoReaLConfig) if field.name != "seed"]
+    if name not in known or not values:
+        raise ConfigError(
+            f"--grid {grid} is not allowed: NAME=V,V,... with a setting out of {', '.join(known)}."
+        )
+    return name, [_value(value) for value in values.split(",")]
+
+
+def _value(text: str) -> Any:
+    """A number, a truth value or None where it reads like one."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

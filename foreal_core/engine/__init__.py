@@ -1,0 +1,1 @@
+"""Threads: the one that owns the models, and the streams that carry tokens out of it."""

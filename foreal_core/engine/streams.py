@@ -1,0 +1,277 @@
+"""The consumer's side of a request: iterators over token events, sync and async.
+
+The engine pushes and never waits: what a slow consumer has not read stays in its own queue, which
+`max_new_tokens` bounds. A stream that is closed, or dropped, stops its request within one step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Protocol
+
+from foreal_core.engine.owner_process import OwnerProcess
+from foreal_core.errors import FoReaLError
+from foreal_core.events import Generation, TokenEvent
+
+Item = list[TokenEvent] | Generation | BaseException
+Push = Callable[[Item], None]
+
+
+class Cancellable(Protocol):
+    """What a stream needs of a submitted request."""
+
+    def cancel(self) -> None: ...
+
+
+# Submits a request that pushes its items to the given function.
+Start = Callable[[Push], Cancellable]
+
+
+class _Outcome:
+    """The end of a stream: a generation, an error, or not yet."""
+
+    def __init__(self) -> None:
+        self._end: Generation | BaseException | None = None
+
+    def absorb(self, item: Item, ready: deque[TokenEvent]) -> None:
+        """Files one pushed item."""
+        if isinstance(item, list):
+            ready.extend(item)
+        else:
+            self._end = item
+
+    @property
+    def ended(self) -> bool:
+        return self._end is not None
+
+    def result(self) -> Generation:
+        """The generation; raises the error that ended the stream instead."""
+        if self._end is None:
+            raise FoReaLError(
+                "the stream is still running: read it to its end or close it before `result`."
+            )
+        if isinstance(self._end, BaseException):
+            raise self._end
+        return self._end
+
+    def raise_if_failed(self) -> None:
+        if isinstance(self._end, BaseException):
+            raise self._end
+
+
+class TokenStream(Iterator[TokenEvent]):
+    """Token events of one request; also a context manager that closes it.
+
+    May be consumed in another thread than the one that made it, but not in a forked child
+    (EngineClosedError). Iterating raises the error that ended the request, if one did.
+    """
+
+    def __init__(self, start: Start) -> None:
+        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._ready: deque[TokenEvent] = deque()
+        self._outcome = _Outcome()
+        self._process = OwnerProcess()
+        # `start` holds the decoder, which lives as long as its streams.
+        self._start = start
+        self._request = start(self._items.put)
+
+    def __next__(self) -> TokenEvent:
+        while not self._ready:
+            if self._outcome.ended:
+                self._outcome.raise_if_failed()
+                raise StopIteration
+            self._process.refuse_another()
+            self._outcome.absorb(self._items.get(), self._ready)
+        return self._ready.popleft()
+
+    @property
+    def result(self) -> Generation:
+        """The Generation, once the stream ended or was closed.
+
+        Raises:
+            FoReaLError: it still runs, or the error that ended it.
+        """
+        return self._outcome.result()
+
+    def cancel(self) -> None:
+        """Asks the request to stop within one step and returns at once; from any thread. The
+        stream then ends by itself."""
+        self._request.cancel()
+
+    def close(self) -> None:
+        """Stops the request within one step; `result` then has the text so far and its cost.
+
+        For the thread that reads the stream; others `cancel`. In a forked child it does nothing:
+        the request is the parent's.
+        """
+        if self._process.is_another:
+            return
+        self._request.cancel()
+        while not self._outcome.ended:
+            self._outcome.absorb(self._items.get(), self._ready)
+        self._ready.clear()
+
+    def __enter__(self) -> TokenStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_request"):
+            self._request.cancel()
+
+
+class AsyncTokenStream(AsyncIterator[TokenEvent]):
+    """Token events of one request for an event loop; also an async context manager.
+
+    The request is submitted at the first `await`. A cancelled consumer must `aclose` (or drop) the
+    stream to stop the request; `async with` does so. A stream that is closed by another task ends
+    for the one that reads it.
+
+    Args:
+        start: submits the request.
+        start_blocks: it may take long enough to disturb the event loop: start in a thread.
+    """
+
+    def __init__(self, start: Start, *, start_blocks: bool = False) -> None:
+        self._start = start
+        self._started = False
+        self._opening: asyncio.Task[None] | None = None
+        self._start_blocks = start_blocks
+        self._mailbox = _Mailbox()
+        self._ready: deque[TokenEvent] = deque()
+        self._outcome = _Outcome()
+
+    async def __anext__(self) -> TokenEvent:
+        await self._ensure_started()
+        while not self._ready:
+            if self._outcome.ended:
+                self._outcome.raise_if_failed()
+                raise StopAsyncIteration
+            self._outcome.absorb(await self._mailbox.get(), self._ready)
+        return self._ready.popleft()
+
+    @property
+    def result(self) -> Generation:
+        """The Generation, once the stream ended or was closed.
+
+        Raises:
+            FoReaLError: it still runs, or the error that ended it.
+        """
+        return self._outcome.result()
+
+    def cancel(self) -> None:
+        """Asks the request to stop within one step and returns at once; from any thread. The
+        stream then ends by itself."""
+        self._mailbox.cancel()
+
+    async def aclose(self) -> None:
+        """Stops the request within one step; `result` then has the text so far and its cost."""
+        self._mailbox.cancel()
+        # A stream that nobody read is submitted as cancelled: it has a result, too. Where that is
+        # refused, the refusal is its outcome.
+        await self._ensure_started()
+        while not self._outcome.ended:
+            self._outcome.absorb(await self._mailbox.get(), self._ready)
+        self._ready.clear()
+
+    async def __aenter__(self) -> AsyncTokenStream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_mailbox"):
+            self._mailbox.cancel()
+
+    async def _ensure_started(self) -> None:
+        if self._started:
+            return
+        self._started = True
+        if self._start_blocks:
+            # Not cancelled with the task that waits: whoever closes the stream waits for its end.
+            self._opening = asyncio.create_task(asyncio.to_thread(self._mailbox.open, self._start))
+            await asyncio.shield(self._opening)
+        else:
+            self._mailbox.open(self._start)
+
+
+class _Mailbox:
+    """Items from the engine's thread to coroutines, whatever loops they run in.
+
+    The last item, a generation or an error, stays: everybody who waits gets it.
+    """
+
+    def __init__(self) -> None:
+        self._process = OwnerProcess()
+        self._lock = threading.Lock()
+        self._items: deque[Item] = deque()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._request: Cancellable | None = None
+        self._cancelled = False
+
+    def open(self, start: Start) -> None:
+        """Submits; a cancel that came while it did is not lost. A refusal becomes the last item."""
+        try:
+            request = start(self._put)
+        except BaseException as error:
+            self._put(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        with self._lock:
+            self._request = request
+            cancelled = self._cancelled
+        if cancelled:
+            request.cancel()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            request = self._request
+        if request is not None:
+            request.cancel()
+
+    async def get(self) -> Item:
+        self._process.refuse_another()
+        while True:
+            with self._lock:
+                if self._items:
+                    is_last = not isinstance(self._items[0], list)
+                    return self._items[0] if is_last else self._items.popleft()
+                loop = asyncio.get_running_loop()
+                future = loop.create_future()
+                self._waiters.append((loop, future))
+            await future
+
+    def _put(self, item: Item) -> None:
+        with self._lock:
+            self._items.append(item)
+            waiters, self._waiters = self._waiters, []
+        for loop, future in waiters:
+            # The consumer's loop may be closed by now: nobody is left to wake.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_wake, future)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

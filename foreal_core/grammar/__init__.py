@@ -1,0 +1,1 @@
+"""What may come next: answers held to a JSON schema, over both models' tokens. No torch."""

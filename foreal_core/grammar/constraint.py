@@ -1,0 +1,262 @@
+"""Answers that are JSON of a given schema, or tool calls, whoever writes them: a grammar over the
+pair's tokens.
+
+A wrapper of llguidance (extra "json"). The grammar holds after the thinking, never inside it, and
+masks the logits of leader and draft alike, proposals included, so it survives every hand-off. An
+answer that the length limit would cut off is closed in time instead, and so is a thinking that
+would leave no room for one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.errors import ConfigError, FoReaLError
+from foreal_core.grammar.completion import Ending, EndingFinder
+from foreal_core.text.thinking import THINK_END, THINK_START
+
+# The spacing of json.dumps, which models have seen most.
+_SPACING = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
+# The whole numbers that every reader of JSON holds exactly (RFC 8259, section 6).
+_MOST = 2**53 - 1
+# What an answer of each setting looks like around its JSON, in llguidance's Lark.
+_ANSWERS = {
+    "json_schema": "{json}",
+    "call_schema": r'"<tool_call>\n" {json} "\n</tool_call>"',
+}
+
+
+class ConstraintFactory:
+    """Compiles schemas for one tokenizer; keep it, building it walks the whole vocabulary.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        vocabulary: width of the leader's logits.
+        end_of_sequence: ids that end a text.
+
+    Raises:
+        ConfigError: llguidance is not installed, no token ends a text, or the tokenizer is not a
+            fast one.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int, end_of_sequence: Sequence[int]) -> None:
+        try:
+            import llguidance
+            import llguidance.hf
+        except ImportError as error:
+            raise ConfigError(
+                "a JSON schema needs the extra 'json': pip install 'foreal-decoding[json]'."
+            ) from error
+        if not end_of_sequence:
+            raise ConfigError(
+                "a JSON schema needs a token that ends the text, and this pair has none: set "
+                "eos_token_id in the leader's generation_config or eos_token in its tokenizer."
+            )
+        try:
+            self._tokenizer = llguidance.hf.from_tokenizer(
+                tokenizer, n_vocab=vocabulary, eos_token=list(end_of_sequence)
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"a JSON schema needs a fast tokenizer; {type(tokenizer).__name__} gave: {error}"
+            ) from error
+        self._matcher = llguidance.LLMatcher
+        self._ways = EndingFinder(self._tokenizer)
+        self._vocabulary = vocabulary
+        self._end_of_sequence = tuple(end_of_sequence)
+        known = tokenizer.get_vocab()
+        self._think_start: int | None = known.get(THINK_START)
+        self._think_end: int | None = known.get(THINK_END)
+
+    def compile(self, config: FoReaLConfig, prompt: Sequence[int], limit: int) -> Constraint:
+        """The constraint of one request.
+
+        Args:
+            config: its settings, with at least one schema.
+            prompt: its token ids; they tell whether the thinking is already over.
+            limit: tokens that the completion has at most.
+
+        Raises:
+            ConfigError: llguidance cannot compile a schema; the message says why.
+        """
+        schemas = {name: getattr(config, name) for name in _ANSWERS}
+        given = {name: schema for name, schema in schemas.items() if schema is not None}
+        grammar = _grammar(given, bounded=True)
+        if self._matcher.validate_grammar(grammar, self._tokenizer):
+            # llguidance knows no bounds beside some other keywords.
+            grammar = _grammar(given, bounded=False)
+        if problem := self._matcher.validate_grammar(grammar, self._tokenizer):
+            raise ConfigError(f"{' or '.join(given)} is not allowed: {problem.strip()}")
+        return Constraint(
+            self._matcher(self._tokenizer, grammar),
+            self._ways,
+            self._vocabulary,
+            limit,
+            self._end_of_sequence,
+            think_start=None if self._is_past_thinking(prompt) else self._think_start,
+            think_end=self._think_end,
+            thinking=self._is_thinking(prompt),
+        )
+
+    def _is_past_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt ends with a closed thinking part, as templates do without thinking:
+        the model must not open another."""
+        for token in reversed(prompt):
+            if self._tokenizer.decode_str([token]).strip():
+                return token == self._think_end
+        return False
+
+    def _is_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt opens a thinking part and does not close it."""
+        for token in reversed(prompt):
+            if token in (self._think_start, self._think_end):
+                return token == self._think_start
+        return False
+
+
+def _grammar(schemas: Mapping[str, str], *, bounded: bool) -> str:
+    """A grammar of answers of any of these settings, after a little white space."""
+    lines = [f"start: /[ \\n]{{0,2}}/ ({' | '.join(schemas)})"]
+    for name, text in schemas.items():
+        schema = json.loads(text)
+        described = {**(_bounded(schema) if bounded else schema), "x-guidance": _SPACING}
+        lines.append(f"{name}: {_ANSWERS[name].format(json=name + '_json')}")
+        lines.append(f"{name}_json: %json {json.dumps(described)}")
+    return "\n".join(lines) + "\n"
+
+
+def _bounded(schema: Any) -> Any:
+    """The schema with bounds for numbers that have none: a weak model would write digits for ever,
+    and Python's `json` refuses integers of more than 4300."""
+    if isinstance(schema, list):
+        return [_bounded(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    literal = ("const", "enum", "default", "examples")
+    bounded = {name: part if name in literal else _bounded(part) for name, part in schema.items()}
+    kinds = bounded.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if {"integer", "number"} & {kind for kind in kinds if isinstance(kind, str)}:
+        if "exclusiveMinimum" not in bounded:
+            bounded.setdefault("minimum", min(-_MOST, bounded.get("maximum", 0)))
+        if "exclusiveMaximum" not in bounded:
+            bounded.setdefault("maximum", max(_MOST, bounded.get("minimum", 0)))
+    return bounded
+
+
+class Constraint:
+    """Which ids may come next in one text. Follows the text by itself, back and forth: it is told
+    the whole completion each time and moves the grammar by the difference.
+
+    What it answers hangs on the completion alone, not on what it was asked before: proposals that
+    were rejected leave no trace.
+    """
+
+    def __init__(
+        self,
+        matcher: Any,
+        ways: EndingFinder,
+        vocabulary: int,
+        limit: int,
+        end_of_sequence: Sequence[int],
+        *,
+        think_start: int | None,
+        think_end: int | None,
+        thinking: bool,
+    ) -> None:
+        self._matcher = matcher
+        self._finder = ways
+        self._vocabulary = vocabulary
+        self._limit = limit
+        self._end_of_sequence = end_of_sequence
+        self._think_start = think_start
+        self._think_end = think_end
+        self._thinking = thinking
+        self._start: int | None = None  # where the answer starts in the completion
+        self._consumed: list[int] = []
+        # How the answer could end after each of its first tokens: one more than are consumed.
+        self._ways: list[Ending] = [ways.start(matcher)]
+
+    def allowed(self, completion: Sequence[int]) -> np.ndarray | None:
+        """A boolean [vocabulary] for the id after `completion`; None while nothing is ruled out.
+
+        Raises:
+            FoReaLError: nothing is left to write: the tokenizer cannot spell what is asked for.
+        """
+        if not self._follow(completion):
+            return None
+        packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        allowed = np.unpackbits(packed, bitorder="little")[: self._vocabulary].astype(bool)
+        if not completion and self._think_start is not None:
+            allowed[self._think_start] = True
+        return allowed
+
+    def fitted(self, completion: Sequence[int], token: int) -> int:
+        """What is to follow `completion` where a model wrote `token`: the same, as long as the
+        answer can still end within the limit after it; else what leads to its end."""
+        room = self._limit - len(completion)
+        if self._answer_start([*completion, token]) is None:
+            return self._fitted_thought(room, token)
+        if token in self._end_of_sequence or not self._follow([*completion, token]):
+            return token
+        if self._ways[-1].fits(room - 1) or not self._follow(completion):
+            return token
+        here = self._ways[-1]
+        if not here.fits(room):
+            return token
+        return here.tokens[0] if here.tokens else self._end_of_sequence[0]
+
+    def _fitted_thought(self, room: int, token: int) -> int:
+        """The same inside the thinking: it ends where the model would end the text, and while
+        there is room for twice the shortest answer that is known."""
+        shortest = self._ways[0]
+        if self._think_end is None or shortest.tokens is None or not shortest.fits(room - 1):
+            return token
+        goes_on = token not in self._end_of_sequence and room - 2 >= 2 * len(shortest.tokens)
+        return token if goes_on else self._think_end
+
+    def _answer_start(self, completion: Sequence[int]) -> int | None:
+        """Where in the completion the text starts that the grammar is about: after a thinking part
+        that the prompt or the first token opened; None while it is open."""
+        opened = self._think_start is not None and completion[:1] == [self._think_start]
+        if not self._thinking and not opened:
+            return 0
+        return completion.index(self._think_end) + 1 if self._think_end in completion else None
+
+    def _follow(self, completion: Sequence[int]) -> bool:
+        """Moves the grammar to the end of the completion; False if that lies before the answer or
+        beyond the grammar's own end, as a proposal after an end of sequence does."""
+        start = self._answer_start(completion)
+        if start is None:
+            return False
+        answer = completion[start:]
+        common = _common_length(self._consumed, answer) if start == self._start else 0
+        self._start = start
+        if common < len(self._consumed):
+            self._matcher.rollback(len(self._consumed) - common)
+            del self._consumed[common:], self._ways[common + 1 :]
+        for position, token in enumerate(answer[common:], start=start + common):
+            if self._matcher.is_stopped():
+                return False
+            if not self._matcher.try_consume_tokens([token]):
+                raise FoReaLError(
+                    "the text left its schema: the model's tokenizer cannot spell what the "
+                    "json_schema or call_schema asks for."
+                )
+            self._consumed.append(token)
+            room = self._limit - position - 1
+            self._ways.append(self._finder.after(self._ways[-1], token, self._matcher, room))
+        return True
+
+
+def _common_length(one: list[int], other: Sequence[int]) -> int:
+    """Length of the longest common prefix; fast where it is all of `one`, as it mostly is."""
+    if other[: len(one)] == one:
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,0 +1,152 @@
+"""Whether a pair fits where it is to go: asked before gigabytes are read, and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from foreal_core.backends.local.memory import free_memory
+from foreal_core.errors import ModelLoadError
+
+# Bytes of a quantised weight with its scales, as bitsandbytes keeps it.
+_QUANTISED = {"load_in_4bit": 0.5625, "load_in_8bit": 1.0}
+_REMEDY = (
+    "Try leader_kwargs={{'quantization_config': BitsAndBytesConfig(load_in_4bit=True)}}, which "
+    "brings the leader to about {quantised}, dtype='bfloat16' if it is float32, a smaller leader, "
+    "or a device_map for each model (leader_kwargs={{'device_map': ...}}, draft_kwargs=...)."
+)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one model will take.
+
+    Attributes:
+        role: "leader" or "draft".
+        name: folder or hub id.
+        where: the device that it is to go to, "auto" for all accelerators.
+        weights: bytes, as it is to be loaded.
+        quantised: bytes with four-bit weights.
+    """
+
+    role: str
+    name: str
+    where: str
+    weights: float
+    quantised: float
+
+
+def need_of(role: str, name: str, config: Any, options: Mapping[str, Any]) -> Need | None:
+    """What a model of a configuration will take under options of `from_pretrained`; None where
+    that cannot be told: layers of its own kind, a quantisation of its own kind, a map by module, or
+    what loading will refuse."""
+    from transformers import AutoModelForCausalLM
+
+    where = _place(options.get("device_map"))
+    scale = _quantised_bytes(options.get("quantization_config"), config)
+    dtype = _dtype(options, config)
+    if where is None or scale is None or dtype is None:
+        return None
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=options.get("trust_remote_code", False)
+            )
+    except Exception:
+        return None  # loading it will say what is wrong
+    head = model.get_output_embeddings()
+    inner = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    )
+    outer = sum(parameter.numel() for parameter in model.parameters()) - inner
+    size = dtype.itemsize
+    return Need(
+        role,
+        name,
+        where,
+        weights=outer * size + inner * (scale or size),
+        quantised=outer * size + inner * _QUANTISED["load_in_4bit"],
+    )
+
+
+def refuse_unless_they_fit(needs: Sequence[Need]) -> None:
+    """Adds up what goes to one place.
+
+    Raises:
+        ModelLoadError: there is less free; it says how much is needed and what to try.
+    """
+    for where in {need.where for need in needs}:
+        together = [need for need in needs if need.where == where]
+        free = free_memory(where)
+        if free is not None and sum(need.weights for need in together) > free:
+            raise too_large(together, f"{where} has {_gigabytes(free)} free")
+
+
+def too_large(needs: Sequence[Need], found: str) -> ModelLoadError:
+    """Says what does not fit and what to try."""
+    listed = " and ".join(
+        f"the {need.role} {need.name!r} needs {_gigabytes(need.weights)}" for need in needs
+    )
+    leader = needs[0]
+    remedy = _REMEDY.format(quantised=_gigabytes(leader.quantised))
+    return ModelLoadError(
+        f"the pair does not fit: {listed} for weights alone, but {found}. {remedy}"
+    )
+
+
+def refuse_offloaded(role: str, name: str, model: Any, need: Need | None) -> None:
+    """Weights that are fetched from elsewhere for every pass would set the speed of everything.
+
+    Raises:
+        ModelLoadError: some of the model's weights were left out of its devices.
+    """
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        return
+    places = getattr(model, "hf_device_map", {})
+    left = sorted({str(place) for place in places.values() if str(place) in ("cpu", "disk")})
+    found = f"parts of the {role} were left on {' and '.join(left) or 'no device'}"
+    if need is not None:
+        raise too_large([need], found)
+    raise ModelLoadError(
+        f"{found}, to be fetched for every pass: {name!r} does not fit its device_map. Give it "
+        "more devices, load it quantised, or take a smaller model."
+    )
+
+
+def _place(device_map: Any) -> str | None:
+    if isinstance(device_map, Mapping):
+        if list(device_map) != [""]:
+            return None
+        device_map = device_map[""]
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return "auto"
+    if isinstance(device_map, int):
+        return f"cuda:{device_map}"
+    return {"None": "cpu", "cuda": "cuda:0"}.get(str(device_map), str(device_map))
+
+
+def _quantised_bytes(asked: Any, config: Any) -> float | None:
+    """Bytes of an inner weight; 0 where it is not quantised, None where nobody can tell."""
+    settings = asked if asked is not None else getattr(config, "quantization_config", None)
+    if settings is None:
+        return 0.0
+    if not isinstance(settings, Mapping):
+        settings = settings.to_dict()
+    return next((size for flag, size in _QUANTISED.items() if settings.get(flag)), None)
+
+
+def _dtype(options: Mapping[str, Any], config: Any) -> torch.dtype | None:
+    asked = options.get("dtype", options.get("torch_dtype", "auto"))
+    if asked in ("auto", None):
+        asked = getattr(config, "dtype", None) or torch.float32
+    found = getattr(torch, asked, None) if isinstance(asked, str) else asked
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.3g} GB"

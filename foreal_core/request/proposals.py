@@ -1,0 +1,119 @@
+"""How many tokens the draft proposes before the leader checks them: a matter of speed alone, the
+text is the same whatever is answered here. No torch."""
+
+from __future__ import annotations
+
+from foreal_core.policies import Write
+
+# Proposals of a hit test may exceed the length up to here: most runs are this short.
+_USUAL_RUN = 8
+# Passes of the leader that a proposal spares if it is taken over: about one in four tokens of a led
+# sentence has a pass of its own.
+_SPARED = 0.25
+# A small model reaches half of a large one's share of the memory's bandwidth
+# (records/bench-cpu-2026-11-27.json: 0.22 against 0.51).
+_SLOWER_BY = 2.0
+# Beyond these the reckoning is too coarse to be followed.
+_SMALLEST_CHANCE, _LARGEST_CHANCE = 0.3, 0.8
+# More than these are hardly worth the draft's passes.
+_LONGEST_LENGTH = 24
+# Two models part where a sentence is planned, at its start, and agree further on: each of its first
+# places has a chance of its own, all later ones share the last.
+_PLACES = 8
+_FIRST_CHANCE = 0.85
+# Weight of the newest proposal in the chance of its place; and of `_FIRST_CHANCE` wherever nothing
+# was proposed, so that a place that went badly is tried again now and then.
+_NEWEST, _FORGOTTEN = 0.1, 0.05
+
+
+def least_chance(draft_bytes: float, leader_bytes: float, pass_tokens: float) -> float:
+    """One more proposal is worth what it costs while the chance that the leader takes it and all
+    before it over is no less than this.
+
+    It costs a pass of the draft, whose speed follows its bytes, and one more token of the leader's
+    pass. It depends on the pair and the device alone and not on what else runs, so that a request
+    costs the same alone and in a batch.
+
+    Args:
+        draft_bytes, leader_bytes: weights that a pass reads.
+        pass_tokens: how many tokens take the leader as long to compute as its weights to read.
+    """
+    cost = _SLOWER_BY * draft_bytes / leader_bytes + 1 / pass_tokens
+    return min(max(cost / _SPARED, _SMALLEST_CHANCE), _LARGEST_CHANCE)
+
+
+class ProposalLength:
+    """How many proposals per pass suit one request.
+
+    Spans whose `propose` is None leave it open; then it follows how the leader took former
+    proposals at the same places of their sentences.
+
+    Args:
+        least_chance: see the function.
+    """
+
+    def __init__(self, least_chance: float) -> None:
+        self._least_chance = least_chance
+        # That a proposal at a place is taken over, given that all before it were.
+        self._chances = [_FIRST_CHANCE] * _PLACES
+        # By place; asked several times a step, and the same until something is learnt.
+        self._open_lengths: dict[int, int] = {}
+
+    def wanted(self, span: Write, written: int, place: int, hits: int, room: int) -> int:
+        """How many tokens the leader is to check in its next pass.
+
+        Args:
+            span: what is being written, by the leader.
+            written: tokens of the span so far.
+            place: where the next token stands in its sentence, as far as that is known.
+            hits: the run of aligned positions that it ends with.
+            room: how many more the text could take, one for the leader's own draw left out.
+        """
+        if span.propose == 0:
+            return 0
+        propose = self._open(place) if span.propose is None else span.propose
+        if span.handoff is None:
+            return min(propose, room)
+        lead = span.handoff.lead_count - written
+        run = span.handoff.hits - hits
+        if lead <= 0:
+            # The hit test: the rest of a usual run is checked in one pass.
+            return min(run, max(propose, _USUAL_RUN), room)
+        if span.handoff.hits == 0:
+            return min(propose, room, lead - 1)
+        from_start = span.handoff.counted_from == 0
+        return min(propose, room, max(lead, run) if from_start else lead + run)
+
+    def follow(self, span: Write, place: int, taken_over: int, refused: bool) -> None:
+        """From `place` on the leader took so many proposals over, and then `refused` one or had no
+        more to judge."""
+        if span.propose is not None:
+            return
+        for taken in range(place, place + taken_over):
+            self._learn(taken, 1.0, _NEWEST)
+        if refused:
+            self._learn(place + taken_over, 0.0, _NEWEST)
+        elif taken_over == 0:
+            self._learn(place, _FIRST_CHANCE, _FORGOTTEN)
+
+    def _open(self, place: int) -> int:
+        place = min(place, _PLACES - 1)
+        length = self._open_lengths.get(place)
+        if length is None:
+            length = self._open_lengths[place] = self._worthwhile(place)
+        return length
+
+    def _worthwhile(self, place: int) -> int:
+        length, chance = 0, self._chance(place)
+        while chance >= self._least_chance and length < _LONGEST_LENGTH:
+            length += 1
+            chance *= self._chance(place + length)
+        return length
+
+    def _chance(self, place: int) -> float:
+        return self._chances[min(place, _PLACES - 1)]
+
+    def _learn(self, place: int, outcome: float, weight: float) -> None:
+        self._open_lengths.clear()
+        index = min(place, _PLACES - 1)
+        self._chances[index] += weight * (outcome - self._chances[index])

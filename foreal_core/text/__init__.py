@@ -1,0 +1,2 @@
+"""Ids and text: tokenizers of a pair, streamed decoding, stop strings, sentences, thinking. No
+torch."""
