@@ -16,15 +16,20 @@ from foreal_core.errors import (
     ModelLoadError,
     NonFiniteLogitsError,
     OutOfMemoryError,
+    QueueFullError,
     UnsupportedModelError,
 )
 from foreal_core.events import Generation, Segment, Sentence, TokenEvent
+from foreal_core.policies import SpanReport, register_policy
+from foreal_core.prompts import Prompt
 
 if TYPE_CHECKING:
+    from foreal_core.backends.base import Backend
     from foreal_core.decoder import FoReaLDecoder
 
 __all__ = [
     "AsyncTokenStream",
+    "Backend",
     "ConfigError",
     "ContextOverflowError",
     "CostReport",
@@ -37,11 +42,15 @@ __all__ = [
     "ModelLoadError",
     "NonFiniteLogitsError",
     "OutOfMemoryError",
+    "Prompt",
+    "QueueFullError",
     "Segment",
     "Sentence",
+    "SpanReport",
     "TokenEvent",
     "TokenStream",
     "UnsupportedModelError",
+    "register_policy",
 ]
 
 
@@ -51,6 +60,10 @@ def __getattr__(name: str) -> Any:
         from foreal_core.decoder import FoReaLDecoder
 
         return FoReaLDecoder
+    if name == "Backend":
+        from foreal_core.backends.base import Backend
+
+        return Backend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NoReturn, get_args
 
 from foreal_core.errors import ConfigError
+from foreal_core.policies import PolicyFactory, PolicySpec, find_policy
 
 HitWindow = Literal["after_lead", "sentence"]
 SentenceBoundaryMode = Literal["robust", "paper"]
-PolicyName = Literal["foreal", "leader", "draft", "speculative", "pattern", "wait"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class FoReaLConfig:
         stop: strings that end the text and never show in it; a str is one of them.
         seed: in [0, 2**63); None draws a fresh one, which the cost record names.
         speculate: let the draft propose what the leader writes; the text stays the same.
-        policy: who writes: "foreal" (the paper), "leader" or "draft" alone, "speculative"
-            (lossless speculative decoding), or a control: "pattern" is foreal with its led
-            sentences spread evenly instead of drawn, "wait" lets the draft write everything and
-            puts a fixed "Wait," where the leader would lead.
+        policy: who writes: the name of a registered policy ("foreal" is the paper's, "even" the
+            same with its led sentences spread evenly, "leader", "draft", "speculative", "wait"; see
+            `register_policy`), or a factory of one.
+        policy_options: the policy's own options: a mapping, its JSON text, or an instance of the
+            policy's dataclass.
         draft_length: tokens that the draft proposes per pass of the leader (>= 1); None
             proposes what is likely to pay, by how many of them the leader takes over.
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
@@ -72,7 +73,8 @@ class FoReaLConfig:
     stop: Sequence[str] = ()
     seed: int | None = None
     speculate: bool = True
-    policy: PolicyName = "foreal"
+    policy: str | PolicyFactory = "foreal"
+    policy_options: Mapping[str, Any] | str | None = None
     draft_length: int | None = None
     json_schema: Mapping[str, Any] | str | None = None
     call_schema: Mapping[str, Any] | str | None = None
@@ -91,7 +93,7 @@ class FoReaLConfig:
         self._check_float("repetition_penalty", 0.0, math.inf, "a finite number > 0", open_low=True)
         self._check_choice("hit_window", get_args(HitWindow))
         self._check_choice("sentence_boundary", get_args(SentenceBoundaryMode))
-        self._check_choice("policy", get_args(PolicyName))
+        self._check_policy()
         if not isinstance(self.speculate, bool):
             self._refuse("speculate", "True or False")
         if self.seed is not None:
@@ -110,6 +112,11 @@ class FoReaLConfig:
         """Whether a grammar says what the answer may be."""
         return self.json_schema is not None or self.call_schema is not None
 
+    @property
+    def policy_spec(self) -> PolicySpec:
+        """The policy that writes."""
+        return find_policy(self.policy)
+
     def with_overrides(self, **overrides: Any) -> FoReaLConfig:
         """A copy with some settings replaced; an unknown name is refused, never ignored."""
         known = {field.name for field in fields(self)}
@@ -120,11 +127,27 @@ class FoReaLConfig:
                 raise ConfigError(
                     f"unknown setting {name!r}.{hint} Known settings: {', '.join(sorted(known))}."
                 )
+        if "policy" in overrides:
+            overrides.setdefault("policy_options", None)  # those of another policy mean nothing
         return replace(self, **overrides) if overrides else self
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-safe values."""
-        return {**asdict(self), "stop": list(self.stop)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**plain, "stop": list(self.stop), "policy": self.policy_spec.name}
+
+    def _check_policy(self) -> None:
+        spec = self.policy_spec
+        if isinstance(self.policy, str):
+            object.__setattr__(self, "policy", spec.name)  # an alias becomes the name
+        if isinstance(self.policy_options, str):
+            try:
+                object.__setattr__(self, "policy_options", json.loads(self.policy_options))
+            except ValueError:
+                self._refuse("policy_options", "a mapping or its JSON text")
+        options = spec.checked_options(self.policy_options)
+        if options is not None and self.policy_options is not None:
+            object.__setattr__(self, "policy_options", asdict(options))
 
     def _checked_stop(self) -> tuple[str, ...]:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop

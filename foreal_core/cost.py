@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Author = Literal["leader", "draft"]
+LEADER: Author = "leader"
+DRAFT: Author = "draft"
 TokenKind = Literal["prefill", "catch_up", "decode", "verify", "discarded"]
 TOKEN_KINDS: tuple[TokenKind, ...] = ("prefill", "catch_up", "decode", "verify", "discarded")
 

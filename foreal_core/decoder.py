@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
@@ -11,24 +11,26 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias, overload
 
+from foreal_core.backends.local.executor import LocalExecutor
 from foreal_core.backends.local.runner import ModelRunner, longest_text
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
-from foreal_core.engine.engine import Engine, Request
+from foreal_core.engine.callbacks import callbacks
+from foreal_core.engine.engine import Engine
+from foreal_core.engine.own_thread import refuse_in_engine_thread
+from foreal_core.engine.request import End, Finished, OnEnd, OnEvents, Request
 from foreal_core.engine.streams import AsyncTokenStream, Push, TokenStream
-from foreal_core.errors import ConfigError, ContextOverflowError
-from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
+from foreal_core.errors import ConfigError
+from foreal_core.events import DRAFT, LEADER, Author, Generation
 from foreal_core.loading.pair import end_of_sequence_ids, load_pair, model_name
+from foreal_core.prompts import Messages, Prompt, PromptLike, Prompts, is_long
 from foreal_core.text.tokenizer import PairTokenizer
 
-Prompt: TypeAlias = str | Sequence[int]
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
 OnDone: TypeAlias = Callable[[Generation | BaseException], None]
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+TemplateKwargs: TypeAlias = Mapping[str, Any]
 
-_logger = logging.getLogger(__name__)
 _DEFAULT_CONTEXT = 4096
-# Encoding more text than this may hold an event loop up for longer than a few milliseconds.
-_LONG_PROMPT = 16_384
 
 
 class FoReaLDecoder:
@@ -48,6 +50,8 @@ class FoReaLDecoder:
         draft_tokenizer: the draft's, if it is another one; both must agree on ordinary ids.
         max_batch_size: requests that run side by side; the rest queue.
         max_context: tokens of prompt and completion together; by default what both models take.
+        max_queue: requests that wait for a row at most; None for no bound. `generate` waits for a
+            place, `submit` and streams raise QueueFullError.
         static_shapes: run short passes at few fixed shapes, on CUDA as recorded graphs; None does
             so for each model that is on a CUDA device as a whole.
         compile: run those passes through torch.compile, which takes minutes when a shape is first
@@ -69,6 +73,7 @@ class FoReaLDecoder:
         draft_tokenizer: Any = None,
         max_batch_size: int = 32,
         max_context: int | None = None,
+        max_queue: int | None = None,
         static_shapes: bool | None = None,
         compile: bool = False,
     ) -> None:
@@ -78,12 +83,9 @@ class FoReaLDecoder:
                 f"static_shapes={static_shapes!r} is not allowed: True, False or None."
             )
         context = _checked_context(max_context, leader, draft)
-        if (
-            isinstance(max_batch_size, bool)
-            or not isinstance(max_batch_size, int)
-            or max_batch_size < 1
-        ):
-            raise ConfigError(f"max_batch_size={max_batch_size!r} is not allowed: an integer >= 1.")
+        _refuse_unless_count("max_batch_size", max_batch_size)
+        if max_queue is not None:
+            _refuse_unless_count("max_queue", max_queue)
         runners: list[ModelRunner] = []
         try:
             for author, model in ((LEADER, leader), (DRAFT, draft)):
@@ -110,19 +112,32 @@ class FoReaLDecoder:
             for runner in runners:
                 runner.restore()
             raise
-        self._vocab_size = leader_runner.vocab_size
         self._models: dict[Author, Any] = {LEADER: leader, DRAFT: draft}
+        self._prompts = Prompts(
+            self._pair_tokenizer, vocab_size=leader_runner.vocab_size, max_context=context
+        )
+        self._submitting_waits = max_queue is not None
         self._engine = Engine(
-            leader_runner,
-            draft_runner,
+            LocalExecutor({LEADER: leader_runner, DRAFT: draft_runner}, self._pair_tokenizer),
             self._pair_tokenizer,
             max_batch_size=max_batch_size,
             max_context=context,
+            max_queue=max_queue,
+            debug=os.environ.get("FOREAL_DEBUG", "") not in ("", "0"),
         )
         weakref.finalize(self, self._engine.abandon)
 
-    def __deepcopy__(self, memo: Any) -> FoReaLDecoder:
+    def __copy__(self) -> FoReaLDecoder:
         return self  # copies of what holds it share the one engine
+
+    def __deepcopy__(self, memo: Any) -> FoReaLDecoder:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a FoReaLDecoder cannot be pickled: it holds models and a thread. Send its model names "
+            "and load the pair there."
+        )
 
     @classmethod
     def from_pretrained(
@@ -134,6 +149,7 @@ class FoReaLDecoder:
         dtype: Any = "auto",
         max_batch_size: int = 32,
         max_context: int | None = None,
+        max_queue: int | None = None,
         static_shapes: bool | None = None,
         compile: bool = False,
         leader_kwargs: Mapping[str, Any] | None = None,
@@ -145,7 +161,7 @@ class FoReaLDecoder:
         Args:
             leader, draft: hub ids or local folders.
             device_map, dtype: as in transformers' `from_pretrained`, for both models.
-            max_batch_size, max_context, static_shapes, compile: see the class.
+            max_batch_size, max_context, max_queue, static_shapes, compile: see the class.
             leader_kwargs, draft_kwargs: further `from_pretrained` arguments for one model
                 (quantization_config, revision, device_map, ...).
             **hf_kwargs: further arguments for both.
@@ -167,6 +183,7 @@ class FoReaLDecoder:
             draft_tokenizer=pair.draft_tokenizer,
             max_batch_size=max_batch_size,
             max_context=max_context,
+            max_queue=max_queue,
             static_shapes=static_shapes,
             compile=compile,
         )
@@ -186,11 +203,54 @@ class FoReaLDecoder:
             str(leader_path), str(draft_path), dtype="float32", max_batch_size=max_batch_size
         )
 
+    # -- prompts ------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        prompt: PromptLike | None = None,
+        *,
+        messages: Messages | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: TemplateKwargs | None = None,
+    ) -> Prompt:
+        """Encodes and checks one prompt or chat; every call takes the result in place of a prompt.
+
+        Args:
+            prompt: a text (raw, as in transformers) or token ids.
+            messages: instead of a prompt: one chat, a list of {"role", "content"}; the tokenizer's
+                chat template is applied.
+            tools: JSON schemas of functions, shown by templates that know tools.
+            chat_template_kwargs: what the template itself understands (`enable_thinking`,
+                `documents`, ...).
+
+        Raises:
+            ConfigError: a wrong argument, an empty prompt.
+            ContextOverflowError: the prompt leaves no room to write.
+        """
+        return self._prompts.prepare(
+            prompt, messages=messages, tools=tools, chat_template_kwargs=chat_template_kwargs
+        )
+
+    def encode(
+        self,
+        prompt: PromptLike | None = None,
+        *,
+        messages: Messages | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: TemplateKwargs | None = None,
+    ) -> list[int]:
+        """The token ids of `prepare`."""
+        return list(
+            self.prepare(
+                prompt, messages=messages, tools=tools, chat_template_kwargs=chat_template_kwargs
+            ).ids
+        )
+
     # -- generate -----------------------------------------------------------------------------
 
     @overload
     def generate(
-        self, prompt: str, config: FoReaLConfig | None = None, **overrides: Any
+        self, prompt: str | Prompt, config: FoReaLConfig | None = None, **overrides: Any
     ) -> Generation: ...
     @overload
     def generate(
@@ -199,7 +259,8 @@ class FoReaLDecoder:
         config: FoReaLConfig | None = None,
         *,
         messages: Sequence[Any] | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: TemplateKwargs | None = None,
         **overrides: Any,
     ) -> Any: ...
     def generate(
@@ -208,17 +269,18 @@ class FoReaLDecoder:
         config: FoReaLConfig | None = None,
         *,
         messages: Any = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: TemplateKwargs | None = None,
         **overrides: Any,
     ) -> Any:
         """Writes to the end and returns one Generation, or a list of them for a batch.
 
         Args:
-            prompt: a text, token ids, or a list of texts and token-id lists (a batch).
+            prompt: a text, token ids, a Prompt, or a list of such (a batch).
             config: the settings; the defaults where None.
             messages: instead of a prompt: one chat (a list of {"role", "content"}) or a batch of
                 chats; the tokenizer's chat template is applied.
-            tools: JSON schemas of functions, shown by templates that know tools.
+            tools, chat_template_kwargs: see `prepare`.
             **overrides: single settings; they win over `config`.
 
         Raises:
@@ -226,44 +288,22 @@ class FoReaLDecoder:
             ContextOverflowError: a prompt leaves no room to write.
             OutOfMemoryError, NonFiniteLogitsError, EngineClosedError: the run failed. In a batch
                 the first error is raised and the other requests are stopped.
+            FoReaLError: called in the engine's own thread, where it would wait for ever.
         """
         settings = _settings(config, overrides)
-        batch, prompts = self._encode(prompt, messages, tools)
+        refuse_in_engine_thread()
+        batch, prompts = self._prompts.prepare_all(
+            prompt, messages, tools=tools, chat_template_kwargs=chat_template_kwargs
+        )
         requests, futures = self._submit_all(prompts, settings)
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             failed = [future for future in futures if future.done() and future.exception()]
-            results = [future.result() for future in failed or futures]
+            results = [future.result().generation for future in failed or futures]
         finally:
             for request in requests:
                 request.cancel()
         return results if batch else results[0]
-
-    def submit(
-        self,
-        prompt: Prompt | None = None,
-        config: FoReaLConfig | None = None,
-        *,
-        messages: Messages | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        on_done: OnDone | None = None,
-        **overrides: Any,
-    ) -> Future[Generation]:
-        """`generate` for one prompt or chat that returns at once; `concurrent.futures` waits for
-        several of them. Cancelling the future stops its work within one step.
-
-        Raises at once what is wrong with the arguments; the future raises what goes wrong later.
-
-        Args:
-            on_done: as in `stream`; a cancelled future's work ends there too.
-        """
-        ids = self.encode(prompt, messages=messages, tools=tools)
-        future: Future[Generation] = Future()
-        end = _and_then(on_done, _resolver(future))
-        request = self._engine.submit(ids, _settings(config, overrides), _ignore, end)
-        # The decoder lives as long as its futures.
-        future.add_done_callback(partial(_stop, self, request))
-        return future
 
     async def agenerate(
         self,
@@ -271,17 +311,25 @@ class FoReaLDecoder:
         config: FoReaLConfig | None = None,
         *,
         messages: Any = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: TemplateKwargs | None = None,
         **overrides: Any,
     ) -> Any:
         """`generate` for an event loop; cancelling the task stops the work within one step."""
         settings = _settings(config, overrides)
-        if _is_long(prompt, messages):
-            batch, prompts = await asyncio.to_thread(self._encode, prompt, messages, tools)
+        refuse_in_engine_thread()
+        prepare = partial(
+            self._prompts.prepare_all,
+            prompt,
+            messages,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        if is_long(prompt, messages):
+            batch, prompts = await asyncio.to_thread(prepare)
         else:
-            batch, prompts = self._encode(prompt, messages, tools)
-        if settings.constrained:
-            # The first schema walks the whole vocabulary, which can take seconds.
+            batch, prompts = prepare()
+        if self._submit_blocks(settings):
             submitting = asyncio.ensure_future(
                 asyncio.to_thread(self._submit_all, prompts, settings)
             )
@@ -293,21 +341,54 @@ class FoReaLDecoder:
         else:
             requests, futures = self._submit_all(prompts, settings)
         try:
-            results = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+            ends = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
         finally:
             for request in requests:
                 request.cancel()
+        results = [end.generation for end in ends]
         return results if batch else results[0]
+
+    def submit(
+        self,
+        prompt: PromptLike | None = None,
+        config: FoReaLConfig | None = None,
+        *,
+        messages: Messages | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: TemplateKwargs | None = None,
+        on_done: OnDone | None = None,
+        **overrides: Any,
+    ) -> Future[Generation]:
+        """`generate` for one prompt or chat that returns at once; `concurrent.futures` waits for
+        several of them. Cancelling the future stops its work within one step.
+
+        Raises at once what is wrong with the arguments; the future raises what goes wrong later.
+
+        Args:
+            on_done: as in `stream`; a cancelled future's work ends there too.
+        """
+        settings = _settings(config, overrides)
+        ids = self.prepare(
+            prompt, messages=messages, tools=tools, chat_template_kwargs=chat_template_kwargs
+        )
+        future: Future[Generation] = Future()
+
+        # Users' callbacks, the future's own included, run apart from the engine.
+        request = self._submit(ids, settings, None, _resolves(future, on_done))
+        # The decoder lives as long as its futures.
+        future.add_done_callback(partial(_stop, self, request))
+        return future
 
     # -- stream -------------------------------------------------------------------------------
 
     def stream(
         self,
-        prompt: Prompt | None = None,
+        prompt: PromptLike | None = None,
         config: FoReaLConfig | None = None,
         *,
         messages: Messages | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: TemplateKwargs | None = None,
         on_done: OnDone | None = None,
         **overrides: Any,
     ) -> TokenStream:
@@ -317,20 +398,23 @@ class FoReaLDecoder:
 
         Args:
             on_done: called once with the Generation or the error that ends the request, right
-                before the stream ends, also where nobody reads or closes it. Runs in the engine's
-                thread: it must return at once; what it raises is logged.
+                before the stream ends, also where nobody reads or closes it. Runs in a thread of
+                its own; what it raises is logged.
         """
-        ids = self.encode(prompt, messages=messages, tools=tools)
         settings = _settings(config, overrides)
-        return TokenStream(lambda push: self._submit(ids, settings, push, on_done))
+        ids = self.prepare(
+            prompt, messages=messages, tools=tools, chat_template_kwargs=chat_template_kwargs
+        )
+        return TokenStream(lambda push: self._submit(ids, settings, push, _ends(on_done, push)))
 
     def astream(
         self,
-        prompt: Prompt | None = None,
+        prompt: PromptLike | None = None,
         config: FoReaLConfig | None = None,
         *,
         messages: Messages | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: TemplateKwargs | None = None,
         on_done: OnDone | None = None,
         **overrides: Any,
     ) -> AsyncTokenStream:
@@ -338,10 +422,12 @@ class FoReaLDecoder:
         settings = _settings(config, overrides)
 
         def start(push: Push) -> Request:
-            ids = self.encode(prompt, messages=messages, tools=tools)
-            return self._submit(ids, settings, push, on_done)
+            ids = self.prepare(
+                prompt, messages=messages, tools=tools, chat_template_kwargs=chat_template_kwargs
+            )
+            return self._submit(ids, settings, push, _ends(on_done, push))
 
-        blocks = _is_long(prompt, messages) or settings.constrained
+        blocks = is_long(prompt, messages) or settings.constrained
         return AsyncTokenStream(start, start_blocks=blocks)
 
     # -- the rest -----------------------------------------------------------------------------
@@ -370,44 +456,6 @@ class FoReaLDecoder:
     def max_context(self) -> int:
         """Tokens of prompt and completion together, at most."""
         return self._engine.max_context
-
-    def encode(
-        self,
-        prompt: Prompt | None = None,
-        *,
-        messages: Messages | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> list[int]:
-        """The token ids that one prompt or chat becomes, checked as for `generate`.
-
-        Raises:
-            ConfigError: a wrong argument, an empty prompt.
-            ContextOverflowError: the prompt leaves no room to write.
-        """
-        _refuse_unless_one(prompt, messages)
-        if tools is not None and messages is None:
-            raise ConfigError("tools need messages: only a chat template can show them.")
-        if messages is not None:
-            ids = self._pair_tokenizer.encode_chat(messages, tools=tools)
-        elif isinstance(prompt, str):
-            ids = self._pair_tokenizer.encode(prompt)
-        else:
-            ids = self._checked_ids(prompt)
-        if not ids:
-            raise ConfigError("the prompt is empty: at least one token is needed to go on from.")
-        if (largest := max(ids)) >= self._vocab_size:
-            raise ConfigError(
-                f"the prompt's token id {largest} is outside [0, {self._vocab_size - 1}], the "
-                "leader's vocabulary. Where a tokenizer was given tokens that its model lacks, "
-                "call resize_token_embeddings first."
-            )
-        if len(ids) >= self.max_context:
-            raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens; the context holds {self.max_context}, and at "
-                "least one must stay free to write. Shorten the prompt or raise max_context, if "
-                "both models take more."
-            )
-        return ids
 
     @property
     def models(self) -> dict[str, str]:
@@ -448,58 +496,41 @@ class FoReaLDecoder:
     ) -> None:
         self.close()
 
+    def check_integrity(self) -> None:
+        """Checks that an idle decoder holds nothing of requests that are over: all rows are free,
+        and the models' caches and graphs are as they were made.
+
+        Raises:
+            FoReaLError: requests run, or something was left over; it says what.
+        """
+        self._engine.check_integrity()
+
     def _submit(
-        self, ids: list[int], settings: FoReaLConfig, push: Push, on_done: OnDone | None
+        self, prompt: Prompt, settings: FoReaLConfig, on_events: OnEvents | None, on_end: OnEnd
     ) -> Request:
-        return self._engine.submit(ids, settings, push, _and_then(on_done, push))
+        return self._engine.submit(prompt.ids, settings, on_events, on_end)
 
     def _submit_all(
-        self, prompts: list[list[int]], settings: FoReaLConfig
-    ) -> tuple[list[Request], list[Future[Generation]]]:
-        futures: list[Future[Generation]] = [Future() for _ in prompts]
+        self, prompts: Sequence[Prompt], settings: FoReaLConfig
+    ) -> tuple[list[Request], list[Future[Finished]]]:
+        """Submits all, waiting for places in the queue. The futures are for those who wait, not for
+        callbacks: they are resolved in the engine's thread."""
+        futures: list[Future[Finished]] = [Future() for _ in prompts]
         requests: list[Request] = []
         try:
-            for ids, future in zip(prompts, futures, strict=True):
-                requests.append(self._engine.submit(ids, settings, _ignore, _resolver(future)))
+            for prompt, future in zip(prompts, futures, strict=True):
+                end = partial(_resolve, future)
+                requests.append(self._engine.submit(prompt.ids, settings, None, end, wait=True))
         except BaseException:
             for request in requests:
                 request.cancel()
             raise
         return requests, futures
 
-    def _encode(self, prompt: Any, messages: Any, tools: Any) -> tuple[bool, list[list[int]]]:
-        """(is a batch, token ids of each prompt)."""
-        _refuse_unless_one(prompt, messages)
-        if messages is not None:
-            batch = isinstance(messages, Sequence) and bool(messages) and _is_chat(messages[0])
-            chats = list(messages) if batch else [messages]
-            return batch, [self.encode(messages=chat, tools=tools) for chat in chats]
-        batch = (
-            isinstance(prompt, Sequence)
-            and not isinstance(prompt, str)
-            and any(isinstance(one, str) or _is_sequence(one) for one in prompt)
-        )
-        prompts = list(prompt) if batch else [prompt]
-        return batch, [self.encode(one, tools=tools) for one in prompts]
-
-    def _checked_ids(self, prompt: Any) -> list[int]:
-        if not _is_sequence(prompt):
-            raise ConfigError(
-                f"a prompt of type {type(prompt).__name__} is not allowed: a str or a sequence of "
-                "token ids."
-            )
-        for token in prompt:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise ConfigError(
-                    f"the prompt's token id {token!r} is not allowed: an integer in "
-                    f"[0, {self._vocab_size - 1}]."
-                )
-            if token < 0:
-                raise ConfigError(
-                    f"the prompt's token id {token} is not allowed: an integer in "
-                    f"[0, {self._vocab_size - 1}]."
-                )
-        return list(prompt)
+    def _submit_blocks(self, settings: FoReaLConfig) -> bool:
+        """Whether submitting may hold an event loop up: for a place in the queue, or since the
+        first schema walks the whole vocabulary."""
+        return settings.constrained or self._submitting_waits
 
 
 def _settings(config: FoReaLConfig | None, overrides: Mapping[str, Any]) -> FoReaLConfig:
@@ -534,34 +565,17 @@ def _checked_context(max_context: int | None, leader: Any, draft: Any) -> int:
     return max_context
 
 
-def _refuse_unless_one(prompt: Any, messages: Any) -> None:
-    if (prompt is None) == (messages is None):
-        given = "neither" if prompt is None else "both"
-        raise ConfigError(f"{given} of prompt and messages given: pass exactly one of them.")
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _is_chat(value: Any) -> bool:
-    return _is_sequence(value)
-
-
-def _is_long(prompt: Any, messages: Any) -> bool:
-    return len(str(prompt if messages is None else messages)) > _LONG_PROMPT
+def _refuse_unless_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r} is not allowed: an integer >= 1.")
 
 
 def _stop(decoder: FoReaLDecoder, request: Request, future: Future[Generation]) -> None:
     request.cancel()
 
 
-def _ignore(events: list[TokenEvent]) -> None:
-    """A whole generation needs no events."""
-
-
 def _cancel_submitted(
-    submitting: asyncio.Future[tuple[list[Request], list[Future[Generation]]]],
+    submitting: asyncio.Future[tuple[list[Request], list[Future[Finished]]]],
 ) -> None:
     """Nobody waits any more for what a thread was submitting."""
     if not submitting.cancelled() and submitting.exception() is None:
@@ -569,31 +583,44 @@ def _cancel_submitted(
             request.cancel()
 
 
-def _and_then(first: OnDone | None, then: OnDone) -> OnDone:
-    """Tells both of a request's end, one after the other."""
-    if first is None:
-        return then
+def _told(end: End) -> Generation | BaseException:
+    return end.generation if isinstance(end, Finished) else end
 
-    def both(end: Generation | BaseException) -> None:
+
+def _ends(on_done: OnDone | None, push: Push) -> OnEnd:
+    """Tells a user of a request's end and then its stream: apart from the engine, whose own part is
+    the push alone."""
+    if on_done is None:
+        return push
+
+    def tell(end: End) -> None:
         try:
-            first(end)
-        except Exception:
-            # Whoever waits for this request, and all others, must not pay for it.
-            _logger.exception("on_done raised")
-        then(end)
+            on_done(_told(end))
+        finally:
+            push(end)
 
-    return both
+    return lambda end: callbacks.run(partial(tell, end))
 
 
-def _resolver(future: Future[Generation]) -> Any:
-    """Hands a request's end to a future, unless its waiter gave up."""
+def _resolves(future: Future[Generation], on_done: OnDone | None) -> OnEnd:
+    """The same for a future, whose own callbacks are a user's as well."""
 
-    def resolve(end: Generation | BaseException) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        if isinstance(end, BaseException):
-            future.set_exception(end)
-        else:
-            future.set_result(end)
+    def tell(end: End) -> None:
+        told = _told(end)
+        try:
+            if on_done is not None:
+                on_done(told)
+        finally:
+            _resolve(future, told)
 
-    return resolve
+    return lambda end: callbacks.run(partial(tell, end))
+
+
+def _resolve(future: Future[Any], end: Any) -> None:
+    """Hands a request's end to a future, unless that is over or its waiter gave up."""
+    if future.done() or not future.set_running_or_notify_cancel():
+        return
+    if isinstance(end, BaseException):
+        future.set_exception(end)
+    else:
+        future.set_result(end)

@@ -8,6 +8,7 @@
     ├── ContextOverflowError (RuntimeError)    the prompt leaves no room to write
     ├── OutOfMemoryError (RuntimeError)        one request does not fit the device, even alone
     ├── NonFiniteLogitsError (RuntimeError)    a model returned NaN or infinite logits
+    ├── QueueFullError (RuntimeError)          as many requests wait as may
     └── EngineClosedError (RuntimeError)       the decoder was closed
 
 Every message says what was given, what is allowed and what to do. Errors of a running request are
@@ -56,6 +57,10 @@ class OutOfMemoryError(FoReaLError, RuntimeError):
 
 class NonFiniteLogitsError(FoReaLError, RuntimeError):
     """A model returned NaN or infinity where the next token's logits should be."""
+
+
+class QueueFullError(FoReaLError, RuntimeError):
+    """As many requests wait as `max_queue` allows; the others are not touched."""
 
 
 class EngineClosedError(FoReaLError, RuntimeError):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from foreal_core.cost import Author as Author, CostReport
-
-LEADER: Author = "leader"
-DRAFT: Author = "draft"
+from foreal_core.cost import (
+    DRAFT as DRAFT,
+    LEADER as LEADER,
+    Author as Author,
+    CostReport,
+)
 
 FinishReason = Literal["stop", "length", "cancelled"]
 SegmentReason = Literal[

@@ -14,6 +14,8 @@ from toy import MAX_BATCH_SIZE, Family, fresh_pair, pair
 from foreal_core import FoReaLDecoder
 
 torch.set_num_threads(1)
+# Every request's state is checked when it ends, and the models' whenever nothing runs.
+os.environ["FOREAL_DEBUG"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,7 @@ One request, no cache, one full forward pass per token and model, nothing batche
 Written from the description of the method alone, and slow on purpose. Where that description is
 silent, the readings are:
 
-- A sentence is led iff `gate_draw(seed, sentence number from 0) < p`; under "pattern" iff the share
+- A sentence is led iff `gate_draw(seed, sentence number from 0) < p`; under "even" iff the share
   of led sentences would stay below p without it.
 - Under "wait" a led sentence opens with "Wait," (a blank before it unless the text so far ends in
   one) and all else is the draft's, to whom the cue counts.
@@ -70,7 +70,7 @@ class Reference:
         self._known: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def generate(self, prompt: Sequence[int], settings: FoReaLConfig) -> Answer:
-        if settings.policy not in ("foreal", "pattern", "wait") or settings.seed is None:
+        if settings.policy not in ("foreal", "even", "wait") or settings.seed is None:
             raise ValueError("the reference writes by the paper's scheme and needs a seed")
         detector = _Detector(settings)
         token_ids: list[int] = []
@@ -207,7 +207,7 @@ class _Detector:
 def _gate(settings: FoReaLConfig, sentences: Sequence[tuple[int, int, bool]]) -> bool:
     """Whether the sentence after these is led."""
     assert settings.seed is not None
-    if settings.policy != "pattern":
+    if settings.policy != "even":
         return gate_draw(settings.seed, len(sentences)) < settings.lead_probability
     so_far = sum(led for _, _, led in sentences)
     return so_far < Fraction(str(settings.lead_probability)) * (len(sentences) + 1)

@@ -20,7 +20,7 @@ from toy import CUT_CHARACTERS, FAMILIES, PROMPTS, Family, Pair, fresh_pair, pai
 from transformers import PreTrainedModel
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
-from foreal_core.policies import even_gates, gate_draw
+from foreal_core.policies import EvenGate, gate_draw
 
 DecoderOf = Callable[[Family], FoReaLDecoder]
 ReferenceOf = Callable[[Family], Reference]
@@ -111,7 +111,7 @@ def test_random_settings(
 
 
 @each_family
-@pytest.mark.parametrize("policy", ["pattern", "wait"])
+@pytest.mark.parametrize("policy", ["even", "wait"])
 def test_controls(
     family: Family, policy: str, decoder_of: DecoderOf, reference_of: ReferenceOf
 ) -> None:
@@ -428,10 +428,10 @@ def test_no_cue_after_the_thinking() -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.57, 0.6, 1.0])
 def test_an_even_gate_leads_its_share_of_any_beginning(p: float) -> None:
-    gates = even_gates(p)
+    gate = EvenGate()
     led = 0
     for sentences in range(1, 201):
-        led += next(gates)
+        led += gate(p)
         assert p * sentences - 1e-9 <= led < p * sentences + 1
 
 

@@ -261,8 +261,8 @@ _OURS: dict[str, dict[str, Any]] = {
     "speculative-5": {"policy": "speculative", "draft_length": 5},
     "foreal-p1.0": {"lead_probability": 1.0},
     "foreal-p0.6": {"lead_probability": 0.6},
-    "foreal-p0.6-even": {"policy": "pattern", "lead_probability": 0.6},
-    "foreal-p0.5-even": {"policy": "pattern", "lead_probability": 0.5},
+    "foreal-p0.6-even": {"policy": "even", "lead_probability": 0.6},
+    "foreal-p0.5-even": {"policy": "even", "lead_probability": 0.5},
     "foreal-p1.0-plain": {"lead_probability": 1.0, "speculate": False},
     "foreal-p0.6-plain": {"lead_probability": 0.6, "speculate": False},
 }

@@ -12,15 +12,16 @@ import cProfile
 import json
 import pstats
 import time
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from foreal_core.benchmark.methods import generate_with_seeds
 from foreal_core.benchmark.subject import PROBLEM_SEED
-from foreal_core.config import FoReaLConfig, PolicyName
+from foreal_core.config import FoReaLConfig
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import problems
+from foreal_core.policies import policy_names
 from foreal_core.randomness import problem_seed
 from foreal_core.records import provenance
 
@@ -38,7 +39,7 @@ _PARTS = (
 _OTHER = "Python itself"
 
 
-def profile(requests: int, policy: PolicyName, max_new_tokens: int = 128) -> dict[str, Any]:
+def profile(requests: int, policy: str, max_new_tokens: int = 128) -> dict[str, Any]:
     """Profiles one batch and returns the thread's seconds and each part's share of them, JSON-safe.
 
     Raises:
@@ -83,7 +84,7 @@ def main() -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--policy", choices=get_args(PolicyName), default="leader")
+    parser.add_argument("--policy", choices=policy_names(), default="leader")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(json.dumps(profile(arguments.requests, arguments.policy), indent=1))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from foreal_core.benchmark.methods import generate_with_seeds
 from foreal_core.benchmark.subject import PROBLEM_SEED
-from foreal_core.config import FoReaLConfig, PolicyName
+from foreal_core.config import FoReaLConfig
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
 from foreal_core.randomness import problem_seed
@@ -125,7 +125,7 @@ def _together(
     decoder: FoReaLDecoder,
     prompts: Sequence[Prompt],
     config: FoReaLConfig,
-    policy: PolicyName,
+    policy: str,
     repeats: int,
     progress: Progress,
 ) -> dict[str, Any]:

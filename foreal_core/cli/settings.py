@@ -40,7 +40,10 @@ def takes_settings(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def _setting_options() -> list[inspect.Parameter]:
-    on_a_command_line = {"stop": list[str], "json_schema": str, "call_schema": str}
+    on_a_command_line = {
+        "stop": list[str],
+        **dict.fromkeys(("json_schema", "call_schema", "policy", "policy_options"), str),
+    }
     types = {**get_type_hints(FoReaLConfig), **on_a_command_line}
     helps = _attribute_helps(FoReaLConfig)
     parameters = []

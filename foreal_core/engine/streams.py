@@ -2,6 +2,10 @@
 
 The engine pushes and never waits: what a slow consumer has not read stays in its own queue, which
 `max_new_tokens` bounds. A stream that is closed, or dropped, stops its request within one step.
+
+The collector may run `__del__` in any thread at any allocation, also in the middle of a push: so
+neither pushing nor cancelling takes a lock. Appending to a deque and assigning an attribute are
+atomic; each side writes its own flag before it reads the other's.
 """
 
 from __future__ import annotations
@@ -9,18 +13,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from foreal_core.engine.own_thread import refuse_in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess
+from foreal_core.engine.request import End, Finished
 from foreal_core.errors import FoReaLError
 from foreal_core.events import Generation, TokenEvent
 
-Item = list[TokenEvent] | Generation | BaseException
-Push = Callable[[Item], None]
+Item: TypeAlias = list[TokenEvent] | End
+Push: TypeAlias = Callable[[Item], None]
 
 
 class Cancellable(Protocol):
@@ -30,19 +35,20 @@ class Cancellable(Protocol):
 
 
 # Submits a request that pushes its items to the given function.
-Start = Callable[[Push], Cancellable]
+Start: TypeAlias = Callable[[Push], Cancellable]
 
 
-class _Outcome:
-    """The end of a stream: a generation, an error, or not yet."""
+class _Received:
+    """What a consumer has got: events that it has not read, and the end."""
 
     def __init__(self) -> None:
-        self._end: Generation | BaseException | None = None
+        self.ready: deque[TokenEvent] = deque()
+        self._end: End | None = None
 
-    def absorb(self, item: Item, ready: deque[TokenEvent]) -> None:
+    def absorb(self, item: Item) -> None:
         """Files one pushed item."""
         if isinstance(item, list):
-            ready.extend(item)
+            self.ready.extend(item)
         else:
             self._end = item
 
@@ -50,19 +56,19 @@ class _Outcome:
     def ended(self) -> bool:
         return self._end is not None
 
-    def result(self) -> Generation:
-        """The generation; raises the error that ended the stream instead."""
-        if self._end is None:
-            raise FoReaLError(
-                "the stream is still running: read it to its end or close it before `result`."
-            )
-        if isinstance(self._end, BaseException):
-            raise self._end
-        return self._end
-
     def raise_if_failed(self) -> None:
         if isinstance(self._end, BaseException):
             raise self._end
+
+    @property
+    def result(self) -> Generation:
+        """The generation; raises the error that ended the stream instead."""
+        self.raise_if_failed()
+        if not isinstance(self._end, Finished):
+            raise FoReaLError(
+                "the stream is still running: read it to its end or close it before `result`."
+            )
+        return self._end.generation
 
 
 class TokenStream(Iterator[TokenEvent]):
@@ -74,21 +80,22 @@ class TokenStream(Iterator[TokenEvent]):
 
     def __init__(self, start: Start) -> None:
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._ready: deque[TokenEvent] = deque()
-        self._outcome = _Outcome()
+        self._received = _Received()
         self._process = OwnerProcess()
         # `start` holds the decoder, which lives as long as its streams.
         self._start = start
         self._request = start(self._items.put)
 
     def __next__(self) -> TokenEvent:
-        while not self._ready:
-            if self._outcome.ended:
-                self._outcome.raise_if_failed()
+        received = self._received
+        while not received.ready:
+            if received.ended:
+                received.raise_if_failed()
                 raise StopIteration
             self._process.refuse_another()
-            self._outcome.absorb(self._items.get(), self._ready)
-        return self._ready.popleft()
+            refuse_in_engine_thread()
+            received.absorb(self._items.get())
+        return received.ready.popleft()
 
     @property
     def result(self) -> Generation:
@@ -97,7 +104,7 @@ class TokenStream(Iterator[TokenEvent]):
         Raises:
             FoReaLError: it still runs, or the error that ended it.
         """
-        return self._outcome.result()
+        return self._received.result
 
     def cancel(self) -> None:
         """Asks the request to stop within one step and returns at once; from any thread. The
@@ -113,9 +120,10 @@ class TokenStream(Iterator[TokenEvent]):
         if self._process.is_another:
             return
         self._request.cancel()
-        while not self._outcome.ended:
-            self._outcome.absorb(self._items.get(), self._ready)
-        self._ready.clear()
+        while not self._received.ended:
+            refuse_in_engine_thread()
+            self._received.absorb(self._items.get())
+        self._received.ready.clear()
 
     def __enter__(self) -> TokenStream:
         return self
@@ -151,17 +159,17 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
         self._opening: asyncio.Task[None] | None = None
         self._start_blocks = start_blocks
         self._mailbox = _Mailbox()
-        self._ready: deque[TokenEvent] = deque()
-        self._outcome = _Outcome()
+        self._received = _Received()
 
     async def __anext__(self) -> TokenEvent:
         await self._ensure_started()
-        while not self._ready:
-            if self._outcome.ended:
-                self._outcome.raise_if_failed()
+        received = self._received
+        while not received.ready:
+            if received.ended:
+                received.raise_if_failed()
                 raise StopAsyncIteration
-            self._outcome.absorb(await self._mailbox.get(), self._ready)
-        return self._ready.popleft()
+            received.absorb(await self._mailbox.get())
+        return received.ready.popleft()
 
     @property
     def result(self) -> Generation:
@@ -170,7 +178,7 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
         Raises:
             FoReaLError: it still runs, or the error that ended it.
         """
-        return self._outcome.result()
+        return self._received.result
 
     def cancel(self) -> None:
         """Asks the request to stop within one step and returns at once; from any thread. The
@@ -183,9 +191,9 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
         # A stream that nobody read is submitted as cancelled: it has a result, too. Where that is
         # refused, the refusal is its outcome.
         await self._ensure_started()
-        while not self._outcome.ended:
-            self._outcome.absorb(await self._mailbox.get(), self._ready)
-        self._ready.clear()
+        while not self._received.ended:
+            self._received.absorb(await self._mailbox.get())
+        self._received.ready.clear()
 
     async def __aenter__(self) -> AsyncTokenStream:
         return self
@@ -217,56 +225,67 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
 class _Mailbox:
     """Items from the engine's thread to coroutines, whatever loops they run in.
 
-    The last item, a generation or an error, stays: everybody who waits gets it.
+    The end stays: everybody who waits gets it.
     """
 
     def __init__(self) -> None:
         self._process = OwnerProcess()
-        self._lock = threading.Lock()
-        self._items: deque[Item] = deque()
-        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._items: deque[list[TokenEvent]] = deque()
+        self._end: End | None = None
+        self._waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
         self._request: Cancellable | None = None
         self._cancelled = False
 
     def open(self, start: Start) -> None:
-        """Submits; a cancel that came while it did is not lost. A refusal becomes the last item."""
+        """Submits; a cancel that came while it did is not lost. A refusal becomes the end."""
         try:
-            request = start(self._put)
+            self._request = start(self._put)
         except BaseException as error:
             self._put(error)
             if not isinstance(error, Exception):
                 raise
             return
-        with self._lock:
-            self._request = request
-            cancelled = self._cancelled
-        if cancelled:
-            request.cancel()
+        if self._cancelled:
+            self._request.cancel()
 
     def cancel(self) -> None:
-        with self._lock:
-            self._cancelled = True
-            request = self._request
-        if request is not None:
-            request.cancel()
+        self._cancelled = True
+        if self._request is not None:
+            self._request.cancel()
 
     async def get(self) -> Item:
         self._process.refuse_another()
+        refuse_in_engine_thread()
         while True:
-            with self._lock:
-                if self._items:
-                    is_last = not isinstance(self._items[0], list)
-                    return self._items[0] if is_last else self._items.popleft()
-                loop = asyncio.get_running_loop()
-                future = loop.create_future()
-                self._waiters.append((loop, future))
-            await future
+            # The end is assigned after the last item is appended, and so looked at first.
+            end = self._end
+            if self._items:
+                with contextlib.suppress(IndexError):  # another consumer was faster
+                    return self._items.popleft()
+            elif end is not None:
+                return end
+            else:
+                await self._next_put()
+
+    async def _next_put(self) -> None:
+        """Waits until something is put, unless something was."""
+        loop = asyncio.get_running_loop()
+        waiter = (loop, loop.create_future())
+        self._waiters.append(waiter)
+        try:
+            # What was put before it could see the waiter is there by now.
+            if not self._items and self._end is None:
+                await waiter[1]
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiters.remove(waiter)
 
     def _put(self, item: Item) -> None:
-        with self._lock:
+        if isinstance(item, list):
             self._items.append(item)
-            waiters, self._waiters = self._waiters, []
-        for loop, future in waiters:
+        else:
+            self._end = item
+        for loop, future in self._waiters.copy():
             # The consumer's loop may be closed by now: nobody is left to wake.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_wake, future)

@@ -7,22 +7,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from foreal_core.config import FoReaLConfig, PolicyName
+from foreal_core.config import FoReaLConfig
 
 # The settings that make a difference under each policy, of those that sweeps are about.
 _STEERING = ("lead_count", "lead_probability", "hit_threshold", "hit_window")
 SWEPT = (*_STEERING, "draft_length", "speculate")
-_MATTERS: dict[PolicyName, tuple[str, ...]] = {
+_MATTERS: dict[str, tuple[str, ...]] = {
     "foreal": SWEPT,
-    "pattern": SWEPT,
+    "even": SWEPT,
     "wait": ("lead_probability",),
     "speculative": ("draft_length",),
     "leader": (),
     "draft": (),
 }
-_NAMES: dict[PolicyName, str] = {
+_NAMES: dict[str, str] = {
     "foreal": "FoReaL",
-    "pattern": "even gate",
+    "even": "even gate",
     "wait": '"Wait," control',
     "speculative": "speculative, {} proposed",
     "leader": "leader alone",
@@ -51,7 +51,7 @@ class Point:
     def of(cls, draft: str, base: FoReaLConfig, **overrides: Any) -> Point:
         """The point of these settings; equal points write the same texts at the same cost."""
         config = base.with_overrides(**overrides)
-        idle = set(SWEPT) - set(_MATTERS[config.policy])
+        idle = set(SWEPT) - set(_MATTERS.get(config.policy_spec.name, SWEPT))
         defaults = FoReaLConfig()
         config = config.with_overrides(**{name: getattr(defaults, name) for name in idle})
         return cls("" if config.policy == "leader" else draft, config)
@@ -64,8 +64,9 @@ class Point:
             base: what the points vary.
         """
         config, defaults = self.config, FoReaLConfig()
-        matters = _MATTERS[config.policy]
-        name = _NAMES[config.policy].format(config.draft_length or "adaptive")
+        policy = config.policy_spec.name
+        matters = _MATTERS.get(policy, SWEPT)
+        name = _NAMES.get(policy, policy).format(config.draft_length or "adaptive")
         for setting, symbol in _SYMBOLS.items():
             usual = setting == "hit_threshold" and config.hit_threshold == defaults.hit_threshold
             if setting in matters and not usual:
@@ -97,7 +98,7 @@ def comparison(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
     points += [Point.of(draft, base, policy="draft") for draft in drafts]
     points += grid(first, base, {"lead_count": [15], "lead_probability": [0.6, 1.0]})
     points += grid(first, base, {"policy": ["speculative"], "draft_length": [3, 5]})
-    points += [Point.of(first, base, policy=policy) for policy in ("pattern", "wait")]
+    points += [Point.of(first, base, policy=policy) for policy in ("even", "wait")]
     for other in drafts[1:]:
         points += grid(other, base, {"lead_count": [15], "lead_probability": [0.6, 1.0]})
     return points

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from foreal_core.config import FoReaLConfig
 from foreal_core.policies.baselines import draft, leader, speculative
 from foreal_core.policies.controls import wait
-from foreal_core.policies.foreal import foreal
-from foreal_core.policies.gate import even_gates, gate_draw, gates
-from foreal_core.policies.spans import Handoff, Outcome, Policy, PolicyFactory, Write
+from foreal_core.policies.foreal import even, foreal
+from foreal_core.policies.gate import DrawnGate, EvenGate, Gate, gate_draw
+from foreal_core.policies.registry import (
+    PolicyFactory,
+    PolicySpec,
+    find_policy,
+    policy_names,
+    policy_specs,
+    register_policy,
+    unregister_policy,
+)
+from foreal_core.policies.spans import Handoff, Outcome, Policy, SpanReport, Write
 
-POLICIES: dict[str, PolicyFactory] = {
-    "foreal": foreal,
-    "leader": leader,
-    "draft": draft,
-    "speculative": speculative,
-    "pattern": foreal,
-    "wait": wait,
-}
-
-
-def start_policy(config: FoReaLConfig, seed: int) -> Policy:
-    """The policy of one request; its gate draws from `seed`, sentence by sentence, save for
-    "pattern"."""
-    p = config.lead_probability
-    leads = even_gates(p) if config.policy == "pattern" else gates(seed, p)
-    return POLICIES[config.policy](config, lambda: next(leads))
-
+register_policy("foreal", foreal)
+register_policy("even", even, gate=EvenGate)
+register_policy("leader", leader)
+register_policy("draft", draft)
+register_policy("speculative", speculative)
+register_policy("wait", wait)
 
 __all__ = [
-    "POLICIES",
+    "DrawnGate",
+    "EvenGate",
+    "Gate",
     "Handoff",
     "Outcome",
     "Policy",
     "PolicyFactory",
+    "PolicySpec",
+    "SpanReport",
     "Write",
-    "even_gates",
+    "find_policy",
     "gate_draw",
-    "start_policy",
+    "policy_names",
+    "policy_specs",
+    "register_policy",
+    "unregister_policy",
 ]

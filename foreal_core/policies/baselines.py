@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from foreal_core.config import FoReaLConfig
-from foreal_core.events import DRAFT, LEADER
-from foreal_core.policies.spans import Gate, Policy, Write
+from typing import TYPE_CHECKING
+
+from foreal_core.cost import DRAFT, LEADER
+from foreal_core.policies.gate import Gate
+from foreal_core.policies.spans import Policy, Write
+
+if TYPE_CHECKING:
+    from foreal_core.config import FoReaLConfig
 
 
 def leader(config: FoReaLConfig, gate: Gate) -> Policy:
     """The leader alone."""
+    span = Write(LEADER)
     while True:
-        yield Write(LEADER)
+        yield span
 
 
 def draft(config: FoReaLConfig, gate: Gate) -> Policy:
     """The draft alone."""
+    span = Write(DRAFT)
     while True:
-        yield Write(DRAFT)
+        yield span
 
 
 def speculative(config: FoReaLConfig, gate: Gate) -> Policy:
     """Lossless speculative decoding (Leviathan et al., arXiv 2211.17192): the leader's own text,
     proposed by the draft and checked several tokens a pass."""
+    span = Write(LEADER, propose=config.draft_length)
     while True:
-        yield Write(LEADER, propose=config.draft_length)
+        yield span

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from foreal_core.config import FoReaLConfig
-from foreal_core.events import DRAFT
-from foreal_core.policies.spans import Gate, Policy, Write
+from typing import TYPE_CHECKING
+
+from foreal_core.cost import DRAFT
+from foreal_core.policies.gate import Gate
+from foreal_core.policies.spans import Policy, Write
+
+if TYPE_CHECKING:
+    from foreal_core.config import FoReaLConfig
 
 CUE = "Wait,"
 
 
 def wait(config: FoReaLConfig, gate: Gate) -> Policy:
-    """The draft alone, with a thinking cue in place of each lead: is it the leader's words that
+    """The draft alone, with a fixed "Wait," in place of each lead: is it the leader's words that
     help, or only that the draft is made to look again (as in s1, arXiv 2501.19393)?"""
+    plain, cued = Write(DRAFT), Write(DRAFT, opening=CUE)
     while True:
-        yield Write(DRAFT, opening=CUE if gate() else "")
+        yield cued if gate(config.lead_probability) else plain

@@ -1,13 +1,16 @@
-"""Which sentences are led: a draw for each from the request's own seed, or a fixed pattern."""
+"""Which sentences are led: by a draw from the request's seed for each, or as evenly as may be."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from fractions import Fraction
-from itertools import count
+from typing import TypeAlias
 
 from foreal_core.randomness import splitmix64
+
+Gate: TypeAlias = Callable[[float], bool]
+"""Asked once a sentence with the chance p of that sentence; True lets the leader lead."""
 
 
 def gate_draw(seed: int, sentence: int) -> float:
@@ -15,19 +18,32 @@ def gate_draw(seed: int, sentence: int) -> float:
     return (splitmix64(splitmix64(seed) ^ sentence) >> 11) * 2.0**-53
 
 
-def gates(seed: int, lead_probability: float) -> Iterator[bool]:
-    """The gate's draws, sentence by sentence; True lets the leader lead."""
-    sentence = 0
-    while True:
-        yield gate_draw(seed, sentence) < lead_probability
-        sentence += 1
+class DrawnGate:
+    """The paper's gate: sentence i is led iff the i-th draw from `seed` is below p."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._sentence = 0
+
+    def __call__(self, p: float) -> bool:
+        leads = gate_draw(self._seed, self._sentence) < p
+        self._sentence += 1
+        return leads
 
 
-def even_gates(lead_probability: float) -> Iterator[bool]:
-    """The same share of led sentences without chance: ceil(m p) of the first m, for every m."""
-    p = Fraction(str(lead_probability))  # the decimal that was written, not its binary neighbour
-    led = 0
-    for sentence in count(1):
-        leads = math.ceil(sentence * p) > led
-        led += leads
-        yield leads
+class EvenGate:
+    """The same share of led sentences without chance: after every sentence ceil(sum of p) led.
+
+    Args:
+        seed: for the sake of `Gate` factories; it decides nothing.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._share = Fraction(0)
+        self._led = 0
+
+    def __call__(self, p: float) -> bool:
+        self._share += Fraction(str(p))  # the decimal that was written, not its binary neighbour
+        leads = math.ceil(self._share) > self._led
+        self._led += leads
+        return leads

@@ -42,7 +42,7 @@ _POLICIES = {
     "leader": "leader alone",
     "draft": "draft alone",
     "speculative": "speculative",
-    "pattern": "even gate",
+    "even": "even gate",
     "wait": '"Wait," control',
 }
 _PARAMETERS = {

@@ -1,27 +1,32 @@
-"""What one model has computed for one request: its part of the text, its top1, its bill. No
-torch."""
+"""What one model has computed for one request, and what it is to ingest next."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from foreal_core.cost import Meter, TokenKind
+from foreal_core.request.chunk import Chunk
+
+# Tokens of one row per pass; longer prompts go in piece by piece.
+PREFILL_CHUNK = 512
 
 
 class ModelState:
-    """One model's knowledge of a text.
+    """One model's part of a text.
 
     Attributes:
         kinds: why each position in the model's cache was fed, from the text's start on.
-        top1: position -> the model's raw arg-max for it; two models' equal top1 make a position
-            aligned.
         meter: what all passes cost.
     """
 
     def __init__(self) -> None:
         self.kinds: list[TokenKind] = []
-        self.top1: dict[int, int] = {}
         self.meter = Meter()
+
+    @property
+    def length(self) -> int:
+        """Positions in the model's cache."""
+        return len(self.kinds)
 
     def ingested(self, kinds: Sequence[TokenKind], logits: int, rows: int) -> None:
         """The next `len(kinds)` positions went in, in a pass that `rows` rows shared and that gave
@@ -41,7 +46,33 @@ class ModelState:
             self.meter.record_discarded(self.kinds[length:])
             del self.kinds[length:]
 
-    def forget_looks(self, oldest: int, newest: int) -> None:
-        """Keeps the looks at positions from `oldest` to `newest`."""
-        for position in [at for at in self.top1 if not oldest <= at <= newest]:
-            del self.top1[position]
+
+def next_chunk(
+    row: int,
+    cached: int,
+    text: Sequence[int],
+    proposals: Sequence[int],
+    first_logit: int,
+    most: int = PREFILL_CHUNK,
+) -> Chunk:
+    """What a model ingests next: all it has not seen, a long text in pieces of `most` tokens, with
+    logits only in the last piece.
+
+    Args:
+        row: the cache row.
+        cached: positions in the model's cache, fewer than `first_logit`.
+        text: the ids so far.
+        proposals: ids behind them that are to be checked or read as well.
+        first_logit: the first position whose logits are wanted; those of every later position up
+            to the end come with it, from one pass.
+    """
+    length = len(text)
+    end = length + len(proposals)
+    # Pieces end before the first wanted logits: those come from one pass, whatever its length.
+    stop = min(cached + most, first_logit - 1)
+    if end - cached <= most or stop <= cached:
+        stop = end
+    tokens = list(text[cached:stop])
+    if stop > length:
+        tokens += proposals[max(cached - length, 0) : stop - length]
+    return Chunk(row, cached, tokens, end - first_logit + 1 if stop == end else 0)

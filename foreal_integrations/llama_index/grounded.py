@@ -57,8 +57,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "FoReaL n=15 p=0.8": {"lead_count": 15, "lead_probability": 0.8},
     "FoReaL n=5 p=0.8": {"lead_count": 5, "lead_probability": 0.8},
     "FoReaL n=15 p=0.6": {"lead_count": 15, "lead_probability": 0.6},
-    "even gate n=15 p=0.6": {"policy": "pattern", "lead_probability": 0.6},
-    "even gate n=15 p=0.5": {"policy": "pattern", "lead_probability": 0.5},
+    "even gate n=15 p=0.6": {"policy": "even", "lead_probability": 0.6},
+    "even gate n=15 p=0.5": {"policy": "even", "lead_probability": 0.5},
 }
 TREES = ("leader alone", "FoReaL n=15 p=1.0", "FoReaL n=15 p=0.6")
 LISTS = 12  # of each corpus

@@ -1,31 +1,10 @@
-"""What one pass is to ingest, row by row, and which of its logits are wanted."""
+"""Which logits of a pass are wanted, and where they lie in the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """New tokens of one row.
-
-    Attributes:
-        row: the cache row.
-        start: valid positions before these tokens.
-        tokens: ids to ingest, at positions start, start + 1, ...
-        keep: logits are wanted after each of the last `keep` of them (0: none).
-    """
-
-    row: int
-    start: int
-    tokens: Sequence[int]
-    keep: int
-
-    @property
-    def wanted(self) -> range:
-        """Columns of the wanted logits."""
-        return range(len(self.tokens) - self.keep, len(self.tokens))
+from foreal_core.request.chunk import Chunk as Chunk
 
 
 def wanted_columns(chunks: Sequence[Chunk]) -> list[int]:

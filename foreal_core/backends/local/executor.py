@@ -1,4 +1,4 @@
-"""One pass of a model over a group of requests, from their plans to their draws.
+"""Passes of two transformers models: from what each row ingests to what its request draws.
 
 The draft may run ahead: where it proposes several tokens in a row, it feeds on its own draws on the
 device, pass after pass, and all of them come to the host in one copy. A pass that was run ahead
@@ -7,60 +7,42 @@ counts only if its request, told the draws one by one, wants exactly that pass n
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from foreal_core.backends.local.chunks import Chunk
+from foreal_core.backends.base import Round, RowPass
 from foreal_core.backends.local.device import to_device
+from foreal_core.backends.local.memory import out_of_memory
 from foreal_core.backends.local.runner import ModelRunner
-from foreal_core.backends.local.sampling import Draws, draw_on_device, to_host
+from foreal_core.backends.local.sampling import draw_on_device, to_host
 from foreal_core.config import FoReaLConfig
+from foreal_core.cost import ModelProfile
+from foreal_core.errors import FoReaLError, OutOfMemoryError
 from foreal_core.events import DRAFT, LEADER, Author
-from foreal_core.grammar.constraint import Constraint, ConstraintFactory
-from foreal_core.request.sequence import Plan, Sequence
+from foreal_core.grammar.constraint import Constraint
+from foreal_core.grammar.masks import Grammars
+from foreal_core.request.chunk import Chunk
+from foreal_core.request.draws import Draws
+from foreal_core.request.proposals import least_chance
+from foreal_core.request.sequence import Sequence as RequestSequence
 from foreal_core.text.tokenizer import PairTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a request's model is to ingest in one pass.
-
-    Attributes:
-        sequence, row: the request's, and where it lies in the cache.
-        plan: what is ingested.
-        masks: what may come at each wanted position, if not anything; empty for no restriction.
-    """
-
-    sequence: Sequence
-    row: int
-    plan: Plan
-    masks: SequenceOf[np.ndarray | None] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One pass that was run: each work with its draws."""
-
-    works: list[Work]
-    draws: list[Draws]
 
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
     """A round whose draws are still on the device, [3, sum of keep]; None if none were wanted."""
 
-    works: list[Work]
+    parts: list[RowPass]
     draws: Tensor | None
 
 
-class Executor:
-    """Runs passes of both models.
+class LocalExecutor:
+    """Runs passes of both models; see `backends.base.Executor`.
 
     Args:
         runners: of "leader" and "draft".
@@ -68,68 +50,97 @@ class Executor:
     """
 
     def __init__(self, runners: Mapping[Author, ModelRunner], tokenizer: PairTokenizer) -> None:
-        self._runners = runners
+        self.runners = dict(runners)
+        self.profiles: dict[Author, ModelProfile] = {
+            author: runner.profile for author, runner in runners.items()
+        }
+        leader, draft = runners[LEADER], runners[DRAFT]
+        self.least_chance = least_chance(
+            draft.profile.weight_bytes, leader.profile.weight_bytes, leader.pass_tokens
+        )
         self._tokenizer = tokenizer
+        self._grammars = Grammars(
+            tokenizer, leader_vocab_size=leader.vocab_size, draft_vocab_size=draft.vocab_size
+        )
         self._forbidden: Tensor | None = None
         if tokenizer.draft_forbidden:
             self._forbidden = torch.tensor(tokenizer.draft_forbidden)
-        self._constraints: ConstraintFactory | None = None
-        self._compiling = threading.Lock()
 
-    def plan(self, author: Author, sequence: Sequence, row: int) -> Work:
-        """What `author` is to ingest next for a sequence."""
-        plan = sequence.plan(author)
-        return Work(sequence, row, plan, self._masks(author, sequence, plan))
+    @property
+    def static_shapes(self) -> bool:
+        return any(runner.static for runner in self.runners.values())
 
-    def run(self, author: Author, works: list[Work]) -> list[Round]:
-        """One pass over all works, and passes of the draft that were run ahead of it."""
-        logits = self._runners[author].forward([self._chunk(author, one) for one in works])
-        drawn = [_Drawn(works, self._draw(author, works, logits))]
-        if author == DRAFT and self._runners[DRAFT].static:
-            drawn += self._ahead(drawn[0])
-        return self._on_host(drawn)
+    def compile(self, config: FoReaLConfig, prompt: Sequence[int], limit: int) -> Constraint | None:
+        return self._grammars.compile(config, prompt, limit)
 
-    def compile(
-        self, config: FoReaLConfig, prompt: SequenceOf[int], limit: int
-    ) -> Constraint | None:
-        """What the answer to a prompt must look like; from any thread.
+    def in_use(self) -> AbstractContextManager[object]:
+        return torch.inference_mode()
 
-        Raises:
-            ConfigError: a JSON schema of the settings cannot be compiled.
-        """
-        if not config.constrained:
-            return None
-        with self._compiling:
-            if self._constraints is None:
-                self._constraints = ConstraintFactory(
-                    self._tokenizer.tokenizer,
-                    self._runners[LEADER].vocab_size,
-                    sorted(self._tokenizer.leader_eos),
-                )
-            return self._constraints.compile(config, prompt, limit)
+    def plan(self, author: Author, sequence: RequestSequence) -> RowPass:
+        chunk = sequence.next_chunk(author)
+        constraint = sequence.constraint
+        if constraint is None:
+            return RowPass(sequence, chunk)
+        first = sequence.prompt_length
+        completions = [sequence.context(position)[first:] for position in chunk.predicted]
+        return RowPass(sequence, chunk, self._grammars.masks(author, constraint, completions))
 
-    def _chunk(self, author: Author, one: Work) -> Chunk:
-        plan = one.plan
-        return Chunk(one.row, plan.start, self._read_by(author, plan.tokens), plan.keep)
+    def groups(self, author: Author, lengths: Sequence[int], most: int) -> list[range]:
+        return self.runners[author].groups(lengths, most)
 
-    def _read_by(self, author: Author, ids: SequenceOf[int]) -> SequenceOf[int]:
-        """Ids of the text as a model reads them."""
-        return ids if author == LEADER else self._tokenizer.to_draft(ids)
+    def run(self, author: Author, parts: list[RowPass]) -> list[Round]:
+        try:
+            logits = self.runners[author].forward([self._read_by(author, p.chunk) for p in parts])
+            drawn = [_Drawn(parts, self._draw(author, parts, logits))]
+            if author == DRAFT and self.runners[DRAFT].static:
+                drawn += self._ahead(drawn[0])
+            return self._on_host(drawn)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            # The traceback holds the failed pass's tensors.
+            raise OutOfMemoryError(str(error).partition("\n")[0]) from error.with_traceback(None)
+
+    def wipe(self, row: int) -> None:
+        for runner in self.runners.values():
+            runner.cache.wipe(row)
+
+    def rest(self) -> None:
+        for runner in self.runners.values():
+            runner.rest()
+
+    def shrink(self) -> None:
+        for runner in self.runners.values():
+            runner.shrink()
+
+    def check_integrity(self) -> None:
+        for author, runner in self.runners.items():
+            if left := runner.left_over():
+                raise FoReaLError(f"the {author}'s cache still holds {left} and nobody runs.")
+
+    def close(self) -> None:
+        for runner in self.runners.values():
+            runner.restore()
 
     # -- draws ----------------------------------------------------------------------------------
 
-    def _draw(self, author: Author, works: SequenceOf[Work], logits: Tensor) -> Tensor | None:
-        """Draws for every wanted position of every work, in one go."""
-        wanted = [
-            (one.sequence, position)
-            for one in works
-            for position in one.sequence.kept_positions(one.plan)
-        ]
+    def _read_by(self, author: Author, chunk: Chunk) -> Chunk:
+        """The chunk in the ids that a model reads."""
+        if author == LEADER:
+            return chunk
+        tokens = self._tokenizer.to_draft(chunk.tokens)
+        if tokens is chunk.tokens:
+            return chunk
+        return Chunk(chunk.row, chunk.start, tokens, chunk.keep)
+
+    def _draw(self, author: Author, parts: Sequence[RowPass], logits: Tensor) -> Tensor | None:
+        """Draws for every wanted position of every part, in one go."""
+        wanted = [(part.sequence, position) for part in parts for position in part.chunk.predicted]
         if not wanted:
             return None
         if author == DRAFT:
             logits = self._without_forbidden(logits)
-        logits = _constrained(works, logits)
+        logits = _constrained(parts, logits)
         penalised = any(sequence.config.repetition_penalty != 1.0 for sequence, _ in wanted)
         return draw_on_device(
             logits,
@@ -137,35 +148,37 @@ class Executor:
             [sequence.seed for sequence, _ in wanted],
             [position - sequence.prompt_length for sequence, position in wanted],
             [
-                self._read_by(author, sequence.context(position)) if penalised else ()
+                self._ids_read_by(author, sequence.context(position)) if penalised else ()
                 for sequence, position in wanted
             ],
         )
 
+    def _ids_read_by(self, author: Author, ids: Sequence[int]) -> Sequence[int]:
+        return ids if author == LEADER else self._tokenizer.to_draft(ids)
+
     def _ahead(self, first: _Drawn) -> list[_Drawn]:
         """Further passes of the draft, each over the draws of the one before."""
         rounds: list[_Drawn] = []
-        left = [one.sequence.ahead() if one.plan.keep else 0 for one in first.works]
+        left = [p.sequence.runs_ahead() if p.chunk.keep else 0 for p in first.parts]
         last = first
         while any(left):
             assert last.draws is not None
-            ends = np.cumsum([one.plan.keep for one in last.works]) - 1
+            ends = np.cumsum([part.chunk.keep for part in last.parts]) - 1
             going = [index for index, more in enumerate(left) if more]
             columns = to_device([int(ends[index]) for index in going], last.draws.device)
             tokens = last.draws[0, columns]
-            works = []
-            for one in (last.works[index] for index in going):
-                end = one.plan.start + len(one.plan.tokens)
-                # Which token it is, nobody knows yet on the host.
-                works.append(Work(one.sequence, one.row, Plan(end, [0], 1)))
-            chunks = [Chunk(one.row, one.plan.start, [0], 1) for one in works]
-            logits = self._runners[DRAFT].forward(chunks, tokens)
-            last = _Drawn(works, self._draw(DRAFT, works, logits))
+            # Which tokens they are, nobody knows yet on the host.
+            parts = [
+                RowPass(one.sequence, Chunk(one.chunk.row, one.chunk.end, [0], 1))
+                for one in (last.parts[index] for index in going)
+            ]
+            logits = self.runners[DRAFT].forward([part.chunk for part in parts], tokens)
+            last = _Drawn(parts, self._draw(DRAFT, parts, logits))
             rounds.append(last)
             left = [left[index] - 1 for index in going]
         return rounds
 
-    def _on_host(self, rounds: SequenceOf[_Drawn]) -> list[Round]:
+    def _on_host(self, rounds: Sequence[_Drawn]) -> list[Round]:
         """All draws, in one copy; passes that were run ahead learn which tokens they read."""
         wanted = [one.draws for one in rounds if one.draws is not None]
         all_draws = to_host(torch.cat(wanted, dim=1)) if wanted else Draws([], [], [])
@@ -173,22 +186,20 @@ class Executor:
         read: dict[int, int] = {}  # row -> what its last pass drew
         first = 0
         for number, one in enumerate(rounds):
-            works, draws = [], []
-            for work in one.works:
+            parts, draws = [], []
+            for part in one.parts:
+                chunk = part.chunk
                 if number:
-                    token = self._tokenizer.from_draft(read[work.row])
-                    plan = Plan(work.plan.start, [token], 1)
-                    work = Work(work.sequence, work.row, plan)
-                own = all_draws.part(first, first + work.plan.keep)
-                first += work.plan.keep
+                    token = self._tokenizer.from_draft(read[chunk.row])
+                    part = RowPass(part.sequence, Chunk(chunk.row, chunk.start, [token], 1))
+                own = all_draws.part(first, first + chunk.keep)
+                first += chunk.keep
                 if own.tokens:
-                    read[work.row] = own.tokens[-1]
-                works.append(work)
+                    read[chunk.row] = own.tokens[-1]
+                parts.append(part)
                 draws.append(own)
-            done.append(Round(works, draws))
+            done.append(Round(parts, draws))
         return done
-
-    # -- what may not be drawn --------------------------------------------------------------------
 
     def _without_forbidden(self, logits: Tensor) -> Tensor:
         if self._forbidden is None:
@@ -197,37 +208,15 @@ class Executor:
             self._forbidden = self._forbidden.to(logits.device)
         return logits.index_fill(-1, self._forbidden, -torch.inf)
 
-    def _masks(self, author: Author, sequence: Sequence, plan: Plan) -> list[np.ndarray | None]:
-        """What the sequence's grammar allows at each wanted position, in the author's ids."""
-        constraint = sequence.constraint
-        if constraint is None:
-            return []
-        completions = (
-            sequence.context(position)[sequence.prompt_length :]
-            for position in sequence.kept_positions(plan)
-        )
-        masks = [constraint.allowed(completion) for completion in completions]
-        if author == LEADER:
-            return masks
-        return [None if mask is None else mask[self._leader_ids] for mask in masks]
 
-    @cached_property
-    def _leader_ids(self) -> np.ndarray:
-        """The leader's id of each id that the draft can write; the rest is forbidden anyway."""
-        widths = [self._runners[author].vocab_size for author in (DRAFT, LEADER)]
-        ids = [self._tokenizer.from_draft(token) for token in range(widths[0])]
-        clipped: np.ndarray = np.minimum(np.array(ids), widths[1] - 1)
-        return clipped
-
-
-def _constrained(works: SequenceOf[Work], logits: Tensor) -> Tensor:
+def _constrained(parts: Sequence[RowPass], logits: Tensor) -> Tensor:
     rows, masks, first = [], [], 0
-    for one in works:
-        for row, mask in enumerate(one.masks, start=first):
+    for part in parts:
+        for row, mask in enumerate(part.masks, start=first):
             if mask is not None:
                 rows.append(row)
                 masks.append(mask)
-        first += one.plan.keep
+        first += part.chunk.keep
     if not rows:
         return logits
     ruled_out = torch.from_numpy(~np.stack(masks)).to(logits.device)

@@ -53,6 +53,11 @@ class RowCache(Cache):
         """Slots of each row, the spare ones included."""
         return self._held[1]
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Rows and slots that there is memory for."""
+        return self._held
+
     def begin(
         self, rows: list[int], starts: list[int], lengths: list[int], *, one_layer: bool = False
     ) -> None:

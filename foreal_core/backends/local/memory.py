@@ -57,3 +57,17 @@ def _left_in_container() -> int | None:
         except (OSError, ValueError):
             continue
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the host, had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)  # torch's allocator for CPUs raises a plain RuntimeError
+    return isinstance(error, RuntimeError) and "can't allocate memory" in text
+
+
+def forget_cached_blocks() -> None:
+    """Gives blocks that torch keeps for later back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -170,6 +170,12 @@ class ModelRunner:
         if not (self.static and self._static_passes.works):
             self.cache.release()
 
+    def left_over(self) -> str:
+        """What a runner at rest still holds and should not; "" where nothing."""
+        rows, slots = self.cache.held
+        keeps = self.static and self._static_passes.works
+        return "" if keeps or not rows * slots else f"{rows} rows of {slots} positions"
+
     def shrink(self) -> None:
         """The device is full: forgets what is made anew when it is needed."""
         self._static_passes.clear()

@@ -10,7 +10,6 @@ they equal the leader's own draw, which leaves the leader's distribution untouch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,27 +17,9 @@ from torch import Tensor
 from foreal_core.backends.local.device import to_device
 from foreal_core.config import FoReaLConfig
 from foreal_core.randomness import splitmix64
+from foreal_core.request.draws import Draws as Draws
 
 _MASK32 = 0xFFFFFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """What R rows of logits gave, on the host.
-
-    Attributes:
-        tokens: the drawn token of each row.
-        argmax: the arg-max of each row's raw logits: what alignment compares.
-        finite: whether the row's largest logit is a finite number (NaN anywhere makes it False).
-    """
-
-    tokens: list[int]
-    argmax: list[int]
-    finite: list[bool]
-
-    def part(self, first: int, last: int) -> Draws:
-        """Rows [first, last)."""
-        return Draws(self.tokens[first:last], self.argmax[first:last], self.finite[first:last])
 
 
 def draw(

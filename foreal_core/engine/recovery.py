@@ -1,0 +1,91 @@
+"""Passes that fail: halved until only what fails alone, or does not fit the device alone, ends."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from foreal_core.backends.base import Executor, Round, RowPass
+from foreal_core.errors import FoReaLError, OutOfMemoryError
+from foreal_core.events import Author
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of some rows of a pass: the rounds that ran, or the error that ends the rows."""
+
+    parts: Sequence[RowPass]
+    rounds: Sequence[Round] = ()
+    error: FoReaLError | None = None
+
+
+class PassRunner:
+    """Runs passes and remembers how many rows of them fit the device.
+
+    Args:
+        executor: what runs them.
+        rows: as many as there are at most.
+    """
+
+    def __init__(self, executor: Executor, rows: int) -> None:
+        self._executor = executor
+        self._rows = rows
+        # Rows of one pass that fit, as far as is known.
+        self._most: dict[Author, int] = {}
+
+    def forget(self) -> None:
+        """The device may have more room by now."""
+        self._most.clear()
+
+    def run(self, author: Author, parts: Sequence[RowPass]) -> Iterator[Result]:
+        """One pass over all parts, or several where that costs less: long rows do not pad everyone
+        else to their length, and a pass fits the device."""
+        parts = sorted(parts, key=lambda part: len(part.chunk.tokens))
+        lengths = [len(part.chunk.tokens) for part in parts]
+        for group in self._executor.groups(author, lengths, self._most.get(author, self._rows)):
+            rows = sorted((parts[index] for index in group), key=lambda part: part.chunk.row)
+            yield from self._attempt(author, rows)
+
+    def _attempt(self, author: Author, parts: list[RowPass]) -> Iterator[Result]:
+        try:
+            rounds = self._executor.run(author, parts)
+        except OutOfMemoryError as error:
+            full: OutOfMemoryError | None = error
+            failure: FoReaLError = error
+        except Exception as error:
+            full, failure = None, wrapped(error)
+        else:
+            yield Result(parts, rounds)
+            return
+        if full is not None:
+            self._executor.shrink()
+            gc.collect()
+        if len(parts) > 1:
+            half = len(parts) // 2
+            if full is not None:
+                self._most[author] = half
+            yield from self._attempt(author, parts[:half])
+            yield from self._attempt(author, parts[half:])
+        elif full is not None:
+            yield Result(parts, error=_does_not_fit(author, parts[0], full))
+        else:
+            yield Result(parts, error=failure)
+
+
+def wrapped(error: Exception) -> FoReaLError:
+    """Ours as they are; anything else named, with its cause."""
+    if isinstance(error, FoReaLError):
+        return error
+    named = FoReaLError(f"a decoding step failed: {type(error).__name__}: {error}")
+    named.__cause__ = error
+    return named
+
+
+def _does_not_fit(author: Author, part: RowPass, error: OutOfMemoryError) -> OutOfMemoryError:
+    chunk = part.chunk
+    return OutOfMemoryError(
+        f"out of memory: a {author} pass over {len(chunk.tokens)} tokens after {chunk.start} "
+        f"cached ones does not fit the device, even alone ({error}). Lower max_context or "
+        "max_batch_size, shorten the prompt, or load the models quantised."
+    )

@@ -1,0 +1,143 @@
+"""What a request starts from: a text, a chat or token ids, encoded and checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from foreal_core.errors import ConfigError, ContextOverflowError
+from foreal_core.text.thinking import opens_thinking
+from foreal_core.text.tokenizer import PairTokenizer
+
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+
+# Encoding more text than this may hold an event loop up for longer than a few milliseconds.
+_LONG_PROMPT = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An encoded prompt; every call of the decoder that prepared it takes it.
+
+    Attributes:
+        ids: token ids in the leader's vocabulary, at least one.
+        opens_thinking: the answer begins inside a thinking part that the prompt has opened.
+    """
+
+    ids: tuple[int, ...]
+    opens_thinking: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+PromptLike: TypeAlias = str | Sequence[int] | Prompt
+
+
+class Prompts:
+    """Prepares the prompts of one pair.
+
+    Args:
+        tokenizer: the pair's.
+        vocab_size: ids that the leader knows.
+        max_context: prompt and completion together, in tokens, at most.
+    """
+
+    def __init__(self, tokenizer: PairTokenizer, *, vocab_size: int, max_context: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._max_context = max_context
+
+    def prepare(
+        self,
+        prompt: PromptLike | None = None,
+        *,
+        messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """See `FoReaLDecoder.prepare`."""
+        _refuse_unless_one(prompt, messages)
+        if messages is None and (tools is not None or chat_template_kwargs):
+            given = "tools" if tools is not None else "chat_template_kwargs"
+            raise ConfigError(f"{given} need messages: only a chat template can show them.")
+        if isinstance(prompt, Prompt):
+            return self._fitting(prompt)
+        if messages is not None:
+            if chat_template_kwargs is not None and not isinstance(chat_template_kwargs, Mapping):
+                raise ConfigError(
+                    f"chat_template_kwargs={chat_template_kwargs!r} is not allowed: a mapping of "
+                    "names that the chat template knows."
+                )
+            ids = self._tokenizer.encode_chat(
+                messages, tools=tools, **dict(chat_template_kwargs or {})
+            )
+        elif isinstance(prompt, str):
+            ids = self._tokenizer.encode(prompt)
+        else:
+            ids = self._checked_ids(prompt)
+        if not ids:
+            raise ConfigError("the prompt is empty: at least one token is needed to go on from.")
+        if (largest := max(ids)) >= self._vocab_size:
+            raise ConfigError(
+                f"the prompt's token id {largest} is outside [0, {self._vocab_size - 1}], the "
+                "leader's vocabulary. Where a tokenizer was given tokens that its model lacks, "
+                "call resize_token_embeddings first."
+            )
+        return self._fitting(Prompt(tuple(ids), opens_thinking(self._tokenizer.tokenizer, ids)))
+
+    def prepare_all(self, prompt: Any, messages: Any, **options: Any) -> tuple[bool, list[Prompt]]:
+        """(whether a batch was given, each prompt of it)."""
+        _refuse_unless_one(prompt, messages)
+        if messages is not None:
+            batch = _is_sequence(messages) and bool(messages) and _is_sequence(messages[0])
+            chats = list(messages) if batch else [messages]
+            return batch, [self.prepare(messages=chat, **options) for chat in chats]
+        batch = (
+            not isinstance(prompt, Prompt)
+            and _is_sequence(prompt)
+            and any(isinstance(one, str | Prompt) or _is_sequence(one) for one in prompt)
+        )
+        prompts = list(prompt) if batch else [prompt]
+        return batch, [self.prepare(one, **options) for one in prompts]
+
+    def _fitting(self, prompt: Prompt) -> Prompt:
+        if len(prompt) >= self._max_context:
+            raise ContextOverflowError(
+                f"the prompt has {len(prompt)} tokens; the context holds {self._max_context}, and "
+                "at least one must stay free to write. Shorten the prompt or raise max_context, if "
+                "both models take more."
+            )
+        return prompt
+
+    def _checked_ids(self, prompt: Any) -> list[int]:
+        if not _is_sequence(prompt):
+            raise ConfigError(
+                f"a prompt of type {type(prompt).__name__} is not allowed: a str or a sequence of "
+                "token ids."
+            )
+        for token in prompt:
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                raise ConfigError(
+                    f"the prompt's token id {token!r} is not allowed: an integer in "
+                    f"[0, {self._vocab_size - 1}]."
+                )
+        return list(prompt)
+
+
+def is_long(prompt: Any, messages: Any) -> bool:
+    """Whether encoding is better left to a thread than done in an event loop."""
+    if isinstance(prompt, Prompt):
+        return False
+    return len(str(prompt if messages is None else messages)) > _LONG_PROMPT
+
+
+def _refuse_unless_one(prompt: Any, messages: Any) -> None:
+    if (prompt is None) == (messages is None):
+        given = "neither" if prompt is None else "both"
+        raise ConfigError(f"{given} of prompt and messages given: pass exactly one of them.")
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)

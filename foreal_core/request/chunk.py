@@ -1,0 +1,38 @@
+"""What one pass ingests for one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens of one row.
+
+    Attributes:
+        row: the cache row.
+        start: valid positions before these tokens.
+        tokens: ids to ingest, at positions start, start + 1, ...
+        keep: logits are wanted after each of the last `keep` of them (0: none).
+    """
+
+    row: int
+    start: int
+    tokens: Sequence[int]
+    keep: int
+
+    @property
+    def end(self) -> int:
+        """The position behind the last token."""
+        return self.start + len(self.tokens)
+
+    @property
+    def wanted(self) -> range:
+        """Columns of the wanted logits."""
+        return range(len(self.tokens) - self.keep, len(self.tokens))
+
+    @property
+    def predicted(self) -> range:
+        """The positions that the wanted logits are for."""
+        return range(self.end - self.keep + 1, self.end + 1)

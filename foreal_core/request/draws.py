@@ -1,0 +1,24 @@
+"""What a pass gave, on the host: the drawn tokens and what the models would have chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """What R rows of logits gave.
+
+    Attributes:
+        tokens: the drawn token of each row.
+        argmax: the arg-max of each row's raw logits: what alignment compares.
+        finite: whether the row's largest logit is a finite number (NaN anywhere makes it False).
+    """
+
+    tokens: list[int]
+    argmax: list[int]
+    finite: list[bool]
+
+    def part(self, first: int, last: int) -> Draws:
+        """Rows [first, last)."""
+        return Draws(self.tokens[first:last], self.argmax[first:last], self.finite[first:last])

@@ -1,0 +1,321 @@
+"""One request's text as it grows: tokens, authors, sentences, what may be shown. Knows no models.
+
+    write(token, author) -> detokenizer -> sentence detector -> stop strings -> events
+                              |                |                   |
+                       half characters   pending marks        held-back tails
+
+A sentence mark may be *pending*: only the next token tells whether it ends the sentence ("3" "."
+"14"). When it does, what was written behind it is taken back, unseen: who writes there is for the
+next sentence to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.errors import FoReaLError
+from foreal_core.events import (
+    LEADER,
+    Author,
+    FinishReason,
+    Segment,
+    SegmentReason,
+    Sentence,
+    TokenEvent,
+)
+from foreal_core.request.clock import Clock
+from foreal_core.text.sentences import Boundary, SentenceBoundaryDetector
+from foreal_core.text.tokenizer import Detokenizer, PairTokenizer, StopFilter
+
+
+class Written(Enum):
+    """What a written token did to the text.
+
+    GOES_ON: nothing more. SENTENCE_END: the sentence ended with it. SETTLED: a pending mark before
+    it was the sentence's end; it is in `taken_back`. FINISHED: the text is over.
+    """
+
+    GOES_ON = "goes_on"
+    SENTENCE_END = "sentence_end"
+    SETTLED = "settled"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A pending mark: everything up to `position` stands; the rest is the state there."""
+
+    position: int
+    detokenizer: Detokenizer
+    author: Author
+    segment_start: int
+    segments: int
+    handoffs: int
+
+
+class Transcript:
+    """The text of one request.
+
+    Args:
+        prompt: token ids, at least one.
+        config: its settings.
+        tokenizer: the pair's.
+        limit: prompt and completion together are at most this long.
+        with_events: whether anybody reads the events.
+
+    Attributes:
+        tokens: all ids, prompt first.
+        prompt_length: tokens of the prompt; positions below it are the prompt's.
+        authors: who wrote each token of the completion; `leader_tokens` of them the leader.
+        sentences, segments: those that ended.
+        sentence_start: position where the present sentence starts.
+        led: whether the present sentence is led.
+        author, segment_start: who writes the present segment, and where it starts.
+        handoffs: hand-offs from leader to draft.
+        taken_back: tokens with their authors that the last `Written.SETTLED` withdrew.
+        shortened: a grammar ended the text, lest the limit cut it off.
+        finish_reason, stop_string: set once the text is over.
+        clock: moments of the request.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        config: FoReaLConfig,
+        tokenizer: PairTokenizer,
+        *,
+        limit: int,
+        clock: Clock,
+        with_events: bool = True,
+    ) -> None:
+        self.tokens = list(prompt)
+        self.prompt_length = len(self.tokens)
+        self.limit = limit
+        self.clock = clock
+        self.authors: list[Author] = []
+        self.leader_tokens = 0
+        self.segments: list[Segment] = []
+        self.sentences: list[Sentence] = []
+        self.sentence_start = self.segment_start = self.prompt_length
+        self.author: Author = LEADER
+        self.led = False
+        self.handoffs = 0
+        self.taken_back: list[tuple[int, Author]] = []
+        self.shortened = False
+        self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None
+        self._ends_text = tokenizer.leader_eos
+        self._detokenizer = Detokenizer(tokenizer.tokenizer)
+        self._detector = SentenceBoundaryDetector(config.sentence_boundary)
+        self._stops = StopFilter(config.stop)
+        self._mark: _Mark | None = None
+        self._unshown: list[str] = []  # text deltas of the last tokens, not yet released
+        self._texts: list[str] = []
+        self._with_events = with_events
+        self._events: list[TokenEvent] = []
+
+    # -- asked --------------------------------------------------------------------------------
+
+    @property
+    def completion_length(self) -> int:
+        """Tokens written so far."""
+        return len(self.authors)
+
+    @property
+    def texts(self) -> list[str]:
+        """The text that became readable with each token."""
+        return self._texts
+
+    @property
+    def pending(self) -> int | None:
+        """The position behind a pending mark, if there is one."""
+        return None if self._mark is None else self._mark.position
+
+    def text_from(self, position: int) -> str:
+        """What became readable with the tokens from a position of the completion on, and what is
+        still held back."""
+        first = position - self.prompt_length
+        return "".join(self._texts[first:]) + "".join(self._unshown)
+
+    def take_events(self) -> list[TokenEvent]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    # -- told ---------------------------------------------------------------------------------
+
+    def write(self, token: int, author: Author) -> Written:
+        """Appends one token."""
+        self.tokens.append(token)
+        self.authors.append(author)
+        self.leader_tokens += author == LEADER
+        if token in self._ends_text:
+            if self._mark is not None:
+                # Whose turn it is after this sentence says whether the text ends here.
+                self._detector.settle()
+                return self._settle()
+            self._unshown.append("")
+            return self.finish("length" if self.shortened else "stop", "end_of_sequence")
+        text = self._detokenizer.push(token)
+        boundary = self._detector.feed(text)
+        if boundary is Boundary.END_BEFORE:
+            return self._settle()
+        self._unshown.append(text)
+        if boundary is not Boundary.PENDING:
+            self._mark = None
+        elif text or self._mark is None:
+            self._mark = _Mark(
+                len(self.tokens),
+                self._detokenizer.copy(),
+                self.author,
+                self.segment_start,
+                len(self.segments),
+                self.handoffs,
+            )
+        self._show(len(self.tokens) if self._mark is None else self._mark.position)
+        if self._stops.hit is not None:
+            return self.finish("stop", "stop_string")
+        if len(self.tokens) >= self.limit:
+            return self.finish("length", "length")
+        return Written.SENTENCE_END if boundary is Boundary.END else Written.GOES_ON
+
+    def start_segment(self, author: Author) -> None:
+        """`author` writes from here on."""
+        self.author = author
+        self.segment_start = len(self.tokens)
+
+    def end_segment(self, reason: SegmentReason) -> None:
+        """The present segment ends here; an empty one leaves no trace."""
+        start, end = self.segment_start - self.prompt_length, len(self.authors)
+        if end > start:
+            self.segments.append(Segment(self.author, start, end, reason))
+
+    def end_sentence(self) -> None:
+        """The present sentence ends here."""
+        start, end = self.sentence_start - self.prompt_length, len(self.authors)
+        if end > start:
+            self.sentences.append(Sentence(start, end, self.led))
+        self.sentence_start = len(self.tokens)
+
+    def finish(self, reason: FinishReason, segment_reason: SegmentReason) -> Written:
+        """Ends the text as it stands."""
+        self.finish_reason = reason
+        if reason == "cancelled":
+            # Nothing may be shown after the consumer left: the unseen tail goes.
+            if self._mark is not None and self._unshown:
+                self._cut(self._mark.position)
+                self._restore(self._mark)
+        elif self._stops.hit is None:
+            self._mark = None
+            self._show(len(self.tokens))
+            if self._stops.hit is None:
+                self._show_tail()
+        self.stop_string = self._stops.hit
+        if self.stop_string is not None:
+            self.finish_reason, segment_reason = "stop", "stop_string"
+        self.end_segment(segment_reason)
+        self.end_sentence()
+        return Written.FINISHED
+
+    def check_integrity(self) -> None:
+        """Raises FoReaLError where the parts of a text that is over do not fit each other."""
+        written = len(self.authors)
+        wrong = []
+        if len(self.tokens) - self.prompt_length != written:
+            wrong.append("tokens and authors")
+        if self.authors.count(LEADER) != self.leader_tokens:
+            wrong.append("the leader's tokens")
+        for name, parts in (("segments", self.segments), ("sentences", self.sentences)):
+            ends = [0, *(part.end for part in parts)]
+            starts = [*(part.start for part in parts), written]
+            if self.finish_reason is not None and ends != starts:
+                wrong.append(name)
+        if wrong:
+            raise FoReaLError(f"a transcript of {written} tokens is broken in {', '.join(wrong)}.")
+
+    # -- pending marks ------------------------------------------------------------------------
+
+    def _settle(self) -> Written:
+        """The pending mark ended its sentence: what follows it opens the next one."""
+        mark = self._mark
+        assert mark is not None
+        opening = self.tokens[mark.position :]
+        self.taken_back = list(
+            zip(opening, self.authors[mark.position - self.prompt_length :], strict=True)
+        )
+        self._cut(mark.position)
+        self._restore(mark)
+        self._detokenizer = mark.detokenizer
+        self._mark = None
+        return Written.SETTLED
+
+    def _restore(self, mark: _Mark) -> None:
+        """A hand-off at or behind a mark that ended the sentence never came to be."""
+        if len(self.segments) > mark.segments:
+            del self.segments[mark.segments :]
+            self.handoffs = mark.handoffs
+            self.author, self.segment_start = mark.author, mark.segment_start
+
+    def _cut(self, length: int) -> None:
+        """Shortens the text; what was cut had not been shown."""
+        excess = len(self.tokens) - length
+        del self.tokens[length:]
+        first = length - self.prompt_length
+        self.leader_tokens -= self.authors[first:].count(LEADER)
+        del self.authors[first:]
+        if excess:
+            del self._unshown[max(len(self._unshown) - excess, 0) :]
+
+    # -- what may be seen -----------------------------------------------------------------------
+
+    def _show(self, until: int) -> None:
+        """Releases the text of all tokens before position `until`."""
+        shown = len(self.tokens) - len(self._unshown)
+        count = until - shown
+        if count <= 0:
+            return
+        ready, self._unshown = self._unshown[:count], self._unshown[count:]
+        for position, text in enumerate(ready, start=shown):
+            self._emit(position, self._stops.push(text))
+            if self._stops.hit is not None:
+                self._unshown = []
+                self._cut(position + 1)
+                self._clip_segments()
+                return
+
+    def _emit(self, position: int, text: str) -> None:
+        index = position - self.prompt_length
+        if index == 0:
+            self.clock.note_token()
+        self._texts.append(text)
+        if self._with_events:
+            self._events.append(
+                TokenEvent(
+                    index, self.tokens[position], text, self.authors[index], len(self.sentences)
+                )
+            )
+
+    def _clip_segments(self) -> None:
+        """No segment reaches beyond the text, which a stop string has cut."""
+        end = len(self.authors)
+        while self.segments and self.segments[-1].end > end:
+            last = self.segments.pop()
+            self.author = last.author
+            self.segment_start = last.start + self.prompt_length
+
+    def _show_tail(self) -> None:
+        """Half a character or half a stop string that was held belongs to the last token."""
+        tail = self._stops.push(self._detokenizer.flush())
+        if self._stops.hit is None:
+            tail += self._stops.flush()
+        if not tail:
+            return
+        self._texts[-1] += tail
+        if self._events:
+            last = self._events.pop()
+            self._events.append(
+                TokenEvent(last.index, last.token_id, last.text + tail, last.author, last.sentence)
+            )

@@ -1,0 +1,205 @@
+"""Whose turn it is: one request's policy, carried out over its transcript. Knows no passes.
+
+    commit(token) -> transcript -> sentence end  -> the policy's next span
+                                -> pending mark settled -> the next span, then what was taken back
+                                -> alignment -> hand-off -> the policy's next span
+
+A hand-off behind a pending mark is provisional: should the mark turn out to have ended the
+sentence, the hand-off never came to be. So the draft writes on, but the policy hears of it only
+once the mark is settled.
+"""
+
+from __future__ import annotations
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.errors import ConfigError, FoReaLError
+from foreal_core.events import DRAFT, LEADER, Author
+from foreal_core.policies import Outcome, SpanReport, Write
+from foreal_core.request.alignment import Alignment
+from foreal_core.request.transcript import Transcript, Written
+from foreal_core.text.thinking import opening_ids
+from foreal_core.text.tokenizer import PairTokenizer
+
+_REST = Write(DRAFT)
+
+
+class Turns:
+    """Who writes, and what follows from each written token.
+
+    Args:
+        transcript: the text.
+        config: the request's settings.
+        seed: of the gate.
+        tokenizer: the pair's.
+
+    Attributes:
+        transcript, alignment: the parts that it moves.
+        span: what is being written.
+        span_start: the position where it starts.
+        opening: ids that the policy gives to the draft and that it has not read yet.
+    """
+
+    def __init__(
+        self, transcript: Transcript, config: FoReaLConfig, seed: int, tokenizer: PairTokenizer
+    ) -> None:
+        self.transcript = transcript
+        self.alignment = Alignment()
+        self.opening: list[int] = []
+        self.span = _REST
+        self.span_start = len(transcript.tokens)
+        self._tokenizer = tokenizer
+        spec = config.policy_spec
+        self._name = spec.name
+        arguments = [] if spec.options is None else [spec.checked_options(config.policy_options)]
+        # The leader's span, its start and its report, while its hand-off may not have been.
+        self._provisional: tuple[Write, int, SpanReport] | None = None
+        try:
+            self._policy = spec.factory(config, spec.gate(seed), *arguments)
+        except Exception as error:
+            raise _failed(self._name, error) from error
+        span = self._ask(None)
+        self._start_span(span)
+        transcript.led = span.leads
+
+    def goes_on(self, author: Author) -> bool:
+        """Whether `author` may write the next token right away."""
+        return (
+            self.transcript.finish_reason is None
+            and self.span.author == author
+            and not self.opening
+            and not self.alignment.is_open(len(self.transcript.tokens))
+        )
+
+    @property
+    def written(self) -> int:
+        """Tokens of the span so far."""
+        return len(self.transcript.tokens) - self.span_start
+
+    def commit(self, token: int, author: Author) -> None:
+        """Writes one token and draws every consequence."""
+        written = self.transcript.write(token, author)
+        if written is Written.GOES_ON:
+            if self._provisional is not None and self.transcript.pending is None:
+                self._confirm()
+            self.check_handoff()
+        elif written is Written.SENTENCE_END:
+            if self._provisional is not None:
+                self._confirm()
+            self._end_sentence()
+        elif written is Written.SETTLED:
+            self._settle()
+        else:
+            self.alignment.cut(len(self.transcript.tokens))
+
+    def commit_opening(self) -> None:
+        """The draft has read the text that it was given."""
+        opening, self.opening = self.opening, []
+        for token in opening:
+            self.commit(token, DRAFT)
+            if self.transcript.finish_reason is not None:
+                return
+        self.transcript.end_segment("given")
+        self.transcript.start_segment(DRAFT)
+        self.span_start = len(self.transcript.tokens)
+
+    def check_handoff(self) -> None:
+        """Hands over to the draft if the run is long enough."""
+        transcript = self.transcript
+        if not self.alignment.handoff_due(len(transcript.tokens)):
+            return
+        report = self._report(Outcome.HANDOFF)
+        transcript.handoffs += self.written > 0
+        transcript.end_segment("hand_off")
+        if transcript.pending is None:
+            self._start_span(self._ask(report))
+        else:
+            self._provisional = self.span, self.span_start, report
+            self._start_span(_REST)
+
+    def cancel(self) -> None:
+        """Ends the text as it stands."""
+        if self.transcript.finish_reason is None:
+            self.transcript.finish("cancelled", "cancelled")
+            self.alignment.cut(len(self.transcript.tokens))
+
+    # -- spans --------------------------------------------------------------------------------
+
+    def _start_span(self, span: Write) -> None:
+        transcript = self.transcript
+        self.span, self.span_start = span, len(transcript.tokens)
+        transcript.start_segment(span.author)
+        self.alignment.start_span(self.span_start, span.handoff)
+        if span.opening:
+            room = transcript.limit - len(transcript.tokens)
+            ids = opening_ids(span.opening, transcript.tokens, self._tokenizer)
+            self.opening = ids[:room]
+        if span.handoff is not None:
+            self.check_handoff()
+
+    def _end_sentence(self) -> None:
+        transcript = self.transcript
+        report = self._report(Outcome.SENTENCE_END)
+        transcript.end_sentence()
+        transcript.end_segment("sentence_end")
+        span = self._ask(report)
+        transcript.led = span.leads
+        self._start_span(span)
+
+    def _settle(self) -> None:
+        transcript = self.transcript
+        self.alignment.cut(len(transcript.tokens))
+        opening = transcript.taken_back
+        if self._provisional is not None:
+            # The hand-off never came to be: the leader's span ended with the sentence.
+            self.span, self.span_start, _ = self._provisional
+            self._provisional = None
+        self._end_sentence()
+        for token, author in opening:
+            if not self.goes_on(author):
+                break
+            self.commit(token, author)
+
+    def _confirm(self) -> None:
+        """The pending mark ended nothing: the hand-off stands."""
+        assert self._provisional is not None
+        *_, report = self._provisional
+        self._provisional = None
+        span = self._ask(report)
+        if span != self.span:  # what the draft wrote meanwhile stands
+            self.transcript.end_segment("hand_off")
+            self._start_span(span)
+
+    def _ask(self, report: SpanReport | None) -> Write:
+        """The policy's next span; `report` is None for the first."""
+        try:
+            span = next(self._policy) if report is None else self._policy.send(report)
+        except StopIteration as error:
+            raise FoReaLError(
+                f"policy {self._name!r} ended before the text did: it must yield a Write for every "
+                "span, for ever."
+            ) from error
+        except Exception as error:
+            raise _failed(self._name, error) from error
+        if not isinstance(span, Write):
+            raise FoReaLError(f"policy {self._name!r} yielded {span!r}: it must yield a Write.")
+        return span
+
+    def _report(self, outcome: Outcome) -> SpanReport:
+        transcript = self.transcript
+        leader = transcript.leader_tokens
+        return SpanReport(
+            outcome=outcome,
+            author=self.span.author,
+            tokens=self.written,
+            hits=self.alignment.hits,
+            text=transcript.text_from(self.span_start),
+            sentence=len(transcript.sentences),
+            written={LEADER: leader, DRAFT: len(transcript.authors) - leader},
+        )
+
+
+def _failed(name: str, error: Exception) -> FoReaLError:
+    """The error of one request whose policy failed."""
+    kind = ConfigError if isinstance(error, ConfigError) else FoReaLError
+    text = str(error) if isinstance(error, FoReaLError) else f"{type(error).__name__}: {error}"
+    return kind(f"policy {name!r} failed: {text}")
