@@ -123,7 +123,7 @@ class FoReaLDecoder:
             max_batch_size=max_batch_size,
             max_context=context,
             max_queue=max_queue,
-            debug=os.environ.get("FOREAL_DEBUG", "") not in ("", "0"),
+            check=os.environ.get("FOREAL_CHECK", "") not in ("", "0"),
         )
         weakref.finalize(self, self._engine.abandon)
 

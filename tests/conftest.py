@@ -15,7 +15,7 @@ from foreal_core import FoReaLDecoder
 
 torch.set_num_threads(1)
 # Every request's state is checked when it ends, and the models' whenever nothing runs.
-os.environ["FOREAL_DEBUG"] = "1"
+os.environ["FOREAL_CHECK"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

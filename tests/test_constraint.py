@@ -237,7 +237,9 @@ def test_a_task_that_is_cancelled_while_the_schema_compiles_leaves_nothing_runni
         time.sleep(0.1)
         requests, futures = submit_all(*arguments)
         for future in futures:
-            future.add_done_callback(lambda done: ends.append(done.result().finish_reason))
+            future.add_done_callback(
+                lambda done: ends.append(done.result().generation.finish_reason)
+            )
         submitted.set()
         return requests, futures
 
@@ -256,7 +258,7 @@ def test_a_task_that_is_cancelled_while_the_schema_compiles_leaves_nothing_runni
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(run(), 60))
-    assert ends == ["cancelled", "cancelled"]
+    assert [end.finish_reason for end in ends] == ["cancelled", "cancelled"]
 
 
 def test_a_schema_may_come_as_text(decoder: FoReaLDecoder, prompts: list[list[int]]) -> None:

@@ -145,7 +145,7 @@ def test_a_stream_in_a_forked_child_does_not_wait_for_ever() -> None:
 def test_what_is_wrong_with_one_request_ends_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it is, and whichever requests share its passes."""
     with new_decoder() as decoder:
-        run = decoder._engine._passes.run
+        run = decoder._engine.executor.run
 
         def broken(author: Any, works: Any) -> Any:
             if any(one.sequence.seed == 13 for one in works):
@@ -157,7 +157,7 @@ def test_what_is_wrong_with_one_request_ends_it_alone(monkeypatch: pytest.Monkey
         alone = {
             seed: decoder.generate(PROMPT, seed=seed, **settings) for seed in seeds if seed != 13
         }
-        monkeypatch.setattr(decoder._engine._passes, "run", broken)
+        monkeypatch.setattr(decoder._engine.executor, "run", broken)
         futures = {seed: decoder.submit(PROMPT, seed=seed, **settings) for seed in seeds}
         with pytest.raises(FoReaLError, match="thirteen"):
             futures.pop(13).result()

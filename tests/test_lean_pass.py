@@ -26,7 +26,7 @@ def runner_of(model: nn.Module, **more: Any) -> ModelRunner:
 
 
 def is_lean(decoder: FoReaLDecoder) -> list[bool]:
-    return [runner._lean is not None for runner in decoder._engine._runners.values()]
+    return [runner._lean is not None for runner in decoder._engine.executor.runners.values()]
 
 
 @pytest.mark.parametrize("family", LEAN)

@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_flatten
 from toy import FAMILIES, MAX_BATCH_SIZE, PROMPTS, Family, fresh_pair, pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core.backends.base import Round, RowPass
 from foreal_core.backends.local.chunks import Chunk
 from foreal_core.backends.local.cuda_graphs import WIDEST, CudaGraphs
-from foreal_core.backends.local.executor import Executor, Round, Work
+from foreal_core.backends.local.executor import LocalExecutor
 from foreal_core.backends.local.kv_cache import SPARE_SLOTS, RowCache
 from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.events import Author
@@ -228,18 +229,18 @@ def test_running_ahead_saves_steps_and_all_of_it_is_charged(
 ) -> None:
     """Each pass of the draft is in some record, also one that was run for nothing."""
     passes = {"steps": 0, "draft": 0}
-    forward, run = ModelRunner.forward, Executor.run
+    forward, run = ModelRunner.forward, LocalExecutor.run
 
     def counted_forward(self: ModelRunner, *arguments: Any) -> torch.Tensor:
         passes["draft"] += self.profile.name.endswith("-draft")
         return forward(self, *arguments)
 
-    def counted_run(self: Executor, author: Author, works: list[Work]) -> list[Round]:
+    def counted_run(self: LocalExecutor, author: Author, works: list[RowPass]) -> list[Round]:
         passes["steps"] += author == "draft"
         return run(self, author, works)
 
     monkeypatch.setattr(ModelRunner, "forward", counted_forward)
-    monkeypatch.setattr(Executor, "run", counted_run)
+    monkeypatch.setattr(LocalExecutor, "run", counted_run)
     settings = FoReaLConfig(
         lead_count=6, hit_threshold=2, max_new_tokens=60, draft_length=5, seed=3
     )
@@ -344,7 +345,7 @@ def test_padding_behind_the_context_is_no_reason_to_grow() -> None:
     with FoReaLDecoder(
         two.leader, two.draft, two.tokenizer, max_context=300, static_shapes=True
     ) as decoder:
-        runners = decoder._engine._runners.values()
+        runners = decoder._engine.executor.runners.values()
         for seed in range(3):
             prompt = Random(seed).choices(range(4, 60), k=220)
             decoder.generate(prompt, settings, seed=seed)

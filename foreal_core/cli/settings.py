@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from foreal_core.config import FoReaLConfig
+from foreal_core.errors import ConfigError
+from foreal_core.policies import find_policy, register_policy
 
 
 def takes_settings(command: Callable[..., int]) -> Callable[..., int]:
@@ -51,7 +54,10 @@ def _setting_options() -> list[inspect.Parameter]:
         note = f"[default: {field.default}]" if field.default not in (None, ()) else ""
         if field.name == "stop":
             note = "Repeat the option for several."
-        option = typer.Option(help=f"{helps.get(field.name, '')} {note}".strip())
+        option = typer.Option(
+            help=f"{helps.get(field.name, '')} {note}".strip(),
+            callback=_checked_policy if field.name == "policy" else None,
+        )
         parameters.append(
             inspect.Parameter(
                 field.name,
@@ -61,6 +67,20 @@ def _setting_options() -> list[inspect.Parameter]:
             )
         )
     return parameters
+
+
+def _checked_policy(name: str | None) -> str | None:
+    """A policy's name, or "module:factory" for one that lies outside the package."""
+    if name is None:
+        return None
+    module, _, factory = name.partition(":")
+    try:
+        if factory:
+            register_policy(name, getattr(importlib.import_module(module), factory))
+        find_policy(name)
+    except (ConfigError, ImportError, AttributeError) as error:
+        raise typer.BadParameter(str(error)) from error
+    return name
 
 
 def _attribute_helps(documented: type) -> dict[str, str]:

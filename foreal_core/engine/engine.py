@@ -51,7 +51,7 @@ class Engine:
         max_batch_size: requests that run side by side; the rest queue.
         max_context: prompt and completion of one request, in tokens.
         max_queue: requests that wait at most; None for no bound.
-        debug: check every request's state when it ends, and the models' whenever nothing runs.
+        check: check every request's state when it ends, and the models' whenever nothing runs.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Engine:
         max_batch_size: int,
         max_context: int,
         max_queue: int | None = None,
-        debug: bool = False,
+        check: bool = False,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_context = max_context
@@ -70,7 +70,7 @@ class Engine:
         self.executor = executor
         self.profiles = executor.profiles
         self._max_queue = max_queue
-        self._debug = debug
+        self._check = check
         self._passes = PassRunner(executor, max_batch_size)
         self._scheduler: Scheduler[Request] = Scheduler(max_batch_size)
         # Appended to by finalisers, so without a lock: deque.append is atomic.
@@ -241,7 +241,7 @@ class Engine:
             if self._scheduler.idle and not self._closed:
                 self.executor.rest()
                 self._passes.forget()
-                if self._debug:
+                if self._check:
                     self.executor.check_integrity()
                 self._at_rest = True
                 self._wake.notify_all()
@@ -340,7 +340,7 @@ class Engine:
             self._finish(request)
 
     def _finish(self, request: Request) -> None:
-        if self._debug:
+        if self._check:
             request.sequence.check_integrity()
         self._release(request)
         request.on_end(Finished(request.sequence, self.profiles))
