@@ -6,6 +6,8 @@ import re
 import unicodedata
 from typing import Final, Literal
 
+import regex
+
 Span = Literal["", "code", "fence", "amount", "$", "$$", "\\(", "\\["]
 LineKind = Literal["blank", "opening", "closing", "content"]
 
@@ -19,7 +21,7 @@ _FENCE = re.compile(r"(`{3,}|~{3,})\s*")
 _NUMBER = r"[*_]{0,3}[(\[]?(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z]|[ivxIVX]{2,5})[.)\]:]+[*_]{0,3}"
 _ITEM = re.compile(rf"[>\s]*(?:#{{1,6}}|(?:[-*+•◦▪‣–]\s*)?(?:{_NUMBER}|\[[ xX]\])?)")
 _OPENING = re.compile(r"\\begin\{[A-Za-z]+\*?\}(?:[\[{].*[\]}])?|<[A-Za-z][^<>]*>")
-_CLOSING = re.compile(r"\\end\{[A-Za-z]+\*?\}[.,;:]?|</[A-Za-z][^<>]*>")
+_CLOSING = regex.compile(r"\\end\{[A-Za-z]+\*?\}[.,;:]?|</[A-Za-z][^<>]*>")
 
 
 class MarkupReader:
@@ -185,3 +187,9 @@ class MarkupReader:
             self.line = "|"
         elif len(self.line) < LINE_LIMIT and (self.line or not char.isspace()):
             self.line += char
+
+
+def may_close(start: str) -> bool:
+    """Whether a line that begins so may turn out to close something, by a name ("\\end{...}",
+    "</tag>")."""
+    return start[:1] in ("\\", "<") and bool(_CLOSING.fullmatch(start.rstrip(), partial=True))

@@ -17,7 +17,7 @@ import regex
 
 from foreal_core.config import SentenceBoundaryMode
 from foreal_core.errors import ConfigError
-from foreal_core.text.markup import LINE_LIMIT, MarkupReader
+from foreal_core.text.markup import LINE_LIMIT, MarkupReader, may_close
 
 _PAPER_MARKS: Final = (".", "!", "?", "。", "！", "？")
 _ELLIPSIS: Final = "…"
@@ -122,7 +122,8 @@ class SentenceBoundaryDetector:
     @property
     def has_begun(self) -> bool:
         """Whether what was fed since the last sentence's end can no longer belong to it."""
-        return not self._robust or self._content or self._opened
+        began = self._content and not may_close(self._present)
+        return not self._robust or began or self._opened
 
     def feed(self, text: str) -> Boundary:
         """Take the text of the next token ("" while it completes no character) and judge it."""
@@ -287,7 +288,7 @@ class SentenceBoundaryDetector:
         if kind == "content":
             self._next_sentence()
             return True
-        self._opened = kind == "opening" or (self._opened and kind == "blank")
+        self._opened = self._opened or kind == "opening"
         self._content, self._present, self._doubt = False, "", None
         return False
 
