@@ -24,7 +24,7 @@ from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author, Generation
 from foreal_core.loading.pair import end_of_sequence_ids, load_pair, model_name
 from foreal_core.prompts import Messages, Prompt, PromptLike, Prompts, is_long
-from foreal_core.text.tokenizer import PairTokenizer
+from foreal_core.text.pair_tokenizer import PairTokenizer
 
 OnDone: TypeAlias = Callable[[Generation | BaseException], None]
 Tools: TypeAlias = Sequence[Mapping[str, Any]]

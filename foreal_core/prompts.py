@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from foreal_core.errors import ConfigError, ContextOverflowError
+from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.thinking import opens_thinking
-from foreal_core.text.tokenizer import PairTokenizer
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 

@@ -12,7 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from foreal_core.errors import ConfigError, IncompatibleModelsError
-from foreal_core.text.tokenizer import Detokenizer, PairTokenizer, StopFilter
+from foreal_core.text.detokenizer import Detokenizer
+from foreal_core.text.pair_tokenizer import PairTokenizer
+from foreal_core.text.stop_strings import StopFilter
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -11,7 +11,7 @@ from foreal_core.backends.local.chunks import Chunk
 from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.events import DRAFT, LEADER, Author
-from foreal_core.text.tokenizer import PairTokenizer
+from foreal_core.text.pair_tokenizer import PairTokenizer
 
 # Logits of a pass are held in memory at once: rows x tokens x vocabulary numbers at most.
 _MOST_LOGITS = 2**28

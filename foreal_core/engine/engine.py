@@ -34,7 +34,7 @@ from foreal_core.errors import (
 from foreal_core.events import Author
 from foreal_core.request.draws import Draws
 from foreal_core.request.sequence import Sequence
-from foreal_core.text.tokenizer import PairTokenizer
+from foreal_core.text.pair_tokenizer import PairTokenizer
 
 T = TypeVar("T")
 

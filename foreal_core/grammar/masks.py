@@ -11,7 +11,7 @@ import numpy as np
 from foreal_core.config import FoReaLConfig
 from foreal_core.events import LEADER, Author
 from foreal_core.grammar.constraint import Constraint, ConstraintFactory
-from foreal_core.text.tokenizer import PairTokenizer
+from foreal_core.text.pair_tokenizer import PairTokenizer
 
 
 class Grammars:

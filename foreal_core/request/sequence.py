@@ -23,8 +23,8 @@ from foreal_core.request.model_state import PREFILL_CHUNK, ModelState, next_chun
 from foreal_core.request.proposals import ProposalLength
 from foreal_core.request.transcript import Transcript
 from foreal_core.request.turns import Turns
+from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.sentences import may_end_sentence
-from foreal_core.text.tokenizer import PairTokenizer
 
 
 class Sequence:

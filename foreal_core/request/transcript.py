@@ -27,8 +27,10 @@ from foreal_core.events import (
     TokenEvent,
 )
 from foreal_core.request.clock import Clock
+from foreal_core.text.detokenizer import Detokenizer
+from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.sentences import Boundary, SentenceBoundaryDetector
-from foreal_core.text.tokenizer import Detokenizer, PairTokenizer, StopFilter
+from foreal_core.text.stop_strings import StopFilter
 
 
 class Written(Enum):

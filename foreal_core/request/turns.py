@@ -17,8 +17,8 @@ from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.policies import Outcome, SpanReport, Write
 from foreal_core.request.alignment import Alignment
 from foreal_core.request.transcript import Transcript, Written
+from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.thinking import opening_ids
-from foreal_core.text.tokenizer import PairTokenizer
 
 _REST = Write(DRAFT)
 

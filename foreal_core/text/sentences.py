@@ -1,21 +1,31 @@
 """Where a sentence ends, seen from its tokens' texts alone. Knows no models and no token ids.
 
-"paper" mode is the rule of arXiv 2506.06998, a function of one text. "robust" mode starts from the
-same candidates and drops or defers those that end no sentence; it never ends where the paper's
-rule does not, save by the delay of a pending mark. A newline always ends, in both modes.
+"paper" mode is the rule of arXiv 2506.06998, a function of one text. "robust" mode knows all of
+Unicode's sentence marks and what may close after them, drops or defers marks that end no sentence,
+and makes no sentences of white space and delimiters.
 """
 
 from __future__ import annotations
 
 import enum
 import re
+import unicodedata
+from functools import cache
 from typing import Final, Literal, get_args
+
+import regex
 
 from foreal_core.config import SentenceBoundaryMode
 from foreal_core.errors import ConfigError
+from foreal_core.text.markup import LINE_LIMIT, MarkupReader, may_close
 
-_MARKS: Final = (".", "!", "?", "。", "！", "？")
-_WIDE_MARKS: Final = "。！？"
+_PAPER_MARKS: Final = (".", "!", "?", "。", "！", "？")
+_ELLIPSIS: Final = "…"
+# Stand in numbers too, so the next character tells (class ATerm of UAX #29).
+_DOTS: Final = ".․﹒．"
+# Directly after a mark or its closers: the sentence goes on.
+_GO_ON: Final = ",;:-/@=_，、；："
+_TERMINAL = regex.compile(r"\p{Sentence_Terminal}")
 
 
 def _words(*rows: str) -> frozenset[str]:
@@ -39,63 +49,64 @@ _MAY_END: Final = _words(
 _BEFORE_NUMBER: Final = _words("no nos nr p pp ch sec vol art par ex")
 
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
-_ENUMERATION = re.compile(r"[>#*_+\-\s]*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z])")
-_FENCE = re.compile(r"(`{3,}|~{3,})\s*")
+_ENUMERATION = re.compile(r"[>#*_+\-|\s]*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z])")
 
-# More than any abbreviation or enumeration needs; what is longer is none.
-_WORD_LIMIT: Final = 12
-_LINE_LIMIT: Final = 24
-
-_Span = Literal["", "code", "fence", "amount", "$", "$$", "\\(", "\\["]
-_Doubt = Literal["dot", "url", "capital", "number"]
+# Why a mark is pending: what follows must tell. "mark": "!" and "?", which stand in code and
+# addresses too. "wide": marks of other scripts, which nothing but closers can delay.
+_Doubt = Literal["dot", "mark", "wide", "url", "capital", "number"]
 
 
 class Boundary(enum.Enum):
     """What one text means for the sentence that it was fed to.
 
     NONE: the sentence goes on. END: it ends after this text. PENDING: this text may be its end,
-    the next one tells. END_BEFORE: the pending text was the end; the text just fed was not
-    consumed and opens the next sentence.
+    the next one tells. END_BEFORE: the last pending text was the end; the text just fed was not
+    consumed and opens the next sentence. BELONGS_BEFORE: everything since the last sentence's end,
+    this text included, belongs to the sentence before; the present sentence has not begun.
     """
 
     NONE = "none"
     PENDING = "pending"
     END = "end"
     END_BEFORE = "end_before"
+    BELONGS_BEFORE = "belongs_before"
 
 
 def may_end_sentence(text: str) -> bool:
-    """The paper's rule: a newline anywhere, or a mark at the end, white space aside."""
-    return "\n" in text or text.rstrip().endswith(_MARKS)
+    """Whether a sentence can end with this text in any mode, whatever stands before it."""
+    stem = text.rstrip()
+    start = _tail_start(stem)
+    return bool(text) and ("\n" in text or start == 0 or any(map(_is_mark, stem[start:])))
 
 
 class SentenceBoundaryDetector:
     """Finds sentence ends in a text that arrives token by token.
 
-    Robust mode, beyond the paper's rule:
+    Robust mode:
 
-    - A "." ends nothing in a decimal, a dotted name ("example.com", "foo.bar()"), an ellipsis, an
-      abbreviation, a single initial ("J.") or an enumeration at a line's start ("1.", "2.3.",
-      "a."). Where only the next text can tell, it is pending: white space, a capital, a script
-      without capitals or a bracket settle it as an end; a digit, a lower-case letter, "_", another
-      mark or one of ",;:-/@" directly after it do not.
-    - "!", "?" and the wide marks end at once; in a URL "!" and "?" wait for the next text.
-    - Inside `code` and ```fenced``` code marks end nothing. Inline code ends at its line; three
-      or more backticks that a newline interrupts open a fence.
-    - Inside $...$, $$...$$, \\(...\\) and \\[...\\] marks end nothing. An unclosed "$" ends with
-      its line, the others with the next blank line. As in pandoc, a "$" before white space or
-      closing punctuation opens nothing, and one after white space closes nothing. "$" before a
-      digit may be money: marks count as usual up to the closing "$" or to TeX ("^", "{",
-      "\\name"), save the factorial in "$5!".
+    - Marks are those of Unicode's Sentence_Terminal property and the ellipsis. Quotes, brackets and
+      Markdown's emphasis directly after a mark belong to its sentence, in the same text or the
+      next. So every mark that ends a text is pending until the next text. After such closers a
+      lower-case letter means that the sentence goes on.
+    - A "." ends nothing in a decimal, a dotted name ("example.com", "foo.bar()"), an abbreviation,
+      a single initial ("J.") or an enumeration at the start of a sentence, line or cell ("1.",
+      "2.3.", "a."). White space, a capital, a script without capitals or a bracket after it settle
+      it as an end; a digit, a lower-case letter, "_", another mark or one of ",;:-/@=" directly
+      after it do not. "etc.", "No." and their like and an ellipsis look past white space.
+    - Inside code and mathematics (see `MarkupReader`) marks end nothing; in an amount of money they
+      count as usual, save the factorial in "$5!".
+    - A newline ends a sentence that has begun, whatever stands before it. White space and lines
+      that hold no letter and no digit make no sentence: they belong to the sentence before. What
+      opens something (see `MarkupReader.end_line`) belongs to what follows.
 
-    What has been decided depends on the text alone, not on its cuts, with one exception: "etc.",
-    "No." and their like look at the first text after them, past its white space.
-
-    Everything kept is bounded and flat (`copy.copy` copies it); a feed costs O(len(text)).
+    What has been decided depends on the text alone, not on its cuts. Everything kept is bounded;
+    a feed costs O(len(text)).
 
     Raises:
         ConfigError: an unknown mode.
     """
+
+    _doubt: _Doubt | None  # why the last mark is pending
 
     def __init__(self, mode: SentenceBoundaryMode = "robust") -> None:
         if mode not in get_args(SentenceBoundaryMode):
@@ -105,193 +116,201 @@ class SentenceBoundaryDetector:
                 + "."
             )
         self._robust = mode == "robust"
-        self._doubt: _Doubt | None = None  # why the last mark is pending
-        self._span: _Span = ""
-        self._fence = ""  # the opening run of the code span or fence
-        self._ticks = 0  # backticks in the current run
-        self._dollar = False  # a "$" whose meaning the next character tells
-        self._escaped = False  # the last character is an unescaped backslash
-        self._url = False
-        self._tail = ""  # the last three characters
-        self._word = ""  # the tail of letters, digits, "." and "_"
-        self._line = ""  # how the line begins, blanks aside
+        self._markup = MarkupReader()
+        self._next_sentence()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether what was fed since the last sentence's end can no longer belong to it."""
+        began = self._content and not may_close(self._present)
+        return not self._robust or began or self._opened
 
     def feed(self, text: str) -> Boundary:
         """Take the text of the next token ("" while it completes no character) and judge it."""
         if not self._robust:
-            return Boundary.END if may_end_sentence(text) else Boundary.NONE
-        if self._doubt is not None:
-            if not text:
-                return Boundary.PENDING
-            doubt, self._doubt = self._doubt, None
-            if self._settles(doubt, text):
-                return Boundary.END_BEFORE
-        if not may_end_sentence(text):
-            self._read(text)
+            ends = "\n" in text or text.rstrip().endswith(_PAPER_MARKS)
+            return Boundary.END if ends else Boundary.NONE
+        if not text:
+            return Boundary.NONE if self._doubt is None else Boundary.PENDING
+        if self._doubt is None and text[-1].isalnum() and "\n" not in text:
+            self._read_piece(text)
             return Boundary.NONE
-        if "\n" in text:
-            self._read(text)
+        stem = text.rstrip()
+        start = _tail_start(stem)
+        if self._doubt is not None and not self._is_continued_by(stem, start):
+            if self._settles(self._doubt, text):
+                self._next_sentence()
+                return Boundary.END_BEFORE
+            self._doubt = None
+        if self._doubt is None:
+            start = next((i for i in range(start, len(stem)) if _is_mark(stem[i])), len(stem))
+        ended = self._read(text[:start])
+        for char in stem[start:]:
+            self._doubt = self._after(char)
+            self._read_piece(char)
+        blank = text[len(stem) :]
+        ended |= self._read(blank)
+        if ended or self._ends_in(blank):
+            self._next_sentence()
             return Boundary.END
-        body = text.rstrip()
-        self._read(body[:-1])
-        verdict = self._judge(body[-1])
-        space = text[len(body) :]
-        self._read(body[-1] + space)
-        if isinstance(verdict, Boundary):
-            return verdict
-        if space:
-            return Boundary.END if self._settles(verdict, space) else Boundary.NONE
-        self._doubt = verdict
-        return Boundary.PENDING
+        if self._doubt is not None:
+            return Boundary.PENDING
+        empty = not (self._content or self._opened or self._present)
+        return Boundary.BELONGS_BEFORE if empty else Boundary.NONE
 
     def settle(self) -> None:
         """The text ends after a pending mark: then that mark was a sentence's end."""
+        self._next_sentence()
+
+    def _next_sentence(self) -> None:
+        self._content = False  # the present sentence holds a letter or a digit
+        self._opened = False  # it holds what opens something
+        self._present = ""  # how it begins on this line, blanks aside
         self._doubt = None
+        self._closer = ""  # the last one after the pending mark
+        self._spaced = False  # white space follows the pending mark
 
-    def _judge(self, mark: str) -> Boundary | _Doubt:
-        """What a mark is at this place: END, NONE, or the doubt that makes it pending."""
-        self._resolve_openers(mark)
-        if self._span not in ("", "amount"):
-            return Boundary.NONE
-        if mark in _WIDE_MARKS:
-            return Boundary.END
-        last = self._tail[-1:]
-        if self._url and last != ".":
+    # -- marks ----------------------------------------------------------------------------------
+
+    def _after(self, char: str) -> _Doubt | None:
+        """The doubt after one more mark or closer."""
+        if not _is_mark(char):
+            if self._doubt is not None:
+                self._closer = char
+            return self._doubt
+        self._closer, self._spaced = "", False
+        return self._doubt if self._doubt in ("mark", "wide") else self._judge(char)
+
+    def _judge(self, mark: str) -> _Doubt | None:
+        """Why a mark at this place may end the sentence; None where it cannot."""
+        self._markup.resolve(mark)
+        if self._markup.span not in ("", "amount") or not self._content:
+            return None
+        last = self._markup.tail[-1:]
+        if mark == _ELLIPSIS or (mark in _DOTS and last in (*_DOTS, _ELLIPSIS)):
+            return "capital"
+        if not mark.isascii():
+            return "dot" if mark in _DOTS else "wide"
+        if self._markup.url and last != ".":
             return "url"
-        if mark != ".":
-            factorial = mark == "!" and self._span == "amount" and last.isdigit()
-            return Boundary.NONE if factorial else Boundary.END
-        return self._judge_dot(last)
+        if mark == ".":
+            return self._judge_dot()
+        factorial = mark == "!" and self._markup.span == "amount" and last.isdigit()
+        return None if factorial else "mark"
 
-    def _judge_dot(self, last: str) -> Boundary | _Doubt:
-        if last == "." or _ENUMERATION.fullmatch(self._line):
-            return Boundary.NONE
-        word = self._word.strip("_")
+    def _judge_dot(self) -> _Doubt | None:
+        if any(map(_ENUMERATION.fullmatch, (self._markup.line, self._present))):
+            return None
+        word = self._markup.word.strip("_")
         if len(word) == 1 and word.isupper():
-            return Boundary.NONE
+            return None
         folded = word.lower()
         if folded in _BEFORE_NUMBER:
             return "number"
         if folded in _MAY_END:
             return "capital"
         if word in _TITLES or folded in _ABBREVIATIONS or _DOTTED.fullmatch(word):
-            return Boundary.NONE
+            return None
         return "dot"
 
-    def _settles(self, doubt: _Doubt, text: str) -> bool:
-        """Whether `text`, directly after the pending mark, makes that mark an end."""
-        first = text[0]
-        if doubt == "url":
-            return first.isspace() or not first.isascii() or first in "<>\"'()[]{}"
-        if first.islower() or first.isdecimal() or first in "._!?,;:-/@":
-            return False
-        if first == "$" and self._span == "amount":
-            return False
-        if doubt == "dot" or "\n" in text[: len(text) - len(text.lstrip())]:
+    def _is_continued_by(self, stem: str, tail: int) -> bool:
+        """Whether a text only adds marks, closers or white space to the pending mark."""
+        if not stem:
             return True
-        following = text.lstrip()[:1]
+        return tail == 0 and not self._spaced and (_is_mark(stem[0]) or self._closes(stem[0]))
+
+    def _closes(self, char: str) -> bool:
+        """Whether a character directly after the pending mark closes something. In Chinese the
+        opening quote stands there; in German and Danish it closes."""
+        opens = self._doubt == "wide" and unicodedata.category(char) == "Pi"
+        return _is_closer(char) and not opens
+
+    def _settles(self, doubt: _Doubt, text: str) -> bool:
+        """Whether a text that does not continue the pending mark makes it an end."""
+        while not self._spaced and self._closes(text[0]):
+            self._closer, text = text[0], text[1:]
+        first, following = text[0], text.lstrip()[0]
+        if not (first.isspace() or self._spaced):
+            return self._settles_directly(doubt, first)
+        if "\n" in text[: len(text) - len(text.lstrip())] or doubt == "wide":
+            return True
         if doubt == "number":
-            return following != "" and not following.isdecimal() and following not in "(#"
-        return following.isalpha() and not following.islower()
+            return not following.isdecimal() and following not in "(#"
+        if doubt == "capital":
+            return following.isalpha() and not following.islower()
+        return not (self._closer and following.islower())
 
-    def _read(self, text: str) -> None:
-        if self._reads_plainly(text):
-            self._read_word(text)
-            return
-        for char in text:
-            self._resolve_openers(char)
-            if char == "\n":
-                self._end_line()
-                continue
-            literal = self._escaped
-            if self._span not in ("code", "fence"):
-                self._read_maths(char)
-            if char == "`" and self._span in ("", "amount", "code") and not literal:
-                self._ticks += 1
-            self._remember(char)
+    def _settles_directly(self, doubt: _Doubt, first: str) -> bool:
+        """The same where no white space follows the mark and its closers."""
+        if doubt == "url" and not self._closer:
+            return not first.isascii() or first in "<>\"'()[]{}"
+        if first in _GO_ON or _is_mark(first):
+            return False
+        if doubt == "wide":
+            return True
+        if first.islower() or first.isdecimal():
+            return False
+        if first.isupper() and self._closer and _is_loose(self._closer):
+            return False
+        if first == "$" and self._markup.span == "amount":
+            return False
+        if doubt == "number":
+            return first not in "(#"
+        return doubt != "capital" or first.isalpha()
 
-    def _reads_plainly(self, text: str) -> bool:
-        """Whether `text` is a blank and a word, as most tokens are, in a plain place."""
-        plain = not (self._span or self._ticks or self._dollar or self._escaped)
-        return plain and text[:1] == " " and text[1:].isalnum()
+    def _ends_in(self, blank: str) -> bool:
+        """Whether white space settles the pending mark by itself; if not, the next text does."""
+        if not blank or self._doubt is None:
+            return False
+        self._spaced = True
+        return self._doubt not in ("capital", "number") and not self._closer
 
-    def _read_word(self, text: str) -> None:
-        """What reading `text` character by character comes to."""
-        self._tail = (self._tail + text)[-3:]
-        self._word = text[1:][-_WORD_LIMIT:]
-        self._url = False
-        if len(self._line) < _LINE_LIMIT:
-            self._line = (self._line + (text if self._line else text[1:]))[:_LINE_LIMIT]
+    # -- lines ----------------------------------------------------------------------------------
 
-    def _resolve_openers(self, char: str) -> None:
-        """Settle a run of backticks or a "$" that ended before `char`."""
-        if self._ticks and char != "`":
-            if self._span != "code":
-                self._span, self._fence = "code", "`" * min(self._ticks, _LINE_LIMIT)
-            elif self._ticks == len(self._fence):
-                self._span = ""
-            self._ticks = 0
-        if self._dollar and char != "$":
-            self._dollar = False
-            if self._span == "$$":
-                pass
-            elif char.isdecimal():
-                self._span = "amount"
-            elif not char.isspace() and char not in _MARKS and char not in ",;:)]}\"'":
-                self._span = "$"
+    def _read(self, text: str) -> bool:
+        """Reads on; whether a sentence ended at a newline."""
+        ended = False
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._read_piece(line)
+            ended |= self._end_line()
+        self._read_piece(rest)
+        return ended
 
-    def _read_maths(self, char: str) -> None:
-        if self._escaped:
-            self._escaped = False
-            if char in "([" and self._span in ("", "amount"):
-                self._span = "\\(" if char == "(" else "\\["
-            elif (char == ")" and self._span == "\\(") or (char == "]" and self._span == "\\["):
-                self._span = ""
-            elif char.isalpha() and self._span == "amount":
-                self._span = "$"
-        elif char == "\\":
-            self._escaped = True
-        elif char == "$":
-            self._read_dollar()
-        elif char in "^{" and self._span == "amount":
-            self._span = "$"
+    def _read_piece(self, text: str) -> None:
+        self._markup.read(text)
+        if len(self._present) < LINE_LIMIT:
+            self._present = (self._present + text).lstrip()[:LINE_LIMIT]
+        self._content = self._content or any(map(str.isalnum, text))
 
-    def _read_dollar(self) -> None:
-        if self._span in ("\\(", "\\["):
-            return
-        if self._dollar:
-            self._dollar = False
-            self._span = "" if self._span == "$$" else "$$"
-        elif self._span in ("$", "amount"):
-            self._span = ""
-            self._dollar = self._tail[-1:].isspace()
-        else:
-            self._dollar = True
+    def _end_line(self) -> bool:
+        kind = self._markup.end_line(self._present, content=self._content)
+        if kind == "content":
+            self._next_sentence()
+            return True
+        self._opened = self._opened or kind == "opening"
+        self._content, self._present, self._doubt = False, "", None
+        return False
 
-    def _remember(self, char: str) -> None:
-        self._tail = self._tail[-2:] + char
-        if char.isalnum() or char in "._":
-            self._word = (self._word + char)[-_WORD_LIMIT:]
-            self._url = char.isascii() and (self._url or self._word.lower() == "www.")
-        else:
-            dotted = char == "/" and "." in self._word.strip(".")
-            ends = char.isspace() or not char.isascii() or char in "<>\"'()[]{}"
-            self._url = not ends and (self._url or dotted or self._tail == "://")
-            self._word = ""
-        if len(self._line) < _LINE_LIMIT and (self._line or not char.isspace()):
-            self._line += char
 
-    def _end_line(self) -> None:
-        if self._span == "fence":
-            closing = _FENCE.fullmatch(self._line)
-            if closing and closing[1].startswith(self._fence):
-                self._span = ""
-        elif self._span == "code":
-            self._span = "fence" if len(self._fence) >= 3 else ""
-        elif self._line.startswith("~~~"):
-            self._span, self._fence = "fence", "~~~"
-        elif self._span in ("$", "amount") or not self._line:
-            self._span = ""
-        self._escaped = self._url = False
-        self._line = self._word = ""
-        self._tail = "\n"
+def _tail_start(stem: str) -> int:
+    """Where the marks and closers begin that a text ends with."""
+    start = len(stem)
+    while start and (_is_mark(stem[start - 1]) or _is_closer(stem[start - 1])):
+        start -= 1
+    return start
+
+
+@cache
+def _is_mark(char: str) -> bool:
+    return char == _ELLIPSIS or _TERMINAL.match(char) is not None
+
+
+@cache
+def _is_closer(char: str) -> bool:
+    return _is_loose(char) or unicodedata.category(char) in ("Pe", "Pf")
+
+
+def _is_loose(char: str) -> bool:
+    """Whether a character closes after a mark, but opens before a letter."""
+    return char in "\"'*_~" or unicodedata.category(char) == "Pi"

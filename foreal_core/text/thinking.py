@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foreal_core.text.tokenizer import PairTokenizer
+    from foreal_core.text.pair_tokenizer import PairTokenizer
 
 THINK_START, THINK_END = "<think>", "</think>"
 

@@ -30,7 +30,7 @@ from foreal_core.request.chunk import Chunk
 from foreal_core.request.draws import Draws
 from foreal_core.request.proposals import least_chance
 from foreal_core.request.sequence import Sequence as RequestSequence
-from foreal_core.text.tokenizer import PairTokenizer
+from foreal_core.text.pair_tokenizer import PairTokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,145 @@
+"""The tokenizer of a pair: ids in this project are ids of the leader's tokenizer, and
+`PairTokenizer` alone knows what the draft makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from foreal_core.errors import ConfigError
+from foreal_core.text.chat_template import has_chat_template, refuse_surrogates, render_chat
+from foreal_core.text.detokenizer import decode
+from foreal_core.text.vocabularies import Vocabulary, map_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PairTokenizer:
+    """The leader's tokenizer, and what the draft makes of the leader's ids.
+
+    The two vocabularies must agree on every ordinary token that both have; `map_ids` says how the
+    others (special and added tokens, rows that pad the matrices) read to each model.
+
+    Args:
+        leader_tokenizer: a transformers tokenizer.
+        draft_tokenizer: the draft's own; None if it shares the leader's.
+        leader_vocab_size: rows of the leader's output matrix, padding included.
+        draft_vocab_size: the same for the draft.
+        leader_eos: ids that end the leader's text.
+        draft_eos: ids that end the draft's text, in the draft's ids.
+
+    Attributes:
+        tokenizer: the leader's.
+
+    Raises:
+        IncompatibleModelsError: an ordinary id means different tokens to the two.
+    """
+
+    def __init__(
+        self,
+        leader_tokenizer: PreTrainedTokenizerBase,
+        draft_tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        leader_vocab_size: int,
+        draft_vocab_size: int,
+        leader_eos: Collection[int],
+        draft_eos: Collection[int],
+    ) -> None:
+        self.tokenizer = leader_tokenizer
+        self._texts: dict[int, str] = {}
+        # A tokenizer file may ask for truncation. The first call turns that off for good; later,
+        # with other threads encoding, the backend would refuse the change ("Already borrowed").
+        added_by_itself = self.encode("")
+        self._bos: int | None = leader_tokenizer.bos_token_id
+        self._adds_bos = self._bos is not None and added_by_itself[:1] == [self._bos]
+
+        leader = Vocabulary.of(leader_tokenizer, rows=leader_vocab_size, ends=leader_eos)
+        if draft_tokenizer is None:
+            draft = replace(leader, rows=draft_vocab_size, ends=frozenset(draft_eos))
+        else:
+            draft = Vocabulary.of(draft_tokenizer, rows=draft_vocab_size, ends=draft_eos)
+        self._map = map_ids(leader, draft)
+
+    @property
+    def leader_eos(self) -> frozenset[int]:
+        """Ids that end the text, in the leader's ids, whoever writes them."""
+        return self._map.ends
+
+    @property
+    def draft_forbidden(self) -> tuple[int, ...]:
+        """Ascending ids that the draft must never write, in its ids."""
+        return self._map.draft_forbidden
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `encode_chat` can work."""
+        return has_chat_template(self.tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a raw text, with the special tokens that the tokenizer adds by itself."""
+        if not isinstance(text, str):
+            raise ConfigError(f"a text to encode must be a str, not {type(text).__name__}.")
+        refuse_surrogates(text)
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a piece from the middle of a text, without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def id_of(self, token: str) -> int | None:
+        """The id of the token that is spelled so, if there is one."""
+        found: int | None = self.tokenizer.convert_tokens_to_ids(token)
+        if found is None or self.tokenizer.convert_ids_to_tokens(found) != token:
+            return None  # some tokenizers answer with the unknown token
+        return found
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        **template_kwargs: Any,
+    ) -> list[int]:
+        """The ids of a chat in the tokenizer's template, up to where the answer begins.
+
+        The prompt opens with exactly one BOS where the tokenizer or the template uses one.
+
+        Args:
+            messages: dicts with "role" and "content" (or "tool_calls").
+            tools: functions or JSON schemas, for templates that show them.
+            template_kwargs: what the template itself understands ("enable_thinking", ...).
+
+        Raises:
+            ConfigError: malformed messages, no chat template, or an error of the template.
+        """
+        rendered = render_chat(self.tokenizer, messages, tools=tools, **template_kwargs)
+        return self._with_one_bos(rendered)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return decode(self.tokenizer, ids)
+
+    def text_of(self, token_id: int) -> str:
+        """The text of one id, remembered: a draft's every proposal is asked for its own."""
+        if (text := self._texts.get(token_id)) is None:
+            text = self._texts[token_id] = self.decode([token_id])
+        return text
+
+    def to_draft(self, ids: Sequence[int]) -> Sequence[int]:
+        """Leader ids as the draft reads them; `ids` itself where none of them differs."""
+        if self._map.to_draft.keys().isdisjoint(ids):
+            return ids
+        translate = self._map.to_draft.get
+        return [translate(i, i) for i in ids]
+
+    def from_draft(self, token_id: int) -> int:
+        """An id that the draft wrote, as the leader's."""
+        return self._map.from_draft.get(token_id, token_id)
+
+    def _with_one_bos(self, ids: list[int]) -> list[int]:
+        if self._bos is None or not (self._adds_bos or ids[:1] == [self._bos]):
+            return ids
+        written = next((n for n, i in enumerate(ids) if i != self._bos), len(ids))
+        return [self._bos, *ids[written:]]
