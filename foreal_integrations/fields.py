@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation, create_model
 
 from foreal_core import ConfigError, FoReaLConfig
-from foreal_core.chat.shared import (
-    SETTINGS,
-    DecoderSource,
-    canonical,
-    joined_stops,
-    refuse_unknown,
-)
+from foreal_core.chat.pairs import DecoderSource
+from foreal_core.chat.settings import SETTINGS, canonical, joined_stops, refuse_unknown
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder

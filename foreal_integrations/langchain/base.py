@@ -16,14 +16,9 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import PrivateAttr, SecretStr
 
 from foreal_core import AsyncTokenStream, FoReaLConfig, Generation, TokenEvent, TokenStream
-from foreal_core.chat.shared import (
-    SETTINGS,
-    CostLedger,
-    canonical,
-    in_time,
-    refuse_unknown,
-    timed_out,
-)
+from foreal_core.chat.ledger import CostLedger
+from foreal_core.chat.settings import SETTINGS, canonical, refuse_unknown
+from foreal_core.chat.timeouts import in_time, timed_out
 from foreal_integrations.fields import PairFields
 from foreal_integrations.langchain.callbacks import Account, ledgers
 

@@ -17,7 +17,7 @@ from langchain_core.outputs import ChatGeneration, Generation as TextGeneration,
 from langchain_core.tracers.context import register_configure_hook
 
 from foreal_core import FoReaLConfig, Generation
-from foreal_core.chat.shared import CostLedger, charge_of
+from foreal_core.chat.ledger import CostLedger, charge_of
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder

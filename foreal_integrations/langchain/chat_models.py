@@ -24,9 +24,10 @@ from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import chosen_tools, held_to_calls
 from foreal_core.chat.replies import ReplySplitter
-from foreal_core.chat.shared import events_in_time, free_of_charge
+from foreal_core.chat.timeouts import events_in_time
 from foreal_core.text.thinking import THINK_END, opens_thinking
 from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of

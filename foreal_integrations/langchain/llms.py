@@ -14,7 +14,8 @@ from langchain_core.runnables.config import ensure_config
 from pydantic import PrivateAttr
 
 from foreal_core import FoReaLDecoder, Generation
-from foreal_core.chat.shared import events_in_time, free_of_charge
+from foreal_core.chat.ledger import free_of_charge
+from foreal_core.chat.timeouts import events_in_time
 from foreal_integrations.langchain.base import FoReaLFields, package_version
 from foreal_integrations.langchain.callbacks import record_of
 

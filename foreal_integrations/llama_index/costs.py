@@ -17,7 +17,7 @@ from llama_index.core.instrumentation.span import active_span_id
 from pydantic import Field
 
 from foreal_core import Generation
-from foreal_core.chat.shared import CostLedger, Record, charge_of
+from foreal_core.chat.ledger import CostLedger, Record, charge_of
 
 _dispatcher = get_dispatcher(__name__)
 

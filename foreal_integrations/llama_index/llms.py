@@ -29,7 +29,7 @@ from pydantic import PrivateAttr
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
 from foreal_core.chat.messages import chosen_tools, held_to_calls
 from foreal_core.chat.replies import CALL_START, ReplyReader, ReplySplitter
-from foreal_core.chat.shared import SETTINGS, canonical, refuse_unknown
+from foreal_core.chat.settings import SETTINGS, canonical, refuse_unknown
 from foreal_core.text.thinking import opens_thinking
 from foreal_integrations.fields import PairFields, check_timeout
 from foreal_integrations.llama_index.calls import Call, RequestRefusedError, refusing
