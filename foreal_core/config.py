@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -149,6 +150,13 @@ class FoReaLConfig:
         if options is not None and self.policy_options is not None:
             object.__setattr__(self, "policy_options", asdict(options))
 
+    def recorded(self) -> dict[str, Any]:
+        """`to_dict` for the record of every call, with the name and the digest of a schema in its
+        place: schemas are long and the same for many calls."""
+        schemas = {"json_schema": self.json_schema, "call_schema": self.call_schema}
+        short = {name: _named(str(text)) for name, text in schemas.items() if text is not None}
+        return {**self.to_dict(), **short}
+
     def _checked_stop(self) -> tuple[str, ...]:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
@@ -196,3 +204,19 @@ class FoReaLConfig:
 
     def _refuse(self, name: str, allowed: str) -> NoReturn:
         raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}.")
+
+
+def _named(schema: str) -> str:
+    """What a schema describes, its title or the tools that it calls, and a digest of its text."""
+    parsed = json.loads(schema)
+    branches = parsed.get("anyOf")
+    parts = branches if isinstance(branches, list) else [parsed]
+    tools = [_within(part, "properties", "name", "const") for part in parts]
+    name = parsed.get("title") or ", ".join(str(tool) for tool in tools if tool) or "schema"
+    return f"{name} (sha256 {hashlib.sha256(schema.encode()).hexdigest()[:16]})"
+
+
+def _within(value: Any, *path: str) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from foreal_core import Generation
+from foreal_core import ConfigError, Generation
 
 Record = dict[str, Any]
+
+KEPT_RECORDS = 1000
 
 _COUNTS = (
     "prompt_tokens",
@@ -20,6 +24,20 @@ _COUNTS = (
     "handoffs",
 )
 _GROUPS = ("flops", "flops_written", "weight_bytes")
+_PARTS = ("leader", "draft", "total", "leader_only")
+
+
+def last_ones(count: int | None) -> deque[Any]:
+    """Keeps the last `count` of what is appended; None keeps all.
+
+    Raises:
+        ConfigError: `count` is no such number.
+    """
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+        raise ConfigError(
+            f"keep_records={count!r} is not allowed: it must be an integer >= 0, or None for all."
+        )
+    return deque(maxlen=count)
 
 
 def charge_of(end: Generation | BaseException) -> tuple[Record, bool] | None:
@@ -50,54 +68,61 @@ def free_of_charge(record: Mapping[str, Any]) -> Record:
 
 
 class CostLedger:
-    """Adds up cost records; safe from any thread.
+    """Adds up cost records; safe from any thread. Sums are kept of all calls, records of the last
+    ones only, so that a ledger stays small however long it lives.
 
-    Attributes:
-        records: the record of every charged call, in the order in which they ended. A call that
-            was stopped early has "stopped_early": True in it.
+    Args:
+        keep_records: how many records are kept (>= 0); None keeps all.
+
+    Raises:
+        ConfigError: `keep_records` is no such number.
     """
 
-    def __init__(self) -> None:
-        self.records: list[Record] = []
+    def __init__(self, *, keep_records: int | None = KEPT_RECORDS) -> None:
+        self._records = last_ones(keep_records)
         self._lock = threading.Lock()
-        self._cache_hits = 0
-        self._failed = 0
+        self._sums: Record = {
+            **dict.fromkeys(("calls", "stopped_early", "cache_hits", "failed", *_COUNTS), 0),
+            **{group: dict.fromkeys(_PARTS, 0) for group in _GROUPS},
+            "seconds": 0,
+        }
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of the last charged calls, in the order in which they ended. A call that
+        was stopped early has "stopped_early": True in it."""
+        with self._lock:
+            return list(self._records)
 
     def charge(self, record: Mapping[str, Any], *, stopped_early: bool = False) -> None:
         """Adds one call; a record that is marked as cached counts as a hit and costs nothing."""
+        kept = {**record, "stopped_early": True} if stopped_early else dict(record)
         with self._lock:
+            sums = self._sums
             if record.get("cached"):
-                self._cache_hits += 1
-            else:
-                self.records.append(
-                    {**record, "stopped_early": True} if stopped_early else dict(record)
-                )
+                sums["cache_hits"] += 1
+                return
+            sums["calls"] += 1
+            sums["stopped_early"] += bool(kept.get("stopped_early"))
+            for name in _COUNTS:
+                sums[name] += record[name]
+            for group in _GROUPS:
+                for part in _PARTS:
+                    sums[group][part] += record[group][part]
+            sums["seconds"] += record["seconds"]["total"]
+            self._records.append(kept)
 
     def count_failure(self) -> None:
         """Notes a call that ended with an error."""
         with self._lock:
-            self._failed += 1
+            self._sums["failed"] += 1
 
     def totals(self) -> dict[str, Any]:
         """Sums over all calls: "calls" charged, of them "stopped_early", "cache_hits", "failed"
         calls, token and sentence counts, the three cost counts by model (FLOPs, FLOPs of written
         tokens, bytes) and "seconds" that calls took, each counted by itself."""
         with self._lock:
-            records, hits, failed = list(self.records), self._cache_hits, self._failed
-        totals: dict[str, Any] = {
-            "calls": len(records),
-            "stopped_early": sum(bool(record.get("stopped_early")) for record in records),
-            "cache_hits": hits,
-            "failed": failed,
-        }
-        totals.update({name: sum(record[name] for record in records) for name in _COUNTS})
-        for group in _GROUPS:
-            totals[group] = {
-                part: sum(record[group][part] for record in records)
-                for part in ("leader", "draft", "total", "leader_only")
-            }
-        totals["seconds"] = sum(record["seconds"]["total"] for record in records)
-        return totals
+            return copy.deepcopy(self._sums)
 
     def __str__(self) -> str:
         totals = self.totals()
