@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, NoReturn, get_args
 
 from foreal_core.errors import ConfigError
@@ -179,16 +180,17 @@ class FoReaLConfig:
     def _check_int(self, name: str, low: int, high: int | None = None) -> None:
         value = getattr(self, name)
         allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_integer(value):
             self._refuse(name, allowed)
         if value < low or (high is not None and value > high):
             self._refuse(name, allowed)
+        object.__setattr__(self, name, int(value))
 
     def _check_float(
         self, name: str, low: float, high: float, allowed: str, *, open_low: bool = False
     ) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             self._refuse(name, allowed)
         try:
             value = float(value)
@@ -204,6 +206,16 @@ class FoReaLConfig:
 
     def _refuse(self, name: str, allowed: str) -> NoReturn:
         raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}.")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, numpy's among them; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, numpy's among them; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _named(schema: str) -> str:

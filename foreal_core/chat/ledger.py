@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foreal_core import ConfigError, Generation
+from foreal_core.config import is_integer
 
 Record = dict[str, Any]
 
@@ -33,11 +34,11 @@ def last_ones(count: int | None) -> deque[Any]:
     Raises:
         ConfigError: `count` is no such number.
     """
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+    if count is not None and not (is_integer(count) and count >= 0):
         raise ConfigError(
             f"keep_records={count!r} is not allowed: it must be an integer >= 0, or None for all."
         )
-    return deque(maxlen=count)
+    return deque(maxlen=None if count is None else int(count))
 
 
 def charge_of(end: Generation | BaseException) -> tuple[Record, bool] | None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from foreal_core import ConfigError, FoReaLConfig
+from foreal_core.config import is_integer, is_number
 
 _HINTS = get_type_hints(FoReaLConfig)
 # Name -> (type, default) of every setting, so that no integration lists them again.
@@ -19,12 +20,13 @@ _ALIASES = {"max_tokens": "max_new_tokens"}
 
 
 def canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments under our own names (`max_tokens` is `max_new_tokens`).
+    """The arguments under our own names (`max_tokens` is `max_new_tokens`), numbers as Python's
+    own (numpy's are no JSON).
 
     Raises:
         ConfigError: a name and its alias are both given, with different values.
     """
-    renamed = dict(arguments)
+    renamed = {name: _plain(value) for name, value in arguments.items()}
     for alias, name in _ALIASES.items():
         if alias not in renamed:
             continue
@@ -37,6 +39,12 @@ def canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 "two names of one setting."
             )
     return renamed
+
+
+def _plain(value: Any) -> Any:
+    if is_integer(value):
+        return int(value)
+    return float(value) if is_number(value) else value
 
 
 def refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
