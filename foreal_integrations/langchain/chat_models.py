@@ -54,7 +54,7 @@ _PASSED_ON = frozenset(
 )
 
 
-Chats: TypeAlias = list[list[BaseMessage]]
+Chat: TypeAlias = list[BaseMessage]
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,13 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
     # -- entry points: each call runs on a copy that holds its settings ---------------------------
 
     def generate(
-        self, messages: Chats, stop: Stop = None, callbacks: Any = None, **kwargs: Any
+        self, messages: list[Chat], stop: Stop = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
         call, rest = self._for_call(kwargs, callbacks)
         return super(FoReaLModel, call).generate(messages, stop, callbacks, **rest)
 
     async def agenerate(
-        self, messages: Chats, stop: Stop = None, callbacks: Any = None, **kwargs: Any
+        self, messages: list[Chat], stop: Stop = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
         call, rest = self._for_call(kwargs, callbacks)
         return await super(FoReaLModel, call).agenerate(messages, stop, callbacks, **rest)
@@ -144,11 +144,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
     # -- what LangChain calls -----------------------------------------------------------------
 
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: Stop = None,
-        run_manager: Manager = None,
-        **kwargs: Any,
+        self, messages: Chat, stop: Stop = None, run_manager: Manager = None, **kwargs: Any
     ) -> ChatResult:
         call, arguments = self._entered(run_manager, kwargs)
         request = call._prepare(call._decoder(), messages, stop, arguments)
@@ -156,11 +152,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         return ChatResult(generations=[request.reader.whole(generation)])
 
     async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: Stop = None,
-        run_manager: AsyncManager = None,
-        **kwargs: Any,
+        self, messages: Chat, stop: Stop = None, run_manager: AsyncManager = None, **kwargs: Any
     ) -> ChatResult:
         call, arguments = self._entered(run_manager, kwargs)
         request = await call._aprepare(messages, stop, arguments)
@@ -168,22 +160,14 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         return ChatResult(generations=[request.reader.whole(generation)])
 
     def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: Stop = None,
-        run_manager: Manager = None,
-        **kwargs: Any,
+        self, messages: Chat, stop: Stop = None, run_manager: Manager = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         call, arguments = self._entered(run_manager, kwargs)
         # BaseChatModel fires the token callbacks itself.
         yield from call._chunks(call._prepare(call._decoder(), messages, stop, arguments))
 
     async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: Stop = None,
-        run_manager: AsyncManager = None,
-        **kwargs: Any,
+        self, messages: Chat, stop: Stop = None, run_manager: AsyncManager = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         call, arguments = self._entered(run_manager, kwargs)
         request = await call._aprepare(messages, stop, arguments)
