@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, NoReturn, get_args
 
 from foreal_core.errors import ConfigError
@@ -149,6 +151,13 @@ class FoReaLConfig:
         if options is not None and self.policy_options is not None:
             object.__setattr__(self, "policy_options", asdict(options))
 
+    def recorded(self) -> dict[str, Any]:
+        """`to_dict` for the record of every call, with the name and the digest of a schema in its
+        place: schemas are long and the same for many calls."""
+        schemas = {"json_schema": self.json_schema, "call_schema": self.call_schema}
+        short = {name: _named(str(text)) for name, text in schemas.items() if text is not None}
+        return {**self.to_dict(), **short}
+
     def _checked_stop(self) -> tuple[str, ...]:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
@@ -171,16 +180,17 @@ class FoReaLConfig:
     def _check_int(self, name: str, low: int, high: int | None = None) -> None:
         value = getattr(self, name)
         allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_integer(value):
             self._refuse(name, allowed)
         if value < low or (high is not None and value > high):
             self._refuse(name, allowed)
+        object.__setattr__(self, name, int(value))
 
     def _check_float(
         self, name: str, low: float, high: float, allowed: str, *, open_low: bool = False
     ) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             self._refuse(name, allowed)
         try:
             value = float(value)
@@ -196,3 +206,29 @@ class FoReaLConfig:
 
     def _refuse(self, name: str, allowed: str) -> NoReturn:
         raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}.")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, numpy's among them; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, numpy's among them; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _named(schema: str) -> str:
+    """What a schema describes, its title or the tools that it calls, and a digest of its text."""
+    parsed = json.loads(schema)
+    branches = parsed.get("anyOf")
+    parts = branches if isinstance(branches, list) else [parsed]
+    tools = [_within(part, "properties", "name", "const") for part in parts]
+    name = parsed.get("title") or ", ".join(str(tool) for tool in tools if tool) or "schema"
+    return f"{name} (sha256 {hashlib.sha256(schema.encode()).hexdigest()[:16]})"
+
+
+def _within(value: Any, *path: str) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

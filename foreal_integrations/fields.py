@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SkipValidation,
+    create_model,
+)
 
 from foreal_core import ConfigError, FoReaLConfig
-from foreal_core.chat.shared import (
-    SETTINGS,
-    DecoderSource,
-    canonical,
-    joined_stops,
-    refuse_unknown,
-)
+from foreal_core.chat.pairs import DecoderSource
+from foreal_core.chat.settings import SETTINGS, canonical, joined_stops, refuse_unknown
+from foreal_core.config import is_number
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
@@ -36,6 +41,13 @@ else:
 _LONG_PROMPT = 16_384
 
 
+def _path_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+ModelName = Annotated[str, BeforeValidator(_path_text)]
+
+
 class PairFields(_Settings):
     """Which pair, how it is loaded, how it writes. To be mixed into a framework's class.
 
@@ -46,9 +58,9 @@ class PairFields(_Settings):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
-    leader: str | None = None
+    leader: ModelName | None = None
     """Hub id or folder of the large model; without it and `draft`, the bundled pair."""
-    draft: str | None = None
+    draft: ModelName | None = None
     """Hub id or folder of the small model."""
     decoder: Annotated[Any, SkipValidation] = Field(default=None, exclude=True, repr=False)
     """A loaded `FoReaLDecoder` to use instead."""
@@ -143,8 +155,8 @@ class PairFields(_Settings):
 
 def check_timeout(timeout: Any) -> None:
     """Raises ConfigError for what is no time-out."""
-    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if timeout is not None and not (is_number and 0 < timeout <= threading.TIMEOUT_MAX):
+    in_range = is_number(timeout) and 0 < timeout <= threading.TIMEOUT_MAX
+    if timeout is not None and not in_range:
         raise ConfigError(
             f"timeout={timeout!r} is not allowed: it must be seconds > 0 (at most "
             f"{threading.TIMEOUT_MAX:.0f}), or None."

@@ -203,7 +203,7 @@ class Sequence:
             led_sentences=sum(sentence.led for sentence in text.sentences),
             handoffs=text.handoffs,
             seconds=self.clock.seconds(),
-            settings={**self.config.to_dict(), "seed": self.seed},
+            settings={**self.config.recorded(), "seed": self.seed},
             prefill_chunk=PREFILL_CHUNK,
         )
 

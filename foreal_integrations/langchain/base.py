@@ -5,25 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import FIRST_EXCEPTION, wait
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
-from langchain_core.language_models.base import LangSmithParams
-from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import get_config_list
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models.base import (
+    BaseLanguageModel,
+    LangSmithParams,
+    LanguageModelInput,
+)
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ensure_config, get_config_list
 from pydantic import PrivateAttr, SecretStr
 
-from foreal_core import AsyncTokenStream, FoReaLConfig, Generation, TokenEvent, TokenStream
-from foreal_core.chat.shared import (
-    SETTINGS,
-    CostLedger,
-    canonical,
-    in_time,
-    refuse_unknown,
-    timed_out,
-)
+from foreal_core import FoReaLConfig, Generation
+from foreal_core.chat.ledger import CostLedger
+from foreal_core.chat.settings import SETTINGS, canonical, refuse_unknown
+from foreal_core.chat.timeouts import events_in_time, in_time, timed_out
 from foreal_integrations.fields import PairFields
 from foreal_integrations.langchain.callbacks import Account, ledgers
 
@@ -32,11 +41,51 @@ if TYPE_CHECKING:
 
 _MOST_THREADS = 32
 # What LangChain's own methods pass along with a call.
-_OF_THE_FRAMEWORK = frozenset({"tags", "metadata", "run_name", "run_id"})
+_OF_THE_FRAMEWORK = frozenset({"stop", "tags", "metadata", "run_name", "run_id"})
 
 
-class FoReaLFields(PairFields):
-    """The constructor arguments of `FoReaLLLM` and `ChatFoReaL`.
+# What LangChain passes to the methods that it calls.
+Stop: TypeAlias = list[str] | None
+Manager: TypeAlias = CallbackManagerForLLMRun | None
+AsyncManager: TypeAlias = AsyncCallbackManagerForLLMRun | None
+
+C = TypeVar("C")
+Chunk = TypeVar("Chunk", covariant=True)
+
+
+class ChunkReader(Protocol[Chunk]):
+    """Makes LangChain's chunks of one text as it is written."""
+
+    def chunks(self, text: str) -> Iterable[Chunk]:
+        """Those that became certain with one more token, whose text this is."""
+        ...
+
+    def last_chunks(self, generation: Generation) -> Iterable[Chunk]:
+        """Those of the end: what was held back, then what only the whole text tells."""
+        ...
+
+
+Reader = TypeVar("Reader", bound=ChunkReader[Any], covariant=True)
+
+
+@dataclass(frozen=True)
+class Request(Generic[Reader]):
+    """A prompt that is ready to run, and who reads what is written."""
+
+    decoder: FoReaLDecoder
+    ids: list[int]
+    settings: FoReaLConfig
+    reader: Reader
+
+
+if TYPE_CHECKING:
+    _Framework = BaseLanguageModel[Any]
+else:  # each of the two classes brings LangChain's own one
+    _Framework = object
+
+
+class FoReaLModel(PairFields, _Framework):
+    """What `FoReaLLLM` and `ChatFoReaL` share: their arguments, and how a call runs.
 
     Every field of `FoReaLConfig` is one of them, and an argument of every single call as well
     (`invoke(..., lead_count=8)`, `bind(seed=1)`); `max_tokens` is another name of
@@ -53,17 +102,53 @@ class FoReaLFields(PairFields):
     # Of the copy that one call runs on: who pays for work that is stopped early.
     _payers: tuple[CostLedger, ...] = PrivateAttr(default=())
 
-    # What a call may set beside FoReaLConfig's fields.
+    # What a call may set beside FoReaLConfig's fields, and what is left to LangChain.
     _per_call: ClassVar[frozenset[str]] = frozenset({"timeout"})
+    _passed_on: ClassVar[frozenset[str]] = frozenset()
+
+    # -- entry points: each call runs on a copy that holds its settings ---------------------------
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        call, rest = self._for_call(kwargs, ensure_config(config).get("callbacks"))
+        return super(FoReaLModel, call).stream(input, config, **rest)
+
+    def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        call, rest = self._for_call(kwargs, ensure_config(config).get("callbacks"))
+        return super(FoReaLModel, call).astream(input, config, **rest)
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Calls of their own, side by side: what fails does not end the others."""
+        configs = self._wide_configs(config, len(inputs))
+        return Runnable.batch(self, inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    def batch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        configs = self._wide_configs(config, len(inputs))
+        return super().batch_as_completed(  # type: ignore[call-overload,no-any-return]
+            inputs, configs, return_exceptions=return_exceptions, **kwargs
+        )
 
     # -- the settings of a call ---------------------------------------------------------------
 
     def _for_call(
-        self,
-        arguments: Mapping[str, Any],
-        callbacks: Any,
-        *,
-        passed_on: Collection[str] = (),
+        self, arguments: Mapping[str, Any], callbacks: Any
     ) -> tuple[Self, dict[str, Any]]:
         """A copy of the model that one call runs on, with the call's settings for fields, and the
         arguments that are left.
@@ -74,18 +159,16 @@ class FoReaLFields(PairFields):
         Args:
             arguments: of the call.
             callbacks: of the call.
-            passed_on: names that are left for LangChain.
         """
         arguments = canonical(arguments)
-        own = {*SETTINGS, *self._per_call}
-        refuse_unknown(
-            arguments, own | _OF_THE_FRAMEWORK | set(passed_on), f"a call of {type(self).__name__}"
-        )
+        own = {*SETTINGS, *self._per_call} - {"stop"}  # which joins the constructor's
+        known = own | _OF_THE_FRAMEWORK | self._passed_on
+        refuse_unknown(arguments, known, f"a call of {type(self).__name__}")
         changed = {name: value for name, value in arguments.items() if name in own}
         call = self.model_copy(update=changed)
         call.__dict__.pop("_serialized", None)  # LangChain's, computed from the old fields
         call._check()
-        call._payers = ledgers(callbacks, getattr(self, "callbacks", None))
+        call._payers = ledgers(callbacks, self.callbacks)
         return call, {name: value for name, value in arguments.items() if name not in own}
 
     def _entered(
@@ -154,35 +237,33 @@ class FoReaLFields(PairFields):
                 raise timed_out(self.timeout) from None
             raise
 
-    @contextlib.contextmanager
-    def _streaming(
-        self, decoder: FoReaLDecoder, ids: list[int], settings: FoReaLConfig
-    ) -> Iterator[TokenStream]:
-        """A stream that is stopped and charged when the block is left before its end."""
+    def _chunks(self, request: Request[ChunkReader[C]]) -> Generator[C, None, None]:
+        """A text as it is written; it is stopped and charged when it is left before its end."""
         account = Account(self._payers)
         try:
-            stream = decoder.stream(ids, settings, on_done=account.settle)
+            stream = request.decoder.stream(request.ids, request.settings, on_done=account.settle)
             with in_time([stream], self.timeout):
-                yield stream
+                for event in stream:
+                    yield from request.reader.chunks(event.text)
+                # A time-out is raised at once, not behind a last chunk.
+                if stream.result.finish_reason == "cancelled":
+                    raise timed_out(self.timeout)
+                yield from request.reader.last_chunks(stream.result)
         except BaseException:
             account.stop()
             raise
 
-    def _events(self, stream: TokenStream) -> Iterator[TokenEvent]:
-        """The stream's events; a time-out is raised at once, not behind a last chunk."""
-        yield from stream
-        if stream.result.finish_reason == "cancelled":
-            raise timed_out(self.timeout)
-
-    @contextlib.asynccontextmanager
-    async def _astreaming(
-        self, decoder: FoReaLDecoder, ids: list[int], settings: FoReaLConfig
-    ) -> AsyncIterator[AsyncTokenStream]:
-        """`_streaming` for an event loop, without the clock."""
+    async def _achunks(self, request: Request[ChunkReader[C]]) -> AsyncGenerator[C, None]:
+        """`_chunks` for an event loop."""
         account = Account(self._payers)
-        stream = decoder.astream(ids, settings, on_done=account.settle)
+        stream = request.decoder.astream(request.ids, request.settings, on_done=account.settle)
         try:
-            yield stream
+            async with contextlib.aclosing(events_in_time(stream, self.timeout)) as events:
+                async for event in events:
+                    for chunk in request.reader.chunks(event.text):
+                        yield chunk
+            for chunk in request.reader.last_chunks(stream.result):
+                yield chunk
         except GeneratorExit:
             # The loop may be closing all generators at once: nothing more may be awaited here.
             account.stop()

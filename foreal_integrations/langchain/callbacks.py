@@ -17,7 +17,7 @@ from langchain_core.outputs import ChatGeneration, Generation as TextGeneration,
 from langchain_core.tracers.context import register_configure_hook
 
 from foreal_core import FoReaLConfig, Generation
-from foreal_core.chat.shared import CostLedger, charge_of
+from foreal_core.chat.ledger import KEPT_RECORDS, CostLedger, charge_of
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
@@ -31,17 +31,23 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
     use `get_foreal_cost_callback`. Thread-safe.
 
     Attributes:
-        ledger: the sums (`ledger.totals()`) and the single records (`ledger.records`).
+        ledger: the sums (`ledger.totals()`) and the last records (`ledger.records`).
 
     Args:
         outer: a handler that is told of every call, too. It may hear of the same calls by itself,
             where it was passed on by a chain, and is charged once.
+        keep_records: how many records are kept, the last ones; None keeps all.
     """
 
-    def __init__(self, outer: FoReaLCostCallbackHandler | None = None) -> None:
-        self.ledger = CostLedger()
+    def __init__(
+        self,
+        outer: FoReaLCostCallbackHandler | None = None,
+        *,
+        keep_records: int | None = KEPT_RECORDS,
+    ) -> None:
+        self.ledger = CostLedger(keep_records=keep_records)
         self._outer = outer
-        self._ended: set[UUID] = set()  # runs that were charged
+        self._running: set[UUID] = set()  # runs that have begun and are not charged yet
         self._lock = threading.Lock()
 
     def totals(self) -> dict[str, Any]:
@@ -50,7 +56,7 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The cost record of each call, in the order in which they were charged."""
+        """The cost records of the last calls, in the order in which they were charged."""
         return self.ledger.records
 
     def _with_outer(self) -> Iterator[FoReaLCostCallbackHandler]:
@@ -60,25 +66,35 @@ class FoReaLCostCallbackHandler(BaseCallbackHandler):
             yield handler
             handler = handler._outer
 
+    def on_llm_start(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
+        """Notes that a call begins."""
+        for handler in self._with_outer():
+            with handler._lock:
+                handler._running.add(run_id)
+
+    on_chat_model_start = on_llm_start
+
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """Charges a call that ran to its end."""
-        for handler in self._with_outer():
-            if handler._is_first_end(run_id):
-                for generation in itertools.chain.from_iterable(response.generations):
-                    if record := record_of(generation):
-                        handler.ledger.charge(record)
+        for handler in self._ending(run_id):
+            for generation in itertools.chain.from_iterable(response.generations):
+                if record := record_of(generation):
+                    handler.ledger.charge(record)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Counts the failure; what the call cost is charged by the model that was stopped."""
-        for handler in self._with_outer():
-            if isinstance(error, Exception) and handler._is_first_end(run_id):
+        for handler in self._ending(run_id):
+            if isinstance(error, Exception):
                 handler.ledger.count_failure()
 
-    def _is_first_end(self, run_id: UUID) -> bool:
-        with self._lock:
-            first = run_id not in self._ended
-            self._ended.add(run_id)
-        return first
+    def _ending(self, run_id: UUID) -> Iterator[FoReaLCostCallbackHandler]:
+        """This handler and those around it, each for its first word of the run's end."""
+        for handler in self._with_outer():
+            with handler._lock:
+                first = run_id in handler._running
+                handler._running.discard(run_id)
+            if first:
+                yield handler
 
     def __str__(self) -> str:
         return str(self.ledger)
@@ -92,7 +108,9 @@ register_configure_hook(_current, inheritable=True)
 
 
 @contextlib.contextmanager
-def get_foreal_cost_callback() -> Iterator[FoReaLCostCallbackHandler]:
+def get_foreal_cost_callback(
+    *, keep_records: int | None = KEPT_RECORDS
+) -> Iterator[FoReaLCostCallbackHandler]:
     """Charges every FoReaL call inside the block, in chains, agents and tasks started there.
 
     Blocks may be nested: the outer one is charged for the inner one's calls too.
@@ -100,8 +118,12 @@ def get_foreal_cost_callback() -> Iterator[FoReaLCostCallbackHandler]:
         with get_foreal_cost_callback() as cost:
             agent.invoke(...)
         print(cost)
+
+    Args:
+        keep_records: how many records are kept, the last ones; None keeps all. Sums are of all
+            calls.
     """
-    handler = FoReaLCostCallbackHandler(_current.get())
+    handler = FoReaLCostCallbackHandler(_current.get(), keep_records=keep_records)
     token = _current.set(handler)
     try:
         yield handler

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, ModelProfile
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import (
     ChatGeneration,
     ChatGenerationChunk,
@@ -18,17 +18,23 @@ from langchain_core.outputs import (
     Generation as TextGeneration,
     LLMResult,
 )
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import chosen_tools, held_to_calls
-from foreal_core.chat.replies import ReplySplitter
-from foreal_core.chat.shared import events_in_time, free_of_charge
+from foreal_core.chat.replies import Part, ReplySplitter
 from foreal_core.text.thinking import THINK_END, opens_thinking
-from foreal_integrations.langchain.base import FoReaLFields, package_version
+from foreal_integrations.langchain.base import (
+    AsyncManager,
+    FoReaLModel,
+    Manager,
+    Request,
+    Stop,
+    package_version,
+)
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.langchain.messages import MessageReader, to_chat
 from foreal_integrations.langchain.structured import (
@@ -48,6 +54,9 @@ _PASSED_ON = frozenset(
 )
 
 
+Chat: TypeAlias = list[BaseMessage]
+
+
 @dataclass(frozen=True)
 class _Ask:
     """What one call asks for, chat apart."""
@@ -56,17 +65,28 @@ class _Ask:
     tools: list[dict[str, Any]] | None
 
 
-@dataclass(frozen=True)
-class _Request:
-    """One chat, ready to run."""
+class _Reader:
+    """A reply as LangChain's generations."""
 
-    decoder: FoReaLDecoder
-    ids: list[int]
-    settings: FoReaLConfig
-    reader: MessageReader
+    def __init__(self, splitter: ReplySplitter, model: str) -> None:
+        self._messages = MessageReader(splitter)
+        self._model = model
+
+    def whole(self, generation: Generation) -> ChatGeneration:
+        return ChatGeneration(message=self._messages.message(generation, self._model))
+
+    def chunks(self, text: str) -> Iterator[ChatGenerationChunk]:
+        return map(self._chunk, self._messages.feed(text))
+
+    def last_chunks(self, generation: Generation) -> Iterator[ChatGenerationChunk]:
+        yield from map(self._chunk, self._messages.flush())
+        yield ChatGenerationChunk(message=self._messages.last_chunk(generation, self._model))
+
+    def _chunk(self, part: Part) -> ChatGenerationChunk:
+        return ChatGenerationChunk(message=self._messages.chunk(part))
 
 
-class ChatFoReaL(FoReaLFields, BaseChatModel):
+class ChatFoReaL(FoReaLModel, BaseChatModel):
     """A leader and a draft that write one text, as a LangChain chat model.
 
         chat = ChatFoReaL(leader="...", draft="...", max_new_tokens=512)
@@ -87,7 +107,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         TimeoutError: a call took longer than `timeout` seconds.
     """
 
-    _per_call: ClassVar[frozenset[str]] = frozenset({"timeout"})
+    _passed_on: ClassVar[frozenset[str]] = _PASSED_ON
     _describes_itself: bool = PrivateAttr(default=True)
 
     def __init__(self, **arguments: Any) -> None:
@@ -110,137 +130,50 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
     # -- entry points: each call runs on a copy that holds its settings ---------------------------
 
     def generate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Any = None,
-        **kwargs: Any,
+        self, messages: list[Chat], stop: Stop = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
-        call, rest = self._for_call(kwargs, callbacks, passed_on=_PASSED_ON)
-        return super(ChatFoReaL, call).generate(messages, stop, callbacks, **rest)
+        call, rest = self._for_call(kwargs, callbacks)
+        return super(FoReaLModel, call).generate(messages, stop, callbacks, **rest)
 
     async def agenerate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Any = None,
-        **kwargs: Any,
+        self, messages: list[Chat], stop: Stop = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
-        call, rest = self._for_call(kwargs, callbacks, passed_on=_PASSED_ON)
-        return await super(ChatFoReaL, call).agenerate(messages, stop, callbacks, **rest)
-
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        callbacks = ensure_config(config).get("callbacks")
-        call, rest = self._for_call(kwargs, callbacks, passed_on=_PASSED_ON)
-        return super(ChatFoReaL, call).stream(input, config, stop=stop, **rest)
-
-    def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        callbacks = ensure_config(config).get("callbacks")
-        call, rest = self._for_call(kwargs, callbacks, passed_on=_PASSED_ON)
-        return super(ChatFoReaL, call).astream(input, config, stop=stop, **rest)
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        configs = self._wide_configs(config, len(inputs))
-        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
-
-    def batch_as_completed(  # type: ignore[override]  # its two overloads in one
-        self,
-        inputs: Sequence[LanguageModelInput],
-        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> Iterator[tuple[int, AIMessage | Exception]]:
-        configs = self._wide_configs(config, len(inputs))
-        return super().batch_as_completed(  # type: ignore[call-overload,no-any-return]
-            inputs, configs, return_exceptions=return_exceptions, **kwargs
-        )
+        call, rest = self._for_call(kwargs, callbacks)
+        return await super(FoReaLModel, call).agenerate(messages, stop, callbacks, **rest)
 
     # -- what LangChain calls -----------------------------------------------------------------
 
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: Chat, stop: Stop = None, run_manager: Manager = None, **kwargs: Any
     ) -> ChatResult:
         call, arguments = self._entered(run_manager, kwargs)
         request = call._prepare(call._decoder(), messages, stop, arguments)
         (generation,) = call._generations(request.decoder, [request.ids], request.settings)
-        return call._result(request, generation)
+        return ChatResult(generations=[request.reader.whole(generation)])
 
     async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: Chat, stop: Stop = None, run_manager: AsyncManager = None, **kwargs: Any
     ) -> ChatResult:
         call, arguments = self._entered(run_manager, kwargs)
         request = await call._aprepare(messages, stop, arguments)
         (generation,) = await call._agenerations(request.decoder, [request.ids], request.settings)
-        return call._result(request, generation)
+        return ChatResult(generations=[request.reader.whole(generation)])
 
     def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: Chat, stop: Stop = None, run_manager: Manager = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         call, arguments = self._entered(run_manager, kwargs)
-        request = call._prepare(call._decoder(), messages, stop, arguments)
-        reader = request.reader
         # BaseChatModel fires the token callbacks itself.
-        with call._streaming(request.decoder, request.ids, request.settings) as stream:
-            for event in call._events(stream):
-                for part in reader.feed(event.text):
-                    yield ChatGenerationChunk(message=reader.chunk(part))
-            for part in reader.flush():
-                yield ChatGenerationChunk(message=reader.chunk(part))
-            last = reader.last_chunk(stream.result, call.model_name)
-            yield ChatGenerationChunk(message=last)
+        yield from call._chunks(call._prepare(call._decoder(), messages, stop, arguments))
 
     async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: Chat, stop: Stop = None, run_manager: AsyncManager = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         call, arguments = self._entered(run_manager, kwargs)
         request = await call._aprepare(messages, stop, arguments)
-        reader = request.reader
-        async with call._astreaming(request.decoder, request.ids, request.settings) as stream:
-            async for event in events_in_time(stream, call.timeout):
-                for part in reader.feed(event.text):
-                    yield ChatGenerationChunk(message=reader.chunk(part))
-            for part in reader.flush():
-                yield ChatGenerationChunk(message=reader.chunk(part))
-            last = reader.last_chunk(stream.result, call.model_name)
-            yield ChatGenerationChunk(message=last)
+        async with contextlib.aclosing(call._achunks(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def bind_tools(
         self,
@@ -375,7 +308,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
         arguments: Mapping[str, Any],
-    ) -> _Request:
+    ) -> Request[_Reader]:
         ask = self._ask(stop, arguments)
         ids = decoder.encode(messages=to_chat(messages), tools=ask.tools)
         return self._request(decoder, ids, ask)
@@ -385,7 +318,7 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
         arguments: Mapping[str, Any],
-    ) -> _Request:
+    ) -> Request[_Reader]:
         ask = self._ask(stop, arguments)
         decoder = await self._adecoder()
         ids = await self._aencode(decoder, messages=to_chat(messages), tools=ask.tools)
@@ -403,12 +336,8 @@ class ChatFoReaL(FoReaLFields, BaseChatModel):
         )
         return _Ask(held_to_calls(settings, tools, forced=forced), tools or None)
 
-    def _request(self, decoder: FoReaLDecoder, ids: list[int], ask: _Ask) -> _Request:
+    def _request(self, decoder: FoReaLDecoder, ids: list[int], ask: _Ask) -> Request[_Reader]:
         self._complete_profile(decoder)
         thinking = opens_thinking(decoder.tokenizer, ids)
         splitter = ReplySplitter(thinking=thinking, tools=ask.tools is not None)
-        return _Request(decoder, ids, ask.settings, MessageReader(splitter))
-
-    def _result(self, request: _Request, generation: Generation) -> ChatResult:
-        message = request.reader.message(generation, self.model_name)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return Request(decoder, ids, ask.settings, _Reader(splitter, self.model_name))

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation as TextGeneration, GenerationChunk, LLMResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables import Runnable
 from pydantic import PrivateAttr
 
 from foreal_core import FoReaLDecoder, Generation
-from foreal_core.chat.shared import events_in_time, free_of_charge
-from foreal_integrations.langchain.base import FoReaLFields, package_version
+from foreal_core.chat.ledger import free_of_charge
+from foreal_integrations.langchain.base import (
+    AsyncManager,
+    FoReaLModel,
+    Manager,
+    Request,
+    Stop,
+    package_version,
+)
 from foreal_integrations.langchain.callbacks import record_of
 
 
-class FoReaLLLM(FoReaLFields, BaseLLM):
+class FoReaLLLM(FoReaLModel, BaseLLM):
     """A leader and a draft that write one text, as a LangChain LLM.
 
         llm = FoReaLLLM(leader="...", draft="...", max_new_tokens=512)
@@ -51,96 +57,36 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
     # -- entry points: each call runs on a copy that holds its settings ---------------------------
 
     def generate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        callbacks: Any = None,
-        **kwargs: Any,
+        self, prompts: list[str], stop: Stop = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
-        call, rest = self._begin(kwargs, callbacks)
-        result = super(FoReaLLLM, call).generate(prompts, stop, callbacks, **rest)
+        call, rest = self._for_call(kwargs, callbacks)
+        result = super(FoReaLModel, call).generate(prompts, stop, callbacks, **rest)
         return call._mark_cached(result)
 
     async def agenerate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        callbacks: Any = None,
-        **kwargs: Any,
+        self, prompts: list[str], stop: Stop = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
-        call, rest = self._begin(kwargs, callbacks)
-        result = await super(FoReaLLLM, call).agenerate(prompts, stop, callbacks, **rest)
+        call, rest = self._for_call(kwargs, callbacks)
+        result = await super(FoReaLModel, call).agenerate(prompts, stop, callbacks, **rest)
         return call._mark_cached(result)
 
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[str]:
-        call, rest = self._begin(kwargs, ensure_config(config).get("callbacks"))
-        return super(FoReaLLLM, call).stream(input, config, stop=stop, **rest)
-
-    def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[str]:
-        call, rest = self._begin(kwargs, ensure_config(config).get("callbacks"))
-        return super(FoReaLLLM, call).astream(input, config, stop=stop, **rest)
-
     def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[LanguageModelInput], config: Any = None, **kwargs: Any
     ) -> list[str]:
-        if not return_exceptions:
-            return super().batch(inputs, config, **kwargs)
-        # Calls of their own, side by side: what fails must not end the others.
-        configs = self._wide_configs(config, len(inputs))
-        return Runnable.batch(self, inputs, configs, return_exceptions=True, **kwargs)
+        # One call of the decoder for all of them, unless each may fail by itself.
+        kind = FoReaLModel if kwargs.get("return_exceptions") else BaseLLM
+        return kind.batch(self, inputs, config, **kwargs)
 
     async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[LanguageModelInput], config: Any = None, **kwargs: Any
     ) -> list[str]:
-        if not return_exceptions:
-            return await super().abatch(inputs, config, **kwargs)
-        return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
-
-    def batch_as_completed(  # type: ignore[override]  # its two overloads in one
-        self,
-        inputs: Sequence[LanguageModelInput],
-        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> Iterator[tuple[int, str | Exception]]:
-        configs = self._wide_configs(config, len(inputs))
-        return super().batch_as_completed(  # type: ignore[call-overload,no-any-return]
-            inputs, configs, return_exceptions=return_exceptions, **kwargs
-        )
+        kind = Runnable if kwargs.get("return_exceptions") else BaseLLM
+        return await kind.abatch(self, inputs, config, **kwargs)
 
     # -- what LangChain calls -----------------------------------------------------------------
 
     def _generate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, prompts: list[str], stop: Stop = None, run_manager: Manager = None, **kwargs: Any
     ) -> LLMResult:
         if self.streaming and len(prompts) == 1:
             chunks = list(self._stream(prompts[0], stop, run_manager, **kwargs))
@@ -152,11 +98,7 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         return self._result([_text(generation) for generation in generations])
 
     async def _agenerate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, prompts: list[str], stop: Stop = None, run_manager: AsyncManager = None, **kwargs: Any
     ) -> LLMResult:
         if self.streaming and len(prompts) == 1:
             chunks = [c async for c in self._astream(prompts[0], stop, run_manager, **kwargs)]
@@ -168,48 +110,30 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
         return self._result([_text(generation) for generation in generations])
 
     def _stream(
-        self,
-        prompt: str,
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, prompt: str, stop: Stop = None, run_manager: Manager = None, **kwargs: Any
     ) -> Iterator[GenerationChunk]:
         settings = self._settings(stop, kwargs)
         decoder = self._decoder()
         ids = decoder.encode(**self._request(decoder, prompt))
-        with self._streaming(decoder, ids, settings) as stream:
-            for event in self._events(stream):
-                if event.text:
-                    chunk = GenerationChunk(text=event.text)
-                    if run_manager is not None:
-                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
-            last = GenerationChunk(text="", generation_info=_info(stream.result))
-            if run_manager is not None:
-                run_manager.on_llm_new_token("", chunk=last)
-            yield last
+        request = Request(decoder, ids, settings, _TextReader())
+        with contextlib.closing(self._chunks(request)) as chunks:
+            for chunk in chunks:
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     async def _astream(
-        self,
-        prompt: str,
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, prompt: str, stop: Stop = None, run_manager: AsyncManager = None, **kwargs: Any
     ) -> AsyncIterator[GenerationChunk]:
         settings = self._settings(stop, kwargs)
         decoder = await self._adecoder()
         ids = await self._aencode(decoder, **self._request(decoder, prompt))
-        async with self._astreaming(decoder, ids, settings) as stream:
-            async for event in events_in_time(stream, self.timeout):
-                if event.text:
-                    chunk = GenerationChunk(text=event.text)
-                    if run_manager is not None:
-                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
-            last = GenerationChunk(text="", generation_info=_info(stream.result))
-            if run_manager is not None:
-                await run_manager.on_llm_new_token("", chunk=last)
-            yield last
+        request = Request(decoder, ids, settings, _TextReader())
+        async with contextlib.aclosing(self._achunks(request)) as chunks:
+            async for chunk in chunks:
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     # -- what LangChain asks about the model ----------------------------------------------------
 
@@ -226,8 +150,10 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
 
     # -- parts ------------------------------------------------------------------------------------
 
-    def _begin(self, arguments: Mapping[str, Any], callbacks: Any) -> tuple[Self, dict[str, Any]]:
-        call, rest = self._for_call(arguments, callbacks)
+    def _for_call(
+        self, arguments: Mapping[str, Any], callbacks: Any
+    ) -> tuple[Self, dict[str, Any]]:
+        call, rest = super()._for_call(arguments, callbacks)
         call._computed = []
         return call, rest
 
@@ -264,6 +190,14 @@ class FoReaLLLM(FoReaLFields, BaseLLM):
                 for ledger in self._payers:  # LangChain runs no callbacks for a hit
                     ledger.charge(free)
         return result
+
+
+class _TextReader:
+    def chunks(self, text: str) -> list[GenerationChunk]:
+        return [GenerationChunk(text=text)] if text else []
+
+    def last_chunks(self, generation: Generation) -> list[GenerationChunk]:
+        return [GenerationChunk(text="", generation_info=_info(generation))]
 
 
 def _info(generation: Generation) -> dict[str, Any]:

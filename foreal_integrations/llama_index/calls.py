@@ -16,7 +16,7 @@ from foreal_core import (
     Generation,
     TokenEvent,
 )
-from foreal_core.chat.shared import events_in_time, in_time
+from foreal_core.chat.timeouts import events_in_time, in_time
 from foreal_integrations.llama_index.costs import Account
 from foreal_integrations.llama_index.messages import Delta, Reply
 

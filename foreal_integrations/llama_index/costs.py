@@ -17,7 +17,7 @@ from llama_index.core.instrumentation.span import active_span_id
 from pydantic import Field
 
 from foreal_core import Generation
-from foreal_core.chat.shared import CostLedger, Record, charge_of
+from foreal_core.chat.ledger import KEPT_RECORDS, CostLedger, Record, charge_of, last_ones
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -45,20 +45,27 @@ class FoReaLCostEvent(BaseEvent):
 class Bill(CostLedger):
     """What the calls of one block cost and what they wrote; safe from any thread.
 
-    Attributes:
-        generations: the text of each call with its authors, as far as it was written, in the
-            order in which they ended; a notebook shows one in colours. Failed calls have none.
+    Args:
+        keep_records: of how many calls, the last ones, records and texts are kept; None keeps all.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.generations: list[Generation] = []
+    def __init__(self, *, keep_records: int | None = KEPT_RECORDS) -> None:
+        super().__init__(keep_records=keep_records)
+        self._generations = last_ones(keep_records)
+
+    @property
+    def generations(self) -> list[Generation]:
+        """The texts of the last calls with their authors, as far as they were written, in the
+        order in which they ended; a notebook shows one in colours. Failed calls have none."""
+        with self._lock:
+            return list(self._generations)
 
     def add(self, record: Record, generation: Generation | None, *, stopped_early: bool) -> None:
         """Charges a call and keeps what it wrote."""
         self.charge(record, stopped_early=stopped_early)
         if generation is not None:
-            self.generations.append(generation)
+            with self._lock:
+                self._generations.append(generation)
 
 
 class Account:
@@ -138,9 +145,9 @@ class Meter:
         return Meter, ()  # a copy of the model has blocks of its own
 
     @contextlib.contextmanager
-    def block(self) -> Iterator[Bill]:
+    def block(self, keep_records: int | None) -> Iterator[Bill]:
         """Opens a block for as long as the `with` runs."""
-        mine = (self, Bill())
+        mine = (self, Bill(keep_records=keep_records))
         with self._lock:
             self._open.append(mine[1])
         _blocks.set((*_blocks.get(), mine))

@@ -32,7 +32,7 @@ from llama_index.core.response_synthesizers import ResponseMode, get_response_sy
 from llama_index.core.schema import TextNode
 
 from foreal_core import FoReaLDecoder
-from foreal_core.chat.shared import CostLedger, Record
+from foreal_core.chat.ledger import CostLedger, Record
 from foreal_core.demo.grounded import Inquiry, StockList, ask, corpus
 from foreal_core.demo.problems import Problem
 from foreal_core.demo.puzzles import is_held_out

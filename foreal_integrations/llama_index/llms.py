@@ -27,9 +27,10 @@ from llama_index.core.llms.llm import ToolSelection, default_completion_to_promp
 from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
+from foreal_core.chat.ledger import KEPT_RECORDS
 from foreal_core.chat.messages import chosen_tools, held_to_calls
 from foreal_core.chat.replies import CALL_START, ReplyReader, ReplySplitter
-from foreal_core.chat.shared import SETTINGS, canonical, refuse_unknown
+from foreal_core.chat.settings import SETTINGS, canonical, refuse_unknown
 from foreal_core.text.thinking import opens_thinking
 from foreal_integrations.fields import PairFields, check_timeout
 from foreal_integrations.llama_index.calls import Call, RequestRefusedError, refusing
@@ -203,7 +204,9 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
 
     # -- costs ----------------------------------------------------------------------------------
 
-    def track_costs(self) -> contextlib.AbstractContextManager[Bill]:
+    def track_costs(
+        self, *, keep_records: int | None = KEPT_RECORDS
+    ) -> contextlib.AbstractContextManager[Bill]:
         """Charges every call that this model gets inside the block, whoever makes it: engines,
         agents, tasks and threads started there. Streams pay when they end, closed, cancelled and
         failed ones too, also after the block.
@@ -216,8 +219,12 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
                 query_engine.query("...")
             print(bill, bill.totals()["flops_written"])
             bill.generations[-1]                 # who wrote what, in colours in a notebook
+
+        Args:
+            keep_records: of how many calls, the last ones, the bill keeps records and texts; None
+                keeps all. Sums are of all calls.
         """
-        return self._meter.block()
+        return self._meter.block(keep_records)
 
     # -- what LlamaIndex asks about the model -----------------------------------------------------
 

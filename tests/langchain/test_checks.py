@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -23,6 +25,7 @@ from lc_helpers import QUESTIONS, Answer, aask, ask, text_of
 from toy import CUT_CHARACTERS, Family
 
 from foreal_core import ConfigError, ContextOverflowError, EngineClosedError, FoReaLDecoder
+from foreal_core.chat.ledger import KEPT_RECORDS
 from foreal_integrations.langchain import (
     FoReaLCostCallbackHandler,
     FoReaLLLM,
@@ -545,6 +548,38 @@ def test_a_block_inside_a_chain_is_charged_once(make: Make) -> None:
     for bill in (outer, bills[0]):
         totals = bill.totals()
         assert [totals[name] for name in ("calls", "stopped_early", "failed")] == [2, 1, 2]
+
+
+def test_a_handler_stays_small_however_many_calls_it_hears(llm: FoReaLLLM) -> None:
+    """Nested blocks hear of each call twice; what they know of it is gone once it has ended."""
+    outer = FoReaLCostCallbackHandler()
+    inner = FoReaLCostCallbackHandler(outer)
+    result = llm.generate([QUESTION], max_new_tokens=2)
+
+    def call(number: int) -> None:
+        run_id = UUID(int=number)
+        for handler in (inner, outer):
+            handler.on_llm_start({}, ["prompt"], run_id=run_id)
+        for handler in (inner, outer):
+            if number % 10:
+                handler.on_llm_end(result, run_id=run_id)
+            else:
+                handler.on_llm_error(ValueError(), run_id=run_id)
+
+    def bytes_held(numbers: range) -> int:
+        tracemalloc.start()
+        for number in numbers:
+            call(number)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return held
+
+    first = bytes_held(range(1500))
+    assert bytes_held(range(1500, 10_000)) < 1.5 * first
+    for handler in (inner, outer):
+        totals = handler.totals()
+        assert (totals["calls"], totals["failed"]) == (9_000, 1_000)
+        assert len(handler.records) == KEPT_RECORDS
 
 
 # -- cache ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from foreal_core.chat.replies import BrokenCall, ReplySplitter, ToolCall, parse_call
-from foreal_core.chat.shared import joined_stops
+from foreal_core.chat.settings import joined_stops
 
 PARTS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<", "</", "a", " ", "\n", "{}", "t"]
 

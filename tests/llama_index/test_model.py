@@ -22,7 +22,7 @@ from llama_index.core.schema import TextNode
 from scripted import pair_with_tools
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
-from foreal_core.chat.shared import SETTINGS
+from foreal_core.chat.settings import SETTINGS
 from foreal_integrations.llama_index import FoReaLLLM
 
 Make = Callable[..., FoReaLLLM]

@@ -1,0 +1,64 @@
+"""The settings that every front end takes: named, merged, unknown ones refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, get_type_hints
+
+from foreal_core import ConfigError, FoReaLConfig
+from foreal_core.config import is_integer, is_number
+
+_HINTS = get_type_hints(FoReaLConfig)
+# Name -> (type, default) of every setting, so that no integration lists them again.
+SETTINGS: dict[str, tuple[Any, Any]] = {
+    field.name: (_HINTS[field.name], field.default) for field in dataclasses.fields(FoReaLConfig)
+}
+_ALIASES = {"max_tokens": "max_new_tokens"}
+
+
+def canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments under our own names (`max_tokens` is `max_new_tokens`), numbers as Python's
+    own (numpy's are no JSON).
+
+    Raises:
+        ConfigError: a name and its alias are both given, with different values.
+    """
+    renamed = {name: _plain(value) for name, value in arguments.items()}
+    for alias, name in _ALIASES.items():
+        if alias not in renamed:
+            continue
+        value = renamed.pop(alias)
+        if value is None:  # frameworks pass None for "not set"
+            continue
+        if renamed.setdefault(name, value) != value:
+            raise ConfigError(
+                f"{name}={renamed[name]!r} and {alias}={value!r} contradict each other: they are "
+                "two names of one setting."
+            )
+    return renamed
+
+
+def _plain(value: Any) -> Any:
+    if is_integer(value):
+        return int(value)
+    return float(value) if is_number(value) else value
+
+
+def refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
+    """Raises ConfigError for the first name that is not known: nothing is ever ignored."""
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"{where} takes no argument {name!r}.{hint} Known: {', '.join(sorted(known))}."
+            )
+
+
+def joined_stops(*stops: str | Sequence[str] | None) -> tuple[str, ...]:
+    """All stop strings of constructor and call, each once."""
+    lists = ((stop,) if isinstance(stop, str) else stop or () for stop in stops)
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(lists)))
