@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias, overload
 
+from foreal_core.backends.base import Backend
 from foreal_core.backends.local.executor import LocalExecutor
 from foreal_core.backends.local.runner import ModelRunner, longest_text
 from foreal_core.config import FoReaLConfig
@@ -19,6 +20,7 @@ from foreal_core.engine.callbacks import callbacks
 from foreal_core.engine.engine import Engine
 from foreal_core.engine.own_thread import refuse_in_engine_thread
 from foreal_core.engine.request import End, Finished, OnEnd, OnEvents, Request
+from foreal_core.engine.spans import SpanEngine
 from foreal_core.engine.streams import AsyncTokenStream, Push, TokenStream
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author, Generation
@@ -100,7 +102,7 @@ class FoReaLDecoder:
                     )
                 )
             leader_runner, draft_runner = runners
-            self._pair_tokenizer = PairTokenizer(
+            pair_tokenizer = PairTokenizer(
                 tokenizer,
                 draft_tokenizer,
                 leader_vocab_size=leader_runner.vocab_size,
@@ -113,19 +115,76 @@ class FoReaLDecoder:
                 runner.restore()
             raise
         self._models: dict[Author, Any] = {LEADER: leader, DRAFT: draft}
-        self._prompts = Prompts(
-            self._pair_tokenizer, vocab_size=leader_runner.vocab_size, max_context=context
-        )
-        self._submitting_waits = max_queue is not None
-        self._engine = Engine(
-            LocalExecutor({LEADER: leader_runner, DRAFT: draft_runner}, self._pair_tokenizer),
-            self._pair_tokenizer,
+        engine = Engine(
+            LocalExecutor({LEADER: leader_runner, DRAFT: draft_runner}, pair_tokenizer),
+            pair_tokenizer,
             max_batch_size=max_batch_size,
             max_context=context,
             max_queue=max_queue,
             check=os.environ.get("FOREAL_CHECK", "") not in ("", "0"),
         )
-        weakref.finalize(self, self._engine.abandon)
+        self._adopt(engine, pair_tokenizer, leader_runner.vocab_size, max_queue)
+
+    def _adopt(
+        self,
+        engine: Engine | SpanEngine,
+        tokenizer: PairTokenizer,
+        vocab_size: int,
+        max_queue: int | None,
+    ) -> None:
+        """Takes an engine over, which closes with this decoder."""
+        self._engine = engine
+        self._pair_tokenizer = tokenizer
+        self._prompts = Prompts(tokenizer, vocab_size=vocab_size, max_context=engine.max_context)
+        self._submitting_waits = max_queue is not None
+        weakref.finalize(self, engine.abandon)
+
+    @classmethod
+    def from_backend(
+        cls,
+        backend: Backend,
+        tokenizer: Any,
+        *,
+        draft_tokenizer: Any = None,
+        leader_vocab_size: int | None = None,
+        draft_vocab_size: int | None = None,
+        end_of_sequence: Collection[int] | None = None,
+        max_batch_size: int = 32,
+        max_queue: int | None = None,
+    ) -> FoReaLDecoder:
+        """A decoder whose models are a `Backend` of one's own, wherever they run.
+
+        Policies, streams, stop strings, seeds and bills are those of two models in this process;
+        `json_schema` and `call_schema` are refused, and nothing is proposed.
+
+        Args:
+            backend: writes spans of token ids; closed with the decoder.
+            tokenizer, draft_tokenizer: see the class.
+            leader_vocab_size, draft_vocab_size: ids that each model knows; by default those of the
+                tokenizers.
+            end_of_sequence: ids that end a text; by default the tokenizer's.
+            max_batch_size, max_queue: see the class.
+        """
+        _refuse_unless_count("max_batch_size", max_batch_size)
+        if max_queue is not None:
+            _refuse_unless_count("max_queue", max_queue)
+        vocab_size = leader_vocab_size or len(tokenizer)
+        ends = {tokenizer.eos_token_id} if end_of_sequence is None else set(end_of_sequence)
+        pair = PairTokenizer(
+            tokenizer,
+            draft_tokenizer,
+            leader_vocab_size=vocab_size,
+            draft_vocab_size=draft_vocab_size or len(draft_tokenizer or tokenizer),
+            leader_eos=ends - {None},
+            draft_eos=ends - {None},
+        )
+        self = cls.__new__(cls)
+        self._models = {}
+        engine = SpanEngine(
+            backend, pair, vocab_size=vocab_size, max_batch_size=max_batch_size, max_queue=max_queue
+        )
+        self._adopt(engine, pair, vocab_size, max_queue)
+        return self
 
     def __copy__(self) -> FoReaLDecoder:
         return self  # copies of what holds it share the one engine
@@ -421,7 +480,7 @@ class FoReaLDecoder:
         """`stream` for an event loop; the request starts at the first `await`."""
         settings = _settings(config, overrides)
 
-        def start(push: Push) -> Request:
+        def start(push: Push) -> Request[Any]:
             ids = self.prepare(
                 prompt, messages=messages, tools=tools, chat_template_kwargs=chat_template_kwargs
             )
@@ -444,7 +503,8 @@ class FoReaLDecoder:
 
     @property
     def transformers_models(self) -> dict[Author, Any]:
-        """The two models as transformers loaded them; they may be run beside the decoder."""
+        """The two models as transformers loaded them; they may be run beside the decoder. Empty
+        where they run elsewhere."""
         return dict(self._models)
 
     @property
@@ -507,16 +567,16 @@ class FoReaLDecoder:
 
     def _submit(
         self, prompt: Prompt, settings: FoReaLConfig, on_events: OnEvents | None, on_end: OnEnd
-    ) -> Request:
+    ) -> Request[Any]:
         return self._engine.submit(prompt.ids, settings, on_events, on_end)
 
     def _submit_all(
         self, prompts: Sequence[Prompt], settings: FoReaLConfig
-    ) -> tuple[list[Request], list[Future[Finished]]]:
+    ) -> tuple[list[Request[Any]], list[Future[Finished]]]:
         """Submits all, waiting for places in the queue. The futures are for those who wait, not for
         callbacks: they are resolved in the engine's thread."""
         futures: list[Future[Finished]] = [Future() for _ in prompts]
-        requests: list[Request] = []
+        requests: list[Request[Any]] = []
         try:
             for prompt, future in zip(prompts, futures, strict=True):
                 end = partial(_resolve, future)
@@ -570,12 +630,12 @@ def _refuse_unless_count(name: str, value: Any) -> None:
         raise ConfigError(f"{name}={value!r} is not allowed: an integer >= 1.")
 
 
-def _stop(decoder: FoReaLDecoder, request: Request, future: Future[Generation]) -> None:
+def _stop(decoder: FoReaLDecoder, request: Request[Any], future: Future[Generation]) -> None:
     request.cancel()
 
 
 def _cancel_submitted(
-    submitting: asyncio.Future[tuple[list[Request], list[Future[Finished]]]],
+    submitting: asyncio.Future[tuple[list[Request[Any]], list[Future[Finished]]]],
 ) -> None:
     """Nobody waits any more for what a thread was submitting."""
     if not submitting.cancelled() and submitting.exception() is None:

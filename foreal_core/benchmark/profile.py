@@ -31,7 +31,7 @@ _PARTS = (
     ("attention kernel", ("scaled_dot_product_attention",)),
     (
         "rest of the model: norms, rotary positions, dispatch",
-        ("lean_pass", "torch", "transformers"),
+        ("fused_forward", "torch", "transformers"),
     ),
     ("cache", ("kv_cache",)),
     ("engine's host code: plans, draws, sentences, events", ("foreal_core",)),
@@ -52,7 +52,7 @@ def profile(requests: int, policy: str, max_new_tokens: int = 128) -> dict[str, 
     with FoReaLDecoder.demo() as decoder:
         prompts = [decoder.encode(messages=problem.messages) for problem in asked]
         generate_with_seeds(decoder, prompts, seeds, config)
-        engine = decoder._engine
+        engine: Any = decoder._engine
         step = engine.step
 
         def watched() -> None:
@@ -62,7 +62,7 @@ def profile(requests: int, policy: str, max_new_tokens: int = 128) -> dict[str, 
             finally:
                 profiler.disable()
 
-        engine.step = watched  # type: ignore[method-assign]
+        engine.step = watched
         written = generate_with_seeds(decoder, prompts, seeds, config)
     seconds: dict[str, float] = {name: 0.0 for name, _ in _PARTS} | {_OTHER: 0.0}
     for (path, _, function), (_, _, own, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]

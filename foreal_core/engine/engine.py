@@ -72,9 +72,9 @@ class Engine:
         self._max_queue = max_queue
         self._check = check
         self._passes = PassRunner(executor, max_batch_size)
-        self._scheduler: Scheduler[Request] = Scheduler(max_batch_size)
+        self._scheduler: Scheduler[Request[Sequence]] = Scheduler(max_batch_size)
         # Appended to by finalisers, so without a lock: deque.append is atomic.
-        self._cancelled: deque[Request] = deque()
+        self._cancelled: deque[Request[Sequence]] = deque()
         self._wake = threading.Condition()
         self._process = OwnerProcess()
         self._closed = False
@@ -93,7 +93,7 @@ class Engine:
         on_end: OnEnd,
         *,
         wait: bool = False,
-    ) -> Request:
+    ) -> Request[Sequence]:
         """Queues a request of at least one and fewer than `max_context` prompt tokens.
 
         Args:
@@ -260,12 +260,13 @@ class Engine:
         self._drop_cancelled()
         with self._wake:
             for request in self._scheduler.admit():
-                request.sequence.clock.start()
+                request.state.row = request.row
+                request.state.clock.start()
             if self._max_queue is not None:
                 self._wake.notify_all()  # whoever waits for a place in the queue
-        waits: dict[Request, Author] = {}
+        waits: dict[Request[Sequence], Author] = {}
         for request in list(self._scheduler.active):
-            if wanted := self._guarded(request, request.sequence.next_author):
+            if wanted := self._guarded(request, request.state.next_author):
                 waits[request] = wanted
         if not waits:
             return "leader", []
@@ -273,7 +274,7 @@ class Engine:
         parts: list[RowPass] = []
         for request, wanted in waits.items():
             if wanted == author:
-                part = self._guarded(request, self.executor.plan, author, request.sequence)
+                part = self._guarded(request, self.executor.plan, author, request.state)
                 if part is not None:
                     parts.append(part)
         return author, parts
@@ -314,7 +315,9 @@ class Engine:
 
     # -- how requests end -------------------------------------------------------------------------
 
-    def _guarded(self, request: Request, call: Callable[..., T], *arguments: Any) -> T | None:
+    def _guarded(
+        self, request: Request[Sequence], call: Callable[..., T], *arguments: Any
+    ) -> T | None:
         """What the call returns; an error in it ends this request alone."""
         try:
             return call(*arguments)
@@ -326,26 +329,26 @@ class Engine:
         while self._cancelled:
             request = self._cancelled.popleft()
             if not request.over:
-                request.sequence.cancel()
+                request.state.cancel()
                 # Its last pass may have left NaN that no logits have shown yet.
                 self._wipe(request)
                 self._finish(request)
 
-    def _deliver(self, request: Request) -> None:
+    def _deliver(self, request: Request[Sequence]) -> None:
         if request.on_events is not None:
-            events = request.sequence.take_events()
+            events = request.state.take_events()
             if events:
                 request.on_events(events)
-        if request.sequence.finish_reason is not None:
+        if request.state.finish_reason is not None:
             self._finish(request)
 
-    def _finish(self, request: Request) -> None:
+    def _finish(self, request: Request[Sequence]) -> None:
         if self._check:
-            request.sequence.check_integrity()
+            request.state.check_integrity()
         self._release(request)
-        request.on_end(Finished(request.sequence, self.profiles))
+        request.on_end(Finished(request.state, self.profiles))
 
-    def _fail(self, requests: SequenceOf[Request], error: FoReaLError) -> None:
+    def _fail(self, requests: SequenceOf[Request[Sequence]], error: FoReaLError) -> None:
         for request in requests:
             self._wipe(request)
             self._release(request)
@@ -353,21 +356,21 @@ class Engine:
             own = copy.copy(error)
             own.__cause__ = error.__cause__
             with contextlib.suppress(Exception):
-                own.cost = request.sequence.cost(self.profiles)
+                own.cost = request.state.cost(self.profiles)
             with contextlib.suppress(Exception):
                 request.on_end(own)
 
-    def _wipe(self, request: Request) -> None:
+    def _wipe(self, request: Request[Sequence]) -> None:
         # A device that is broken for good refuses even this; the waiter must hear all the same.
         if request.row >= 0:
             with contextlib.suppress(Exception):
                 self.executor.wipe(request.row)
 
-    def _release(self, request: Request) -> None:
+    def _release(self, request: Request[Sequence]) -> None:
         with self._wake:
             self._scheduler.remove(request)
         request.over = True
-        request.sequence.clock.stop()
+        request.state.clock.stop()
 
     def _shut_down(self) -> None:
         with self._wake:

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from foreal_core.cost import ModelProfile
+from foreal_core.cost import CostReport, ModelProfile
 from foreal_core.events import Author, Generation, TokenEvent
+from foreal_core.request.clock import Clock
 
-if TYPE_CHECKING:
-    from foreal_core.request.sequence import Sequence
+
+class RequestState(Protocol):
+    """What an engine keeps of a request."""
+
+    clock: Clock
+
+    def cancel(self) -> None: ...
+    def take_events(self) -> list[TokenEvent]: ...
+    def result(self, profiles: Mapping[Author, ModelProfile]) -> Generation: ...
+    def cost(self, profiles: Mapping[Author, ModelProfile]) -> CostReport: ...
+
+
+S = TypeVar("S", bound=RequestState)
 
 
 class Finished:
     """A request that is over. Its Generation is built once, in the thread that first asks: a long
     text's record takes milliseconds, in which the engine serves others."""
 
-    def __init__(self, sequence: Sequence, profiles: Mapping[Author, ModelProfile]) -> None:
-        self._sequence: Sequence | None = sequence
+    def __init__(self, state: RequestState, profiles: Mapping[Author, ModelProfile]) -> None:
+        self._state: RequestState | None = state
         self._profiles = profiles
         self._building = threading.Lock()
         self._built: Generation | None = None
@@ -27,9 +39,9 @@ class Finished:
     def generation(self) -> Generation:
         with self._building:
             if self._built is None:
-                assert self._sequence is not None
-                self._built = self._sequence.result(self._profiles)
-                self._sequence = None
+                assert self._state is not None
+                self._built = self._state.result(self._profiles)
+                self._state = None
             return self._built
 
 
@@ -38,43 +50,36 @@ OnEvents: TypeAlias = Callable[[list[TokenEvent]], None]
 OnEnd: TypeAlias = Callable[[End], None]
 
 
-class Request:
+class Request(Generic[S]):
     """One submitted request.
 
     `on_events` and `on_end` are called in the engine's thread and must return at once: they are
     the package's own, never a user's.
 
     Args:
-        sequence: its state.
+        state: what the engine keeps of it.
         on_events: gets token events as they come; None where nobody reads them.
         on_end: gets the end: finished, or the error that ended the request.
         on_cancel: tells the engine that it is to be stopped.
 
     Attributes:
+        row: the cache row; -1 while it waits and once it is over.
         over: whether its end was told.
     """
 
     def __init__(
         self,
-        sequence: Sequence,
+        state: S,
         on_events: OnEvents | None,
         on_end: OnEnd,
-        on_cancel: Callable[[Request], None],
+        on_cancel: Callable[[Request[S]], None],
     ) -> None:
-        self.sequence = sequence
+        self.state = state
         self.on_events = on_events
         self.on_end = on_end
+        self.row = -1
         self.over = False
         self._on_cancel = on_cancel
-
-    @property
-    def row(self) -> int:
-        """The cache row; -1 while it waits and once it is over."""
-        return self.sequence.row
-
-    @row.setter
-    def row(self, row: int) -> None:
-        self.sequence.row = row
 
     def cancel(self) -> None:
         """Asks the engine to stop this request at its next step. Safe from any thread and from a

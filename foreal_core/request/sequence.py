@@ -12,15 +12,16 @@ import time
 from collections.abc import Mapping, Sequence as SequenceOf
 
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import CostReport, ModelProfile, TokenKind, build_report
+from foreal_core.cost import CostReport, ModelProfile, TokenKind
 from foreal_core.errors import FoReaLError
 from foreal_core.events import DRAFT, LEADER, Author, FinishReason, Generation, TokenEvent
 from foreal_core.grammar.constraint import Constraint
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.clock import Clock
 from foreal_core.request.draws import Draws
-from foreal_core.request.model_state import PREFILL_CHUNK, ModelState, next_chunk
+from foreal_core.request.model_state import ModelState, next_chunk
 from foreal_core.request.proposals import ProposalLength
+from foreal_core.request.result import build_cost, build_generation
 from foreal_core.request.transcript import Transcript
 from foreal_core.request.turns import Turns
 from foreal_core.text.pair_tokenizer import PairTokenizer
@@ -175,37 +176,11 @@ class Sequence:
 
     def result(self, profiles: Mapping[Author, ModelProfile]) -> Generation:
         """The finished generation."""
-        text = self._text
-        assert text.finish_reason is not None
-        runs, first = self._alignment.runs, text.prompt_length
-        return Generation(
-            text="".join(text.texts),
-            token_ids=tuple(text.tokens[first:]),
-            authors=tuple(text.authors),
-            segments=tuple(text.segments),
-            sentences=tuple(text.sentences),
-            finish_reason=text.finish_reason,
-            stop_string=text.stop_string,
-            cost=self.cost(profiles),
-            texts=tuple(text.texts),
-            hit_runs=tuple(runs.get(position) for position in range(first, len(text.tokens))),
-        )
+        return build_generation(self._turns, self.cost(profiles))
 
     def cost(self, profiles: Mapping[Author, ModelProfile]) -> CostReport:
         """What the request cost so far."""
-        text = self._text
-        return build_report(
-            profiles=profiles,
-            meters={author: state.meter for author, state in self._states.items()},
-            prompt_tokens=text.prompt_length,
-            authors=text.authors,
-            sentences=len(text.sentences),
-            led_sentences=sum(sentence.led for sentence in text.sentences),
-            handoffs=text.handoffs,
-            seconds=self.clock.seconds(),
-            settings={**self.config.recorded(), "seed": self.seed},
-            prefill_chunk=PREFILL_CHUNK,
-        )
+        return build_cost(self._text, self._states, self.config, self.seed, profiles)
 
     # -- draws become text --------------------------------------------------------------------
 

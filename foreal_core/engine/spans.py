@@ -1,0 +1,290 @@
+"""Requests over a backend that writes spans: one event loop in one thread, a task per request.
+
+    submit -> a place among those that run -> [ what next? -> ask the backend -> take ]* -> end
+
+What `Engine` is for two models in this process, this is for models anywhere: both run the same
+policies over the same transcripts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import threading
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+from foreal_core.backends.base import Backend, Until
+from foreal_core.config import FoReaLConfig
+from foreal_core.engine.own_thread import in_engine_thread, refuse_in_engine_thread
+from foreal_core.engine.owner_process import OwnerProcess
+from foreal_core.engine.recovery import wrapped
+from foreal_core.engine.request import Finished, OnEnd, OnEvents, Request
+from foreal_core.errors import ConfigError, EngineClosedError, FoReaLError, QueueFullError
+from foreal_core.events import DRAFT, Author
+from foreal_core.request.span_request import SpanRequest
+from foreal_core.text.pair_tokenizer import PairTokenizer
+from foreal_core.text.sentences import may_end_sentence
+
+
+class SpanEngine:
+    """Runs requests over a `Backend`.
+
+    Args:
+        backend: the models.
+        tokenizer: the pair's.
+        vocab_size: ids that the leader knows.
+        max_batch_size: requests that run side by side; the rest queue.
+        max_queue: requests that wait at most; None for no bound.
+    """
+
+    static_shapes = False
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: PairTokenizer,
+        *,
+        vocab_size: int,
+        max_batch_size: int,
+        max_queue: int | None = None,
+    ) -> None:
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.max_batch_size = max_batch_size
+        self.max_context = backend.max_context
+        self.profiles = dict(backend.profiles)
+        self._max_queue = max_queue
+        self._stop_ids = frozenset(tokenizer.leader_eos).union(
+            token for token in range(vocab_size) if may_end_sentence(tokenizer.text_of(token))
+        )
+        self._process = OwnerProcess()
+        self._changed = threading.Condition()
+        self._running: dict[Request[SpanRequest], asyncio.Task[None] | None] = {}
+        self._active = 0
+        self._closed = False
+        self._places = asyncio.Semaphore(max_batch_size)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="foreal-engine", daemon=True)
+        self._thread.start()
+
+    # -- from any thread ----------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        config: FoReaLConfig,
+        on_events: OnEvents | None,
+        on_end: OnEnd,
+        *,
+        wait: bool = False,
+    ) -> Request[SpanRequest]:
+        """As `Engine.submit`.
+
+        Raises:
+            ConfigError: a grammar is asked for, which no backend of spans can hold across
+                hand-offs.
+        """
+        self._process.refuse_another()
+        if config.constrained:
+            raise ConfigError(
+                "json_schema and call_schema need both models in this process: a server starts its "
+                "grammar anew with every span. Load the pair with from_pretrained."
+            )
+        seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
+        state = SpanRequest(
+            prompt,
+            config,
+            seed,
+            self.tokenizer,
+            self.max_context,
+            with_events=on_events is not None,
+        )
+        request = Request(state, on_events, on_end, self._cancel)
+        with self._changed:
+            if wait:
+                refuse_in_engine_thread()
+                self._changed.wait_for(lambda: self._closed or not self._is_full())
+            if self._closed:
+                raise EngineClosedError("this decoder is closed: it takes no more requests.")
+            if self._is_full():
+                raise QueueFullError(
+                    f"{self._waiting} requests wait already, as many as max_queue="
+                    f"{self._max_queue} allows. Try again later, or raise max_queue."
+                )
+            self._running[request] = None  # until its task starts
+        self._loop.call_soon_threadsafe(self._start, request)
+        return request
+
+    def stats(self) -> dict[str, int]:
+        """Requests that run, that wait, places that are free."""
+        self._process.refuse_another()
+        with self._changed:
+            return {
+                "active": self._active,
+                "queued": self._waiting,
+                "free_rows": self.max_batch_size - self._active,
+                "max_batch_size": self.max_batch_size,
+            }
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Ends all requests with EngineClosedError and closes the backend."""
+        self.abandon()
+        if not self._process.is_another and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """`close` that does not wait."""
+        if self._process.is_another or self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def check_integrity(self) -> None:
+        """Raises FoReaLError where requests run or something was left over."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._running, 5.0):
+                raise FoReaLError("check_integrity needs an idle decoder: requests are running.")
+            if self._active:
+                raise FoReaLError(f"{self._active} places are taken and nobody runs.")
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._running) - self._active
+
+    def _is_full(self) -> bool:
+        return self._max_queue is not None and self._waiting >= self._max_queue
+
+    def _cancel(self, request: Request[SpanRequest]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the request has ended
+            self._loop.call_soon_threadsafe(self._cancel_task, request)
+
+    # -- the engine's thread --------------------------------------------------------------------
+
+    def _run(self) -> None:
+        with in_engine_thread():
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._shut_down())
+            self._loop.close()
+
+    async def _shut_down(self) -> None:
+        tasks = [task for task in self._running.values() if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.backend.aclose()
+
+    def _start(self, request: Request[SpanRequest]) -> None:
+        self._running[request] = self._loop.create_task(self._serve(request))
+
+    def _cancel_task(self, request: Request[SpanRequest]) -> None:
+        task = self._running.get(request)
+        if task is not None:
+            task.cancel()
+
+    async def _serve(self, request: Request[SpanRequest]) -> None:
+        """The life of one request, and how it is told of its end."""
+        state = request.state
+        end: Finished | BaseException
+        try:
+            async with self._places:
+                self._active += 1
+                try:
+                    state.clock.start()
+                    await self._write(state, request)
+                finally:
+                    self._active -= 1
+        except asyncio.CancelledError:
+            state.cancel()
+        except Exception as error:
+            failure = wrapped(error)
+            with contextlib.suppress(Exception):
+                failure.cost = state.cost(self.profiles)
+            self._tell(request, failure)
+            return
+        if self._closed and state.text.finish_reason == "cancelled":
+            end = EngineClosedError("the decoder was closed while this request was running.")
+        else:
+            end = Finished(state, self.profiles)
+        self._tell(request, end)
+
+    def _tell(self, request: Request[SpanRequest], end: Finished | BaseException) -> None:
+        request.state.clock.stop()
+        request.over = True
+        with self._changed:
+            self._running.pop(request, None)
+            self._changed.notify_all()
+        self._deliver(request)
+        request.on_end(end)
+
+    def _deliver(self, request: Request[SpanRequest]) -> None:
+        if request.on_events is not None and (events := request.state.take_events()):
+            request.on_events(events)
+
+    async def _write(self, state: SpanRequest, request: Request[SpanRequest]) -> None:
+        while not state.over:
+            if state.turns.opening:
+                state.read_opening()
+            elif (position := state.open_choice()) is not None:
+                await self._choose(state, position)
+            else:
+                await self._span(state, request)
+            self._deliver(request)
+
+    async def _span(self, state: SpanRequest, request: Request[SpanRequest]) -> None:
+        """One span of whoever's turn it is, as far as the turn goes."""
+        author = state.turns.span.author
+        until = Until(state.span_length(), self._stop_ids)
+        async with aclosing(self._asked(state, author, state.text.tokens, until)) as stream:
+            async for tokens in stream:
+                for one in tokens:
+                    if not state.take(author, one.token_id, one.first_choice):
+                        return
+                self._deliver(request)
+
+    async def _choose(self, state: SpanRequest, position: int) -> None:
+        """The draft's first choices from `position` to the end of the text, until one differs."""
+        text = state.text.tokens
+        if self.backend.capabilities.scores:
+            for score in await self.backend.score(DRAFT, text, position):
+                state.choose(position, score.first_choice)
+                position += 1
+        else:
+            greedy = state.config.with_overrides(temperature=0.0)
+            until = Until(len(text) - position)
+            stream = self._asked(state, DRAFT, text[:position], until, greedy)
+            async with aclosing(stream):
+                async for tokens in stream:
+                    for one in tokens:
+                        if not state.choose(position, one.first_choice):
+                            break
+                        position += 1
+                    else:
+                        continue
+                    break
+        state.check_handoff()
+
+    def _asked(
+        self,
+        state: SpanRequest,
+        author: Author,
+        ids: Sequence[int],
+        until: Until,
+        config: FoReaLConfig | None = None,
+    ) -> Any:
+        return self.backend.write(
+            author,
+            list(ids),
+            until,
+            config or state.config,
+            state.seed,
+            state.text.prompt_length,
+        )

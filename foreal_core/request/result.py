@@ -1,0 +1,53 @@
+"""What becomes of a request that is over: its Generation and its bill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from foreal_core.config import FoReaLConfig
+from foreal_core.cost import CostReport, ModelProfile, build_report
+from foreal_core.events import Author, Generation
+from foreal_core.request.model_state import PREFILL_CHUNK, ModelState
+from foreal_core.request.transcript import Transcript
+from foreal_core.request.turns import Turns
+
+
+def build_generation(turns: Turns, cost: CostReport) -> Generation:
+    """The finished text with its provenance."""
+    text = turns.transcript
+    assert text.finish_reason is not None
+    runs, first = turns.alignment.runs, text.prompt_length
+    return Generation(
+        text="".join(text.texts),
+        token_ids=tuple(text.tokens[first:]),
+        authors=tuple(text.authors),
+        segments=tuple(text.segments),
+        sentences=tuple(text.sentences),
+        finish_reason=text.finish_reason,
+        stop_string=text.stop_string,
+        cost=cost,
+        texts=tuple(text.texts),
+        hit_runs=tuple(runs.get(position) for position in range(first, len(text.tokens))),
+    )
+
+
+def build_cost(
+    text: Transcript,
+    states: Mapping[Author, ModelState],
+    config: FoReaLConfig,
+    seed: int,
+    profiles: Mapping[Author, ModelProfile],
+) -> CostReport:
+    """What a request cost so far."""
+    return build_report(
+        profiles=profiles,
+        meters={author: state.meter for author, state in states.items()},
+        prompt_tokens=text.prompt_length,
+        authors=text.authors,
+        sentences=len(text.sentences),
+        led_sentences=sum(sentence.led for sentence in text.sentences),
+        handoffs=text.handoffs,
+        seconds=text.clock.seconds(),
+        settings={**config.recorded(), "seed": seed},
+        prefill_chunk=PREFILL_CHUNK,
+    )
