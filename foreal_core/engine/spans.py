@@ -14,6 +14,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from foreal_core.backends.base import Backend, Until
@@ -176,14 +177,20 @@ class SpanEngine:
             self._loop.close()
 
     async def _shut_down(self) -> None:
-        tasks = [task for task in self._running.values() if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in list(self._running.values()):
+            if task is not None:
+                task.cancel()
+        while self._running:  # until all were told, also those that had not begun
+            await asyncio.sleep(0.001)
         await self.backend.aclose()
 
     def _start(self, request: Request[SpanRequest]) -> None:
-        self._running[request] = self._loop.create_task(self._serve(request))
+        if self._closed:
+            self._tell(request, _closed_error())
+            return
+        task = self._loop.create_task(self._serve(request))
+        self._running[request] = task
+        task.add_done_callback(partial(self._conclude, request))
 
     def _cancel_task(self, request: Request[SpanRequest]) -> None:
         task = self._running.get(request)
@@ -191,29 +198,27 @@ class SpanEngine:
             task.cancel()
 
     async def _serve(self, request: Request[SpanRequest]) -> None:
-        """The life of one request, and how it is told of its end."""
+        async with self._places:
+            self._active += 1
+            try:
+                request.state.clock.start()
+                await self._write(request)
+            finally:
+                self._active -= 1
+
+    def _conclude(self, request: Request[SpanRequest], task: asyncio.Task[None]) -> None:
+        """Tells of a request's end, also of one whose task was cancelled before it began."""
         state = request.state
-        end: Finished | BaseException
-        try:
-            async with self._places:
-                self._active += 1
-                try:
-                    state.clock.start()
-                    await self._write(state, request)
-                finally:
-                    self._active -= 1
-        except asyncio.CancelledError:
+        end: Finished | BaseException = Finished(state, self.profiles)
+        if task.cancelled():
             state.cancel()
-        except Exception as error:
+            if self._closed:
+                end = _closed_error()
+        elif isinstance(error := task.exception(), Exception):
             failure = wrapped(error)
             with contextlib.suppress(Exception):
                 failure.cost = state.cost(self.profiles)
-            self._tell(request, failure)
-            return
-        if self._closed and state.text.finish_reason == "cancelled":
-            end = EngineClosedError("the decoder was closed while this request was running.")
-        else:
-            end = Finished(state, self.profiles)
+            end = failure
         self._tell(request, end)
 
     def _tell(self, request: Request[SpanRequest], end: Finished | BaseException) -> None:
@@ -229,18 +234,20 @@ class SpanEngine:
         if request.on_events is not None and (events := request.state.take_events()):
             request.on_events(events)
 
-    async def _write(self, state: SpanRequest, request: Request[SpanRequest]) -> None:
+    async def _write(self, request: Request[SpanRequest]) -> None:
+        state = request.state
         while not state.over:
             if state.turns.opening:
                 state.read_opening()
             elif (position := state.open_choice()) is not None:
                 await self._choose(state, position)
             else:
-                await self._span(state, request)
+                await self._span(request)
             self._deliver(request)
 
-    async def _span(self, state: SpanRequest, request: Request[SpanRequest]) -> None:
+    async def _span(self, request: Request[SpanRequest]) -> None:
         """One span of whoever's turn it is, as far as the turn goes."""
+        state = request.state
         author = state.turns.span.author
         until = Until(state.span_length(), self._stop_ids)
         async with aclosing(self._asked(state, author, state.text.tokens, until)) as stream:
@@ -288,3 +295,7 @@ class SpanEngine:
             state.seed,
             state.text.prompt_length,
         )
+
+
+def _closed_error() -> EngineClosedError:
+    return EngineClosedError("the decoder was closed while this request was running.")

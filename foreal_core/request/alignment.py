@@ -68,6 +68,15 @@ class Alignment:
             and self._next < length
         )
 
+    def may_be_due(self, length: int) -> bool:
+        """Whether the hand-off is due if the models agree at all positions not compared yet."""
+        handoff = self._handoff
+        return (
+            handoff is not None
+            and length - self._start >= handoff.lead_count
+            and self.hits + max(length - self._next, 0) >= handoff.hits
+        )
+
     def first_open(self, otherwise: int) -> int:
         """The first position that counts and at which the draft has not chosen."""
         if self._handoff is None or self._handoff.hits == 0:

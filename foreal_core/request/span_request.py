@@ -84,7 +84,7 @@ class SpanRequest:
 
     def take(self, author: Author, token: int, first_choice: int) -> bool:
         """Writes one token of a span; whether the author may go on with it."""
-        turns = self.turns
+        turns, span = self.turns, self.turns.span
         self._states[author].roll_back(len(self.text.tokens) - 1)
         self._fed(author, len(self.text.tokens))
         if author == LEADER and turns.span.handoff is not None:
@@ -94,7 +94,12 @@ class SpanRequest:
         turns.commit(token, author)
         for state in self._states.values():
             state.roll_back(len(self.text.tokens))
-        return turns.goes_on(author)
+        if turns.goes_on(author):
+            return True
+        # The draft may choose at several written positions at once, as long as the run that they
+        # could complete is not there yet.
+        length = len(self.text.tokens)
+        return turns.span is span and not self.over and not turns.alignment.may_be_due(length)
 
     def choose(self, position: int, first_choice: int) -> bool:
         """Notes the draft's first choice for a written position; whether it is the token there."""

@@ -1,0 +1,204 @@
+"""Requests over a backend that writes spans are those of two models in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from backends import ScriptedBackend
+from toy import EOS, scripted_pair, token_id, vocabulary
+
+from foreal_core import (
+    ConfigError,
+    EngineClosedError,
+    FoReaLConfig,
+    FoReaLDecoder,
+    FoReaLError,
+    QueueFullError,
+    SpanReport,
+)
+from foreal_core.backends.base import SpanToken, Until
+from foreal_core.events import DRAFT, LEADER, Author, Generation
+from foreal_core.policies import Write
+
+WORDS = (" the", " so", " we", " add", " x", " y", " is", " 1", " 2", ".", ". ", "\n", "!")
+
+
+def random_script(rng: random.Random, other: dict[str, str] | None = None) -> dict[str, str]:
+    """What follows each word; like `other` for most of them."""
+    script = {word: rng.choice(WORDS) for word in WORDS}
+    if other is not None:
+        script |= {word: other[word] for word in WORDS if rng.random() < 0.8}
+    return script
+
+
+def backend_of(*scripts: dict[str, str], scores: bool) -> ScriptedBackend:
+    ids = [{token_id(a): token_id(b) for a, b in script.items()} for script in scripts]
+    return ScriptedBackend({LEADER: ids[0], DRAFT: ids[1]}, token_id(EOS), scores=scores)
+
+
+def shape(written: Generation) -> dict[str, Any]:
+    cost = written.cost
+    return {
+        "text": written.text,
+        "authors": written.authors,
+        "segments": written.segments,
+        "sentences": written.sentences,
+        "finish": written.finish_reason,
+        "stop": written.stop_string,
+        "handoffs": cost.handoffs,
+        "written": cost.flops_written["total"] > 0,
+    }
+
+
+@pytest.mark.parametrize("scores", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_spans_write_what_passes_write(seed: int, scores: bool) -> None:
+    rng = random.Random(seed)
+    leader = random_script(rng)
+    draft = random_script(rng, leader)
+    two = scripted_pair(leader, draft)
+    backend = backend_of(leader, draft, scores=scores)
+    with (
+        FoReaLDecoder(two.leader, two.draft, two.tokenizer) as local,
+        FoReaLDecoder.from_backend(
+            backend, two.tokenizer, leader_vocab_size=len(vocabulary())
+        ) as remote,
+    ):
+        for _ in range(12):
+            config = FoReaLConfig(
+                lead_count=rng.choice([0, 1, 3, 8]),
+                hit_threshold=rng.choice([0, 1, 2, 4]),
+                lead_probability=rng.choice([0.0, 0.5, 1.0]),
+                hit_window=rng.choice(["after_lead", "sentence"]),
+                policy=rng.choice(["foreal", "even", "leader", "draft"]),
+                stop=rng.choice([(), (" we add",)]),
+                max_new_tokens=rng.choice([5, 40, 80]),
+                seed=rng.randrange(1000),
+                speculate=False,
+            )
+            expected = local.generate(" so", config)
+            written = remote.generate(" so", config)
+            assert shape(written) == shape(expected)
+            # A pass of the draft looks one position further than a span needs.
+            pairs = zip(written.hit_runs, expected.hit_runs, strict=True)
+            assert all(run is None or run == other for run, other in pairs)
+        remote.check_integrity()
+    assert backend.closed
+
+
+def test_only_the_span_is_asked_for_and_scores_spare_writing() -> None:
+    leader = {" so": " we", " we": " add", " add": " x", " x": " is", " is": "."}
+    two = scripted_pair(leader, leader)
+    config = {"lead_count": 2, "hit_threshold": 2, "lead_probability": 1.0, "max_new_tokens": 5}
+    for scores, what in ((True, "score"), (False, "write")):
+        backend = backend_of(leader, leader, scores=scores)
+        with FoReaLDecoder.from_backend(backend, two.tokenizer) as decoder:
+            written = decoder.generate(" so", **config)
+        assert written.text == " we add x is."
+        assert "".join(author[0] for author in written.authors) == "lllld"
+        assert backend.asked == [
+            *(("write", "leader", 1), ("write", "leader", 3)),
+            *((what, "draft", 3), ("write", "draft", 5)),
+        ]
+
+
+class Slow(ScriptedBackend):
+    """Writes one token, and then nothing until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__({LEADER: {}, DRAFT: {}}, token_id(" x"))
+        self.released = asyncio.Event()
+        self.cancelled = 0
+
+    async def write(
+        self, author: Author, ids: Sequence[int], until: Until, *rest: Any
+    ) -> AsyncIterator[Sequence[SpanToken]]:
+        try:
+            yield [SpanToken(token_id(" x"), token_id(" x"))]
+            await self.released.wait()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+
+
+def test_a_cancelled_request_stops_the_backends_work() -> None:
+    backend = Slow()
+    tokenizer = scripted_pair({}, {}).tokenizer
+    with FoReaLDecoder.from_backend(backend, tokenizer, max_batch_size=1, max_queue=1) as decoder:
+        stream = decoder.stream(" so")
+        assert next(stream).text == " x"
+        waiting = decoder.submit(" so")
+        with pytest.raises(QueueFullError, match="1 requests wait already"):
+            decoder.submit(" so")
+        waiting.cancel()
+        stream.close()
+        assert stream.result.finish_reason == "cancelled"
+        assert stream.result.text == " x"
+        decoder.check_integrity()
+    assert backend.cancelled == 1
+
+
+def test_closing_ends_what_runs_with_an_error() -> None:
+    tokenizer = scripted_pair({}, {}).tokenizer
+    decoder = FoReaLDecoder.from_backend(Slow(), tokenizer)
+    future = decoder.submit(" so")
+    decoder.close()
+    with pytest.raises(EngineClosedError):
+        future.result()
+    with pytest.raises(EngineClosedError):
+        decoder.generate(" so")
+
+
+class Broken(ScriptedBackend):
+    async def write(self, *arguments: Any) -> AsyncIterator[Sequence[SpanToken]]:
+        raise OSError("the server went away")
+        yield []
+
+
+def test_an_error_of_the_backend_ends_its_request_and_names_itself() -> None:
+    two = scripted_pair({}, {})
+    backend = Broken({LEADER: {}, DRAFT: {}}, token_id(EOS))
+    with (
+        FoReaLDecoder.from_backend(backend, two.tokenizer) as decoder,
+        pytest.raises(FoReaLError, match="OSError: the server went away"),
+    ):
+        decoder.generate(" so")
+
+
+def test_grammars_are_refused_by_name() -> None:
+    two = scripted_pair({}, {})
+    backend = backend_of({}, {}, scores=False)
+    with (
+        FoReaLDecoder.from_backend(backend, two.tokenizer) as decoder,
+        pytest.raises(ConfigError, match="json_schema"),
+    ):
+        decoder.generate(" so", json_schema={"type": "object"})
+
+
+def test_a_policy_is_told_of_settled_spans_only() -> None:
+    """A mark at the hand-off turns out to have ended the sentence: no hand-off was."""
+    reports: list[SpanReport] = []
+
+    def watching(config: FoReaLConfig, gate: Any) -> Any:
+        from foreal_core.policies import Handoff
+
+        while True:
+            reports.append((yield Write(LEADER, handoff=Handoff(2, 0, 2))))
+            if not reports[-1].ended_sentence:
+                reports.append((yield Write(DRAFT)))
+
+    leader = {" so": " we", " we": ".", ".": " the", " the": " x", " x": "!"}
+    two = scripted_pair(leader, leader)
+    backend = backend_of(leader, leader, scores=False)
+    with FoReaLDecoder.from_backend(backend, two.tokenizer) as decoder:
+        written = decoder.generate(" so", policy=watching, max_new_tokens=5)
+    assert written.text == " we. the x!"
+    told = [(r.outcome.value, r.author, r.tokens, r.text) for r in reports]
+    assert told == [
+        ("sentence_end", "leader", 2, " we."),
+        ("handoff", "leader", 2, " the x"),
+    ]
