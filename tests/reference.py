@@ -79,6 +79,7 @@ class Reference:
         margin, taken_back = float("inf"), 0
 
         start = 0  # where the current sentence starts
+        begun = False  # it holds more than white space and closing delimiters
         led = _gate(settings, sentences)
         given = self._cue(settings, led, prompt)  # tokens that nobody chooses
         pending: int | None = None  # where the next sentence starts, should the mark be an end
@@ -87,7 +88,7 @@ class Reference:
         hit_runs: list[int | None] = []
 
         while True:
-            author = "leader" if _leads(led, aligned, settings) else "draft"
+            author = "leader" if _leads(led, aligned, settings, begun=begun) else "draft"
             context = [*prompt, *token_ids]
             if given:
                 token_ids.append(given.pop(0))
@@ -119,7 +120,8 @@ class Reference:
                 start, pending = pending, None
                 led = _gate(settings, sentences)
                 given = self._cue(settings, led, [*prompt, *token_ids[:start]])
-                opener = "leader" if _leads(led, [], settings) else "draft"
+                begun = False
+                opener = "leader" if _leads(led, [], settings, begun=False) else "draft"
                 written = len(token_ids) - start
                 if given or any(writer != opener for writer in authors[start:]):
                     taken_back += written
@@ -134,6 +136,7 @@ class Reference:
                     break
                 boundary = detector.feed(delta)
 
+            begun = begun or detector.has_begun or boundary is Boundary.END
             if boundary is not Boundary.PENDING:
                 pending = None
             elif delta:  # a token without text leaves the mark before it pending
@@ -154,9 +157,16 @@ class Reference:
                 start = len(token_ids)
                 led = _gate(settings, sentences)
                 given = self._cue(settings, led, [*prompt, *token_ids])
+                aligned, begun = [], False
+            elif boundary is Boundary.BELONGS_BEFORE:
                 aligned = []
+                if sentences:
+                    sentences[-1] = (sentences[-1][0], len(token_ids), sentences[-1][2])
+                    start = len(token_ids)
 
-        if start < len(token_ids):
+        if sentences and not begun:
+            sentences[-1] = (sentences[-1][0], len(token_ids), sentences[-1][2])
+        elif start < len(token_ids):
             sentences.append((start, len(token_ids), led))
         text = str(self._pair.tokenizer.decode(token_ids, skip_special_tokens=True))
         return Answer(
@@ -203,6 +213,10 @@ class _Detector:
         if self._robust is not None:
             self._robust.settle()
 
+    @property
+    def has_begun(self) -> bool:
+        return self._robust is None or self._robust.has_begun
+
 
 def _gate(settings: FoReaLConfig, sentences: Sequence[tuple[int, int, bool]]) -> bool:
     """Whether the sentence after these is led."""
@@ -213,9 +227,10 @@ def _gate(settings: FoReaLConfig, sentences: Sequence[tuple[int, int, bool]]) ->
     return so_far < Fraction(str(settings.lead_probability)) * (len(sentences) + 1)
 
 
-def _leads(led: bool, aligned: Sequence[bool], settings: FoReaLConfig) -> bool:
+def _leads(led: bool, aligned: Sequence[bool], settings: FoReaLConfig, *, begun: bool) -> bool:
     """Whether the leader writes the next token of a sentence."""
-    return led and settings.policy != "wait" and not _hands_over(aligned, settings)
+    over = _hands_over(aligned, settings) and (begun or not aligned)
+    return led and settings.policy != "wait" and not over
 
 
 def _hit_run(aligned: Sequence[bool], settings: FoReaLConfig) -> int | None:
@@ -309,7 +324,8 @@ def assert_structure(written: Generation) -> None:
             assert (segment.author, following.author) == ("leader", "draft")
         elif segment.reason == "given":
             assert (segment.author, following.author) == ("draft", "draft")
-            assert segment.start in {sentence.start for sentence in written.sentences}
         else:
             assert segment.reason == "sentence_end"
-            assert segment.end in {sentence.end for sentence in written.sentences}
+            # What belongs to a sentence may follow its end: white space, closing delimiters.
+            end = min(one.end for one in written.sentences if one.end >= segment.end)
+            assert not any(map(str.isalnum, "".join(written.texts[segment.end : end])))

@@ -36,11 +36,14 @@ from foreal_core.text.stop_strings import StopFilter
 class Written(Enum):
     """What a written token did to the text.
 
-    GOES_ON: nothing more. SENTENCE_END: the sentence ended with it. SETTLED: a pending mark before
-    it was the sentence's end; it is in `taken_back`. FINISHED: the text is over.
+    GOES_ON: nothing more. BELONGS_BEFORE: all that the present sentence held was white space or what
+    closes something; it went to the sentence before. SENTENCE_END: the sentence ended with it.
+    SETTLED: a pending mark before it was the sentence's end; it is in `taken_back`. FINISHED: the
+    text is over.
     """
 
     GOES_ON = "goes_on"
+    BELONGS_BEFORE = "belongs_before"
     SENTENCE_END = "sentence_end"
     SETTLED = "settled"
     FINISHED = "finished"
@@ -114,6 +117,7 @@ class Transcript:
         self._detector = SentenceBoundaryDetector(config.sentence_boundary)
         self._stops = StopFilter(config.stop)
         self._mark: _Mark | None = None
+        self._begun_at: int | None = None  # the position behind the token that began the sentence
         self._unshown: list[str] = []  # text deltas of the last tokens, not yet released
         self._texts: list[str] = []
         self._with_events = with_events
@@ -130,6 +134,12 @@ class Transcript:
     def texts(self) -> list[str]:
         """The text that became readable with each token."""
         return self._texts
+
+    @property
+    def begun(self) -> bool:
+        """Whether the present sentence has begun: until then its tokens may turn out to belong to
+        the sentence before."""
+        return self._begun_at is not None and self._begun_at <= len(self.tokens)
 
     @property
     def pending(self) -> int | None:
@@ -177,11 +187,21 @@ class Transcript:
                 len(self.segments),
                 self.handoffs,
             )
-        self._show(len(self.tokens) if self._mark is None else self._mark.position)
+        if self._begun_at is None and (self._detector.has_begun or boundary is Boundary.END):
+            self._begun_at = len(self.tokens)
+        if boundary is Boundary.BELONGS_BEFORE:
+            self._show(len(self.tokens), belongs_before=True)
+        elif self._mark is not None:
+            self._show(self._mark.position)
+        elif self.begun:
+            self._show(len(self.tokens))
         if self._stops.hit is not None:
             return self.finish("stop", "stop_string")
         if len(self.tokens) >= self.limit:
             return self.finish("length", "length")
+        if boundary is Boundary.BELONGS_BEFORE:
+            self._extend_last_sentence()
+            return Written.BELONGS_BEFORE
         return Written.SENTENCE_END if boundary is Boundary.END else Written.GOES_ON
 
     def start_segment(self, author: Author) -> None:
@@ -200,7 +220,7 @@ class Transcript:
         start, end = self.sentence_start - self.prompt_length, len(self.authors)
         if end > start:
             self.sentences.append(Sentence(start, end, self.led))
-        self.sentence_start = len(self.tokens)
+        self.sentence_start, self._begun_at = len(self.tokens), None
 
     def finish(self, reason: FinishReason, segment_reason: SegmentReason) -> Written:
         """Ends the text as it stands."""
@@ -212,13 +232,15 @@ class Transcript:
                 self._restore(self._mark)
         elif self._stops.hit is None:
             self._mark = None
-            self._show(len(self.tokens))
+            self._show(len(self.tokens), belongs_before=not self.begun)
             if self._stops.hit is None:
                 self._show_tail()
         self.stop_string = self._stops.hit
         if self.stop_string is not None:
             self.finish_reason, segment_reason = "stop", "stop_string"
         self.end_segment(segment_reason)
+        if not self.begun:
+            self._extend_last_sentence()
         self.end_sentence()
         return Written.FINISHED
 
@@ -237,6 +259,13 @@ class Transcript:
                 wrong.append(name)
         if wrong:
             raise FoReaLError(f"a transcript of {written} tokens is broken in {', '.join(wrong)}.")
+
+    def _extend_last_sentence(self) -> None:
+        """What the present sentence holds belongs to the one before, if there is one."""
+        if self.sentences:
+            last = self.sentences[-1]
+            self.sentences[-1] = Sentence(last.start, len(self.authors), last.led)
+            self.sentence_start = len(self.tokens)
 
     # -- pending marks ------------------------------------------------------------------------
 
@@ -273,31 +302,32 @@ class Transcript:
 
     # -- what may be seen -----------------------------------------------------------------------
 
-    def _show(self, until: int) -> None:
+    def _show(self, until: int, *, belongs_before: bool = False) -> None:
         """Releases the text of all tokens before position `until`."""
+        sentence = len(self.sentences)
+        if belongs_before and sentence:
+            sentence -= 1
         shown = len(self.tokens) - len(self._unshown)
         count = until - shown
         if count <= 0:
             return
         ready, self._unshown = self._unshown[:count], self._unshown[count:]
         for position, text in enumerate(ready, start=shown):
-            self._emit(position, self._stops.push(text))
+            self._emit(position, self._stops.push(text), sentence)
             if self._stops.hit is not None:
                 self._unshown = []
                 self._cut(position + 1)
                 self._clip_segments()
                 return
 
-    def _emit(self, position: int, text: str) -> None:
+    def _emit(self, position: int, text: str, sentence: int) -> None:
         index = position - self.prompt_length
         if index == 0:
             self.clock.note_token()
         self._texts.append(text)
         if self._with_events:
             self._events.append(
-                TokenEvent(
-                    index, self.tokens[position], text, self.authors[index], len(self.sentences)
-                )
+                TokenEvent(index, self.tokens[position], text, self.authors[index], sentence)
             )
 
     def _clip_segments(self) -> None:

@@ -82,6 +82,10 @@ class Turns:
             if self._provisional is not None and self.transcript.pending is None:
                 self._confirm()
             self.check_handoff()
+        elif written is Written.BELONGS_BEFORE:
+            # The span starts behind it: what the policy asked for is for the sentence to come.
+            self.span_start = len(self.transcript.tokens)
+            self.alignment.start_span(self.span_start, self.span.handoff)
         elif written is Written.SENTENCE_END:
             if self._provisional is not None:
                 self._confirm()
@@ -107,6 +111,8 @@ class Turns:
         transcript = self.transcript
         if not self.alignment.handoff_due(len(transcript.tokens)):
             return
+        if self.written and not transcript.begun:
+            return  # what is no sentence yet is no lead
         report = self._report(Outcome.HANDOFF)
         transcript.handoffs += self.written > 0
         transcript.end_segment("hand_off")
