@@ -113,11 +113,8 @@ class Call:
     def _events(self) -> Generator[TokenEvent, None, None]:
         with self.account.counting_failures(), refusing():
             stream = self.decoder.stream(self.prompt, self.settings, on_done=self.account.settle)
-            try:
-                with in_time([stream], self.timeout):
-                    yield from stream
-            finally:
-                self.account.leave()
+            with in_time([stream], self.timeout):
+                yield from stream
         self.generation = stream.result
 
     async def _aevents(self) -> AsyncGenerator[TokenEvent, None]:
@@ -134,6 +131,4 @@ class Call:
             except BaseException:
                 await stream.aclose()
                 raise
-            finally:
-                self.account.leave()
         self.generation = stream.result

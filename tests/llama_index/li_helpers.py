@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from integrations import WAIT_S, Passes
+from integrations import WAIT_S, Passes, is_idle, wait_until
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
@@ -128,10 +127,7 @@ def wait_until_stopped(decoder: FoReaLDecoder, bill: Bill, passes: Passes, done:
     Args:
         done: how many passes there were once the call was left.
     """
-    end = time.monotonic() + WAIT_S
-    while decoder.stats()["active"] or decoder.stats()["queued"] or not bill.records:
-        assert time.monotonic() < end, "a stopped request still runs"
-        time.sleep(0.002)
+    wait_until(lambda: is_idle(decoder) and bill.records, "a stopped request still runs")
     assert len(passes.rows) <= done + 1, "the models went on after the call was left"
 
 
