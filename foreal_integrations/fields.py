@@ -76,7 +76,7 @@ class PairFields(_Settings):
     decoder: Annotated[Any, SkipValidation] = Field(default=None, exclude=True, repr=False)
     """A loaded `FoReaLDecoder` to use instead."""
 
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, SkipValidation] = None
     """What the chat template itself understands, by name; those of a call are added, and win."""
     enable_thinking: bool | None = None
     """One of them: whether to think before the answer, for templates that leave the choice."""

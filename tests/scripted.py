@@ -42,6 +42,19 @@ Tools:{% for tool in tools %}
 """
 # As reasoning models' templates do when thinking is switched off.
 WITHOUT_THINKING = TOOLS_TEMPLATE.replace("<think>\n", "<think>\n\n</think>\n\n")
+# Asks whether to think, as Qwen3's does, and shows documents.
+OPTIONS_TEMPLATE = (
+    """
+{%- for document in documents or [] %}<|im_start|>document
+{{ document.text }}<|im_end|>
+{% endfor %}"""
+    + TOOLS_TEMPLATE.rstrip().removesuffix("{% endif -%}")
+    + """{% if enable_thinking is defined and not enable_thinking %}
+</think>
+
+{% endif %}{% endif -%}
+"""
+)
 
 
 @functools.cache

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foreal_core.chat.messages import user_message
 from foreal_core.cli.bar import counting_bar
 from foreal_core.cli.common import (
     BatchSizeOption,
@@ -96,7 +97,7 @@ def analyze(
     return 0
 
 
-Chat = list[dict[str, str]]
+Chat = list[dict[str, Any]]
 
 
 def _chats(
@@ -123,7 +124,7 @@ def _lines(path: Path, count: int) -> list[Chat]:
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise ConfigError(f"{path} holds no prompts: one in each line is needed.")
-    return [[{"role": "user", "content": prompt}] for prompt in prompts[:count]]
+    return [user_message(prompt) for prompt in prompts[:count]]
 
 
 def _encode(decoder: FoReaLDecoder, chat: Chat, raw_prompt: bool) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from foreal_core.chat.messages import asking
 from foreal_core.cli.common import (
     CommandConsole,
     DeviceMapOption,
@@ -59,10 +60,7 @@ def generate(
     console = CommandConsole(highlight=False, file=io.StringIO() if as_json else None)
     live = LiveText(console, plain=not console.is_terminal)
     with pair.load() as decoder:
-        chat = decoder.has_chat_template and not raw_prompt
-        request: dict[str, Any] = (
-            {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-        )
+        request = asking(decoder, prompt, raw=raw_prompt)
         code, generation = write_stream(decoder, request, config, live)
     if html is not None:
         html.write_text(page(generation.to_dict(), prompt), encoding="utf-8")

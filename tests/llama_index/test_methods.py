@@ -39,7 +39,13 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.llms import ChatMessage
 from pydantic import PrivateAttr
-from scripted import TOOLS_TEMPLATE, WITHOUT_THINKING, ScriptedDecoder, pair_with_tools
+from scripted import (
+    OPTIONS_TEMPLATE,
+    TOOLS_TEMPLATE,
+    WITHOUT_THINKING,
+    ScriptedDecoder,
+    pair_with_tools,
+)
 from toy import scripted_pair
 
 from foreal_core import ConfigError, ContextOverflowError, FoReaLDecoder, Generation
@@ -271,6 +277,47 @@ def test_exactly_one_bos() -> None:
         llm.complete("<|pad|>" + templated, formatted=True)
         for ids in recorder.ids:
             assert ids.count(bos) == 1 and ids[0] == bos
+
+
+DOCUMENTS = [{"text": "Ann has 4 beads."}]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_template_is_told_its_options(name: str) -> None:
+    decoder = pair_with_tools(OPTIONS_TEMPLATE)
+    question = [{"role": "user", "content": QUESTION}]
+
+    def prompt_tokens(llm: FoReaLLLM, **arguments: Any) -> int:
+        raw = METHODS[name](llm, QUESTION, **arguments)[-1].raw
+        assert raw is not None
+        return int(raw["usage"]["prompt_tokens"])
+
+    def expected(**told: Any) -> int:
+        return len(decoder.prepare(messages=question, chat_template_kwargs=told))
+
+    plain = FoReaLLLM(decoder=decoder, max_new_tokens=2, seed=1)
+    silent = FoReaLLLM(decoder=decoder, max_new_tokens=2, seed=1, enable_thinking=False)
+    assert prompt_tokens(plain) == expected() < expected(enable_thinking=False)
+    assert prompt_tokens(silent) == expected(enable_thinking=False)
+    assert prompt_tokens(silent, enable_thinking=True) == expected()
+    both = expected(enable_thinking=False, documents=DOCUMENTS)
+    assert prompt_tokens(silent, documents=DOCUMENTS) == both
+    whole = {"enable_thinking": False, "documents": DOCUMENTS}
+    assert prompt_tokens(plain, chat_template_kwargs=whole) == both
+    with pytest.raises(ConfigError, match="contradict"):
+        prompt_tokens(plain, chat_template_kwargs=whole, enable_thinking=True)
+    with pytest.raises(RequestRefusedError, match="tokenize"):
+        prompt_tokens(plain, chat_template_kwargs={"tokenize": True})
+
+
+def test_template_options_and_prompts_that_need_no_template() -> None:
+    """Those of the constructor are meant for where the template is used."""
+    decoder = pair_with_tools(OPTIONS_TEMPLATE)
+    llm = FoReaLLLM(decoder=decoder, max_new_tokens=2, seed=1, enable_thinking=False)
+    answer = llm.complete("Ann", formatted=True)
+    assert answer.raw["usage"]["prompt_tokens"] == len(decoder.encode("Ann"))
+    with pytest.raises(RequestRefusedError, match="only a chat template"):
+        llm.complete("Ann", formatted=True, enable_thinking=False)
 
 
 # -- asyncio and threads ---------------------------------------------------------------------------
