@@ -10,16 +10,12 @@ import typer
 from foreal_core.chat.messages import user_message
 from foreal_core.cli.bar import counting_bar
 from foreal_core.cli.common import (
-    BatchSizeOption,
     CommandConsole,
-    DeviceMapOption,
-    DraftOption,
-    DtypeOption,
-    LeaderOption,
     PairOptions,
     print_parts,
     refuse_unless_writable,
 )
+from foreal_core.cli.settings import takes_pair
 from foreal_core.cli.terminal import analysis_view
 from foreal_core.config import FoReaLConfig, SentenceBoundaryMode
 from foreal_core.errors import ConfigError
@@ -32,7 +28,9 @@ if TYPE_CHECKING:
 _COUNT = 100
 
 
+@takes_pair()
 def analyze(
+    pair: PairOptions,
     suite: Annotated[
         str, typer.Option(help="Suites, with commas between them; see: foreal eval --help.")
     ] = "ledger,tracing,ordering",
@@ -54,11 +52,6 @@ def analyze(
     sentence_boundary: Annotated[
         SentenceBoundaryMode, typer.Option(help="What ends a sentence.")
     ] = FoReaLConfig.sentence_boundary,
-    leader: LeaderOption = None,
-    draft: DraftOption = None,
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = None,
     out: Annotated[Path | None, typer.Option(help="Write the record to this JSON file.")] = None,
     plots: Annotated[
         Path | None, typer.Option(help="A folder for the figures, as SVG and PNG.")
@@ -68,7 +61,6 @@ def analyze(
     refuse_unless_writable(out=out, plots=plots)
     if plots is not None:
         extra_module("matplotlib", "eval", "--plots")
-    pair = PairOptions(leader, draft, device_map, dtype, batch_size)
     # What is wrong with the settings is said before models are loaded.
     FoReaLConfig(max_new_tokens=max_new_tokens, sentence_boundary=sentence_boundary)
     asked = _chats(suite, prompts, count, problem_seed)
