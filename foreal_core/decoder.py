@@ -384,7 +384,7 @@ class FoReaLDecoder:
             tools=tools,
             chat_template_kwargs=chat_template_kwargs,
         )
-        if is_long(prompt, messages):
+        if is_long(prompt, messages, tools, chat_template_kwargs):
             batch, prompts = await asyncio.to_thread(prepare)
         else:
             batch, prompts = prepare()
@@ -486,7 +486,8 @@ class FoReaLDecoder:
             )
             return self._submit(ids, settings, push, _ends(on_done, push))
 
-        blocks = is_long(prompt, messages) or settings.constrained
+        long = is_long(prompt, messages, tools, chat_template_kwargs)
+        blocks = long or settings.constrained
         return AsyncTokenStream(start, start_blocks=blocks)
 
     # -- the rest -----------------------------------------------------------------------------

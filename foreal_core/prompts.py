@@ -126,11 +126,10 @@ class Prompts:
         return list(prompt)
 
 
-def is_long(prompt: Any, messages: Any) -> bool:
-    """Whether encoding is better left to a thread than done in an event loop."""
-    if isinstance(prompt, Prompt):
-        return False
-    return len(str(prompt if messages is None else messages)) > _LONG_PROMPT
+def is_long(*parts: Any) -> bool:
+    """Whether encoding these (prompt, messages, tools, ...) is better left to a thread than done in
+    an event loop."""
+    return sum(len(str(part)) for part in parts if not isinstance(part, Prompt)) > _LONG_PROMPT
 
 
 def _refuse_unless_one(prompt: Any, messages: Any) -> None:

@@ -20,8 +20,16 @@ from pydantic import (
 
 from foreal_core import ConfigError, FoReaLConfig
 from foreal_core.chat.pairs import DecoderSource
-from foreal_core.chat.settings import SETTINGS, canonical, joined_stops, refuse_unknown
+from foreal_core.chat.settings import (
+    SETTINGS,
+    TEMPLATE_OPTIONS,
+    canonical,
+    joined_stops,
+    refuse_unknown,
+    template_options,
+)
 from foreal_core.config import is_number
+from foreal_core.prompts import Prompt, is_long
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
@@ -37,8 +45,11 @@ else:
         },
     )
 
-# More text than this (in characters) is encoded in a thread, so that the event loop goes on.
-_LONG_PROMPT = 16_384
+# Fields that say how a pair is loaded.
+_LOADING = (
+    *("device_map", "dtype", "max_batch_size", "max_context", "max_queue"),
+    *("static_shapes", "compile", "threads", "leader_kwargs", "draft_kwargs"),
+)
 
 
 def _path_text(value: Any) -> Any:
@@ -65,6 +76,13 @@ class PairFields(_Settings):
     decoder: Annotated[Any, SkipValidation] = Field(default=None, exclude=True, repr=False)
     """A loaded `FoReaLDecoder` to use instead."""
 
+    chat_template_kwargs: Annotated[dict[str, Any] | None, SkipValidation] = None
+    """What the chat template itself understands, by name; those of a call are added, and win."""
+    enable_thinking: bool | None = None
+    """One of them: whether to think before the answer, for templates that leave the choice."""
+    documents: list[dict[str, Any]] | None = None
+    """One of them: texts to answer from, for templates that show such."""
+
     device_map: Any = None
     """As in transformers' `from_pretrained`; None lets the decoder choose."""
     dtype: Any = None
@@ -73,6 +91,14 @@ class PairFields(_Settings):
     """Requests that run side by side; the rest queue."""
     max_context: int | None = None
     """Tokens of prompt and completion together, at most."""
+    max_queue: int | None = None
+    """Requests that wait at most; beyond that calls are refused. None sets no bound."""
+    static_shapes: bool | None = None
+    """Run short passes at few fixed shapes; None does so on CUDA."""
+    compile: bool | None = None
+    """Run those passes through torch.compile."""
+    threads: int | None = None
+    """torch's threads in this process, set when the pair is loaded; None leaves them alone."""
     leader_kwargs: dict[str, Any] | None = None
     """Further `from_pretrained` arguments of the leader (revision, quantization_config, ...)."""
     draft_kwargs: dict[str, Any] | None = None
@@ -97,14 +123,7 @@ class PairFields(_Settings):
     @property
     def _source(self) -> DecoderSource:
         """Where the pair of the present fields comes from; they may be assigned, also in copies."""
-        loading = {
-            "device_map": self.device_map,
-            "dtype": self.dtype,
-            "max_batch_size": self.max_batch_size,
-            "max_context": self.max_context,
-            "leader_kwargs": self.leader_kwargs,
-            "draft_kwargs": self.draft_kwargs,
-        }
+        loading = {name: getattr(self, name) for name in _LOADING}
         fields = (self.leader, self.draft, loading, self.decoder)
         if self._made is None or self._made[0] != fields:
             self._made = fields, DecoderSource(*fields)
@@ -135,8 +154,14 @@ class PairFields(_Settings):
         values["stop"] = joined_stops(values["stop"], stop)
         return FoReaLConfig(**values).with_overrides(**canonical(overrides))
 
+    def _template(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What the chat template is told by the fields, and by one call, which wins."""
+        own = {name: getattr(self, name) for name in TEMPLATE_OPTIONS}
+        return {**template_options(own), **template_options(arguments)}
+
     def _check(self) -> None:
         self._settings(None, {})
+        self._template({})
         check_timeout(self.timeout)
 
     def _decoder(self) -> FoReaLDecoder:
@@ -146,11 +171,11 @@ class PairFields(_Settings):
         loaded = self._source.loaded
         return loaded if loaded is not None else await asyncio.to_thread(self._source.get)
 
-    async def _aencode(self, decoder: FoReaLDecoder, **request: Any) -> list[int]:
-        """`encode`, in a thread for long texts."""
-        if len(str(request)) > _LONG_PROMPT:
-            return await asyncio.to_thread(decoder.encode, **request)
-        return decoder.encode(**request)
+    async def _aprepare(self, decoder: FoReaLDecoder, **request: Any) -> Prompt:
+        """`prepare`, in a thread for long texts."""
+        if is_long(*request.values()):
+            return await asyncio.to_thread(decoder.prepare, **request)
+        return decoder.prepare(**request)
 
 
 def check_timeout(timeout: Any) -> None:

@@ -26,6 +26,24 @@ LONG: dict[str, Any] = {
 }
 
 
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    """Waits for what must come.
+
+    Args:
+        condition: is true once it has come.
+        what: says what has not, if it never does.
+    """
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.001)
+
+
+def is_idle(decoder: FoReaLDecoder) -> bool:
+    stats = decoder.stats()
+    return not (stats["active"] or stats["queued"])
+
+
 def same_work(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Equal records, apart from what depends on the clock and on who shared the passes."""
     timed = ("seconds", "tokens_per_second", "weight_bytes")
@@ -77,11 +95,11 @@ class Passes:
     def start_together(self, decoder: FoReaLDecoder, count: int) -> None:
         """Holds the next pass up until the decoder has so many requests."""
 
+        def all_there() -> bool:
+            return (stats := decoder.stats())["active"] + stats["queued"] >= count
+
         def wait_for_all() -> None:
-            end = time.monotonic() + WAIT_S
-            while (stats := decoder.stats())["active"] + stats["queued"] < count:
-                assert time.monotonic() < end, f"never {count} requests at a time: {stats}"
-                time.sleep(0.001)
+            wait_until(all_there, f"never {count} requests at a time")
             self.before = None
 
         self.before = wait_for_all

@@ -15,10 +15,12 @@ from foreal_core import (
     FoReaLConfig,
     FoReaLDecoder,
     Generation,
+    Prompt,
     Segment,
     TokenEvent,
     TokenStream,
 )
+from foreal_core.engine.request import Finished
 
 # Hermes' way to show tools, as in Qwen's templates; opens the thinking like the bundled one.
 TOOLS_TEMPLATE = """
@@ -40,6 +42,19 @@ Tools:{% for tool in tools %}
 """
 # As reasoning models' templates do when thinking is switched off.
 WITHOUT_THINKING = TOOLS_TEMPLATE.replace("<think>\n", "<think>\n\n</think>\n\n")
+# Asks whether to think, as Qwen3's does, and shows documents.
+OPTIONS_TEMPLATE = (
+    """
+{%- for document in documents or [] %}<|im_start|>document
+{{ document.text }}<|im_end|>
+{% endfor %}"""
+    + TOOLS_TEMPLATE.rstrip().removesuffix("{% endif -%}")
+    + """{% if enable_thinking is defined and not enable_thinking %}
+</think>
+
+{% endif %}{% endif -%}
+"""
+)
 
 
 @functools.cache
@@ -68,29 +83,32 @@ class ScriptedDecoder:
         return getattr(self._decoder, name)
 
     def submit(
-        self, ids: list[int], config: FoReaLConfig, on_done: Any = None
+        self, prompt: Prompt, config: FoReaLConfig, on_done: Any = None
     ) -> Future[Generation]:
         future: Future[Generation] = Future()
-        self._push(
-            ids, lambda end: end if isinstance(end, list) else future.set_result(end), on_done
-        )
+
+        def push(item: Any) -> None:
+            if isinstance(item, Finished):
+                future.set_result(item.generation)
+
+        self._push(prompt, push, on_done)
         return future
 
-    def stream(self, ids: list[int], config: FoReaLConfig, on_done: Any = None) -> TokenStream:
-        return TokenStream(lambda push: self._push(ids, push, on_done))
+    def stream(self, prompt: Prompt, config: FoReaLConfig, on_done: Any = None) -> TokenStream:
+        return TokenStream(lambda push: self._push(prompt, push, on_done))
 
     def astream(
-        self, ids: list[int], config: FoReaLConfig, on_done: Any = None
+        self, prompt: Prompt, config: FoReaLConfig, on_done: Any = None
     ) -> AsyncTokenStream:
-        return AsyncTokenStream(lambda push: self._push(ids, push, on_done))
+        return AsyncTokenStream(lambda push: self._push(prompt, push, on_done))
 
-    def _push(self, ids: list[int], push: Any, on_done: Any) -> Any:
-        generation = self._write(ids)
+    def _push(self, prompt: Prompt, push: Any, on_done: Any) -> Any:
+        generation = self._write(prompt.ids)
         for index, text in enumerate(generation.texts):
             push([TokenEvent(index, generation.token_ids[index], text, "leader", 0)])
         if on_done is not None:
             on_done(generation)
-        push(generation)
+        push(_Written(generation))
         return _Done()
 
     def _write(self, ids: Sequence[int]) -> Generation:
@@ -117,6 +135,15 @@ class ScriptedDecoder:
             cost=cost,
             finish_reason="stop",
         )
+
+
+class _Written(Finished):
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    @property
+    def generation(self) -> Generation:
+        return self._generation
 
 
 class _Done:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
+import torch
 
 pytest.importorskip("pydantic", reason="needs the extra langchain or llama-index")
 
-from foreal_core import ConfigError, FoReaLConfig
-from foreal_core.chat.settings import canonical
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
+from foreal_core.chat.settings import TEMPLATE_OPTIONS, canonical, template_options
 from foreal_integrations.fields import PairFields
 
 
@@ -36,6 +38,45 @@ def test_numpy_scalars_are_numbers() -> None:
         FoReaLConfig(lead_count=numpy.float32(5))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="temperature"):
         FoReaLConfig(temperature=numpy.float64("nan"))
+
+
+def test_what_a_template_is_told() -> None:
+    documents = [{"text": "a"}]
+    assert template_options({}) == template_options(dict.fromkeys(TEMPLATE_OPTIONS)) == {}
+    told = template_options(
+        {"chat_template_kwargs": {"tone": "dry"}, "enable_thinking": False, "documents": documents}
+    )
+    assert told == {"tone": "dry", "enable_thinking": False, "documents": documents}
+    same = {"chat_template_kwargs": {"enable_thinking": False}, "enable_thinking": False}
+    assert template_options(same) == {"enable_thinking": False}
+    with pytest.raises(ConfigError, match="contradict"):
+        template_options({**same, "enable_thinking": True})
+    with pytest.raises(ConfigError, match="a mapping"):
+        template_options({"chat_template_kwargs": ["enable_thinking"]})
+
+
+def test_arguments_for_loading_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    before = torch.get_num_threads()
+
+    class Loaded:
+        closed = False
+
+    def load(
+        leader: str, draft: str, *, leader_kwargs: Any = None, draft_kwargs: Any = None, **rest: Any
+    ) -> Loaded:
+        asked.update(rest, leader=leader, draft=draft, threads=torch.get_num_threads())
+        return Loaded()
+
+    monkeypatch.setattr(FoReaLDecoder, "from_pretrained", load)
+    loading = {"static_shapes": True, "compile": True, "max_queue": 7, "max_batch_size": 2}
+    try:
+        PairFields(leader="a", draft="b", threads=before + 1, **loading)._decoder()
+    finally:
+        torch.set_num_threads(before)
+    assert asked == {**loading, "leader": "a", "draft": "b", "threads": before + 1}
+    with pytest.raises(ConfigError, match="threads=0"):
+        PairFields(threads=0)
 
 
 def test_integrations_hold_pythons_numbers_and_the_text_of_paths(tmp_path: Path) -> None:

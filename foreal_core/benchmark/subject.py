@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from foreal_core.backends.local.runner import profile_model
+from foreal_core.chat.messages import user_message
 from foreal_core.cost import ModelProfile
 from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
@@ -217,7 +218,7 @@ def _read_prompts(path: Path) -> list[Task]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             entry = json.loads(line)
-            messages = entry.get("messages") or [{"role": "user", "content": entry["prompt"]}]
+            messages = entry.get("messages") or user_message(entry["prompt"])
         except (ValueError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"{path}, line {number}: not a JSON object with "

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foreal_core import ConfigError, FoReaLConfig
 
+if TYPE_CHECKING:
+    from foreal_core import FoReaLDecoder
+
 _MERGED = frozenset({"system", "user", "assistant"})
+
+
+def user_message(text: str) -> list[dict[str, Any]]:
+    """A chat that says this and nothing else."""
+    return [{"role": "user", "content": text}]
+
+
+def asking(decoder: FoReaLDecoder, text: str, *, raw: bool) -> dict[str, Any]:
+    """The argument of the decoder's calls that asks a text: as one user message, or as it is where
+    that is wanted or there is no chat template."""
+    if raw or not decoder.has_chat_template:
+        return {"prompt": text}
+    return {"messages": user_message(text)}
 
 
 def joined_neighbours(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -47,6 +47,35 @@ def _plain(value: Any) -> Any:
     return float(value) if is_number(value) else value
 
 
+# What a chat template is told: by these names, or by its own ones under the first.
+TEMPLATE_OPTIONS = ("chat_template_kwargs", "enable_thinking", "documents")
+
+
+def template_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What one constructor's or call's arguments tell the chat template; None is "not set".
+
+    Raises:
+        ConfigError: an option is given twice, with different values, or `chat_template_kwargs` is
+            no mapping.
+    """
+    whole, *single = TEMPLATE_OPTIONS
+    options = arguments.get(whole)
+    if options is None:
+        options = {}
+    if not isinstance(options, Mapping):
+        raise ConfigError(
+            f"{whole}={options!r} is not allowed: a mapping of names that the chat template knows."
+        )
+    told = dict(options)
+    for name in single:
+        value = arguments.get(name)
+        if value is not None and told.setdefault(name, value) != value:
+            raise ConfigError(
+                f"{name}={value!r} and {whole}={dict(options)!r} contradict each other."
+            )
+    return told
+
+
 def refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
     """Raises ConfigError for the first name that is not known: nothing is ever ignored."""
     for name in given:

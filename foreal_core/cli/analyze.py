@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foreal_core.chat.messages import user_message
 from foreal_core.cli.bar import counting_bar
 from foreal_core.cli.common import (
-    BatchSizeOption,
     CommandConsole,
-    DeviceMapOption,
-    DraftOption,
-    DtypeOption,
-    LeaderOption,
     PairOptions,
     print_parts,
     refuse_unless_writable,
 )
+from foreal_core.cli.settings import takes_pair
 from foreal_core.cli.terminal import analysis_view
 from foreal_core.config import FoReaLConfig, SentenceBoundaryMode
 from foreal_core.errors import ConfigError
@@ -31,7 +28,9 @@ if TYPE_CHECKING:
 _COUNT = 100
 
 
+@takes_pair()
 def analyze(
+    pair: PairOptions,
     suite: Annotated[
         str, typer.Option(help="Suites, with commas between them; see: foreal eval --help.")
     ] = "ledger,tracing,ordering",
@@ -53,11 +52,6 @@ def analyze(
     sentence_boundary: Annotated[
         SentenceBoundaryMode, typer.Option(help="What ends a sentence.")
     ] = FoReaLConfig.sentence_boundary,
-    leader: LeaderOption = None,
-    draft: DraftOption = None,
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = None,
     out: Annotated[Path | None, typer.Option(help="Write the record to this JSON file.")] = None,
     plots: Annotated[
         Path | None, typer.Option(help="A folder for the figures, as SVG and PNG.")
@@ -67,7 +61,6 @@ def analyze(
     refuse_unless_writable(out=out, plots=plots)
     if plots is not None:
         extra_module("matplotlib", "eval", "--plots")
-    pair = PairOptions(leader, draft, device_map, dtype, batch_size)
     # What is wrong with the settings is said before models are loaded.
     FoReaLConfig(max_new_tokens=max_new_tokens, sentence_boundary=sentence_boundary)
     asked = _chats(suite, prompts, count, problem_seed)
@@ -96,7 +89,7 @@ def analyze(
     return 0
 
 
-Chat = list[dict[str, str]]
+Chat = list[dict[str, Any]]
 
 
 def _chats(
@@ -123,7 +116,7 @@ def _lines(path: Path, count: int) -> list[Chat]:
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise ConfigError(f"{path} holds no prompts: one in each line is needed.")
-    return [[{"role": "user", "content": prompt}] for prompt in prompts[:count]]
+    return [user_message(prompt) for prompt in prompts[:count]]
 
 
 def _encode(decoder: FoReaLDecoder, chat: Chat, raw_prompt: bool) -> list[int]:

@@ -51,6 +51,14 @@ BatchSizeOption = Annotated[
     int | None,
     typer.Option(min=1, help="Requests side by side. [default: 128 bundled, 32 otherwise]"),
 ]
+# By the fields of PairOptions.
+PAIR_OPTIONS = {
+    "leader": LeaderOption,
+    "draft": DraftOption,
+    "device_map": DeviceMapOption,
+    "dtype": DtypeOption,
+    "batch_size": BatchSizeOption,
+}
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,19 @@ import typer
 
 from foreal_core.cli.bar import answer_bar
 from foreal_core.cli.common import (
-    BatchSizeOption,
     CommandConsole,
-    DeviceMapOption,
-    DraftOption,
-    DtypeOption,
-    LeaderOption,
     PairOptions,
     print_parts,
     refuse_unless_writable,
 )
-from foreal_core.cli.settings import takes_settings
+from foreal_core.cli.settings import takes_pair, takes_settings
 from foreal_core.cli.terminal import eval_view
 from foreal_core.config import FoReaLConfig
 from foreal_core.records.files import read_record, refuse_other, write_record
 
 
 @takes_settings
+@takes_pair()
 def evaluate(
     suite: Annotated[
         str,
@@ -35,15 +31,11 @@ def evaluate(
         ),
     ],
     settings: dict[str, Any],
+    pair: PairOptions,
     count: Annotated[
         int | None, typer.Option(min=1, help="The first so many questions. [default: 300 bundled]")
     ] = None,
     problem_seed: Annotated[int, typer.Option(help="Which bundled problems are asked.")] = 2026,
-    leader: LeaderOption = None,
-    draft: DraftOption = None,
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -58,7 +50,6 @@ def evaluate(
     """
     refuse_unless_writable(out=out)
     config = FoReaLConfig(**{"seed": 0, **settings})
-    pair = PairOptions(leader, draft, device_map, dtype, batch_size)
     console = CommandConsole(highlight=False)
     from foreal_core import evaluation
 

@@ -10,18 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
+from foreal_core.chat.messages import asking
 from foreal_core.cli.common import (
     CommandConsole,
-    DeviceMapOption,
-    DraftOption,
-    DtypeOption,
-    LeaderOption,
     PairOptions,
     print_parts,
     refuse_unless_writable,
     write_stream,
 )
-from foreal_core.cli.settings import takes_settings
+from foreal_core.cli.settings import takes_pair, takes_settings
 from foreal_core.cli.terminal import LiveText, cost_view
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError
@@ -29,13 +26,11 @@ from foreal_core.report.html import page
 
 
 @takes_settings
+@takes_pair("leader", "draft", "device_map", "dtype")
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     settings: dict[str, Any],
-    leader: LeaderOption = None,
-    draft: DraftOption = None,
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
+    pair: PairOptions,
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Do not apply the chat template.")
     ] = False,
@@ -53,16 +48,12 @@ def generate(
     """
     refuse_unless_writable(html=html)
     config = FoReaLConfig(**settings)
-    pair = PairOptions(leader, draft, device_map, dtype)
     prompt = _read_prompt(prompt)
     # With --json nobody watches the text.
     console = CommandConsole(highlight=False, file=io.StringIO() if as_json else None)
     live = LiveText(console, plain=not console.is_terminal)
     with pair.load() as decoder:
-        chat = decoder.has_chat_template and not raw_prompt
-        request: dict[str, Any] = (
-            {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-        )
+        request = asking(decoder, prompt, raw=raw_prompt)
         code, generation = write_stream(decoder, request, config, live)
     if html is not None:
         html.write_text(page(generation.to_dict(), prompt), encoding="utf-8")

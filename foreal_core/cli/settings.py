@@ -1,4 +1,4 @@
-"""FoReaLConfig's fields as options of a command."""
+"""Options that several commands share: FoReaLConfig's fields, and which pair runs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from foreal_core.cli.common import PAIR_OPTIONS, PairOptions
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError
 from foreal_core.policies import find_policy, register_policy
@@ -23,23 +24,50 @@ def takes_settings(command: Callable[..., int]) -> Callable[..., int]:
     Names, types, defaults and help texts are FoReaLConfig's own; the command receives those that
     were given as its argument `settings`.
     """
-    own = [
-        parameter
-        for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        if parameter.name != "settings"
-    ]
-    options = _setting_options()
+
+    def given(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value not in (None, [])}
+
+    return _with_options(command, "settings", _setting_options(), given)
+
+
+def takes_pair(*names: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Gives a command the options that say which pair it runs with; the command receives them as
+    its argument `pair`, a PairOptions.
+
+    Args:
+        names: fields of PairOptions; all of them where none is named.
+    """
+    kinds = {name: kind for name, kind in PAIR_OPTIONS.items() if name in (names or PAIR_OPTIONS)}
+    options = [_option(name, kind) for name, kind in kinds.items()]
+    return lambda command: _with_options(command, "pair", options, lambda v: PairOptions(**v))
+
+
+def _with_options(
+    command: Callable[..., int],
+    argument: str,
+    options: Sequence[inspect.Parameter],
+    made_of: Callable[[dict[str, Any]], Any],
+) -> Callable[..., int]:
+    """The command with options in place of one argument, which is made of their values."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [one for one in signature.parameters.values() if one.name != argument]
 
     @functools.wraps(command)
-    def with_settings(**arguments: Any) -> int:
+    def with_options(**arguments: Any) -> int:
         values = {option.name: arguments.pop(option.name) for option in options}
-        given = {name: value for name, value in values.items() if value not in (None, [])}
-        return command(**arguments, settings=given)
+        return command(**arguments, **{argument: made_of(values)})
 
-    parameters = [*own, *options]
-    with_settings.__annotations__ = {p.name: p.annotation for p in parameters}
-    with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return with_settings
+    parameters += options
+    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return with_options
+
+
+def _option(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
 
 
 def _setting_options() -> list[inspect.Parameter]:
@@ -58,14 +86,7 @@ def _setting_options() -> list[inspect.Parameter]:
             help=f"{helps.get(field.name, '')} {note}".strip(),
             callback=_checked_policy if field.name == "policy" else None,
         )
-        parameters.append(
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[types[field.name] | None, option],
-            )
-        )
+        parameters.append(_option(field.name, Annotated[types[field.name] | None, option]))
     return parameters
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from foreal_core.chat.messages import user_message
 from foreal_core.demo.problems import DOMAINS, problems
 from foreal_core.errors import ConfigError
 from foreal_core.evaluation.grading import LETTERS, is_right_choice, is_right_in_maths
@@ -143,7 +144,7 @@ def _question(where: str, index: int, row: Mapping[str, Any]) -> Question:
     text = _column(where, row, "problem", "question")
     answer = _column(where, row, "answer")
     prompt = _MATHS.format(question=text)
-    return Question(text, [{"role": "user", "content": prompt}], answer, is_right_in_maths)
+    return Question(text, user_message(prompt), answer, is_right_in_maths)
 
 
 def _choice_question(where: str, index: int, row: Mapping[str, Any]) -> Question:
@@ -165,7 +166,7 @@ def _choice_question(where: str, index: int, row: Mapping[str, Any]) -> Question
     )
     return Question(
         text,
-        [{"role": "user", "content": prompt}],
+        user_message(prompt),
         letters[order.index(0)],
         partial(is_right_choice, letters=letters),
     )

@@ -8,6 +8,7 @@ import functools
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Collection,
     Generator,
     Iterable,
     Iterator,
@@ -31,13 +32,13 @@ from pydantic import PrivateAttr, SecretStr
 
 from foreal_core import FoReaLConfig, Generation
 from foreal_core.chat.ledger import CostLedger
-from foreal_core.chat.settings import SETTINGS, canonical, refuse_unknown
+from foreal_core.chat.settings import SETTINGS, TEMPLATE_OPTIONS, canonical, refuse_unknown
 from foreal_core.chat.timeouts import events_in_time, in_time, timed_out
 from foreal_integrations.fields import PairFields
 from foreal_integrations.langchain.callbacks import Account, ledgers
 
 if TYPE_CHECKING:
-    from foreal_core import FoReaLDecoder
+    from foreal_core import FoReaLDecoder, Prompt
 
 _MOST_THREADS = 32
 # What LangChain's own methods pass along with a call.
@@ -73,7 +74,7 @@ class Request(Generic[Reader]):
     """A prompt that is ready to run, and who reads what is written."""
 
     decoder: FoReaLDecoder
-    ids: list[int]
+    prompt: Prompt
     settings: FoReaLConfig
     reader: Reader
 
@@ -103,7 +104,7 @@ class FoReaLModel(PairFields, _Framework):
     _payers: tuple[CostLedger, ...] = PrivateAttr(default=())
 
     # What a call may set beside FoReaLConfig's fields, and what is left to LangChain.
-    _per_call: ClassVar[frozenset[str]] = frozenset({"timeout"})
+    _per_call: ClassVar[frozenset[str]] = frozenset({"timeout", *TEMPLATE_OPTIONS})
     _passed_on: ClassVar[frozenset[str]] = frozenset()
 
     # -- entry points: each call runs on a copy that holds its settings ---------------------------
@@ -164,8 +165,7 @@ class FoReaLModel(PairFields, _Framework):
         own = {*SETTINGS, *self._per_call} - {"stop"}  # which joins the constructor's
         known = own | _OF_THE_FRAMEWORK | self._passed_on
         refuse_unknown(arguments, known, f"a call of {type(self).__name__}")
-        changed = {name: value for name, value in arguments.items() if name in own}
-        call = self.model_copy(update=changed)
+        call = self._with(arguments, own)
         call.__dict__.pop("_serialized", None)  # LangChain's, computed from the old fields
         call._check()
         call._payers = ledgers(callbacks, self.callbacks)
@@ -176,16 +176,23 @@ class FoReaLModel(PairFields, _Framework):
     ) -> tuple[Self, dict[str, Any]]:
         """`_for_call` where LangChain came in past our entry points: a model that has the run's own
         ledgers and what a call may set beside the settings, and the arguments that are left."""
-        changed = {name: value for name, value in arguments.items() if name in self._per_call}
-        rest = {name: value for name, value in arguments.items() if name not in changed}
+        rest = {name: value for name, value in arguments.items() if name not in self._per_call}
         unpaid = run_manager is not None and not self._payers
-        if not changed and not unpaid:
+        if len(rest) == len(arguments) and not unpaid:
             return self, rest
-        call = self.model_copy(update=changed)
+        call = self._with(arguments, self._per_call)
         call._check()
         if unpaid:
             call._payers = ledgers(run_manager.handlers, None)
         return call, rest
+
+    def _with(self, arguments: Mapping[str, Any], names: Collection[str]) -> Self:
+        """A copy whose fields of these names are the call's where the call sets them."""
+        changed = {name: value for name, value in arguments.items() if name in names}
+        if any(name in changed for name in TEMPLATE_OPTIONS):  # added to the constructor's
+            told = self._template(changed)
+            changed.update(dict.fromkeys(TEMPLATE_OPTIONS), chat_template_kwargs=told)
+        return self.model_copy(update=changed)
 
     def _wide_configs(
         self, config: RunnableConfig | Sequence[RunnableConfig] | None, count: int
@@ -201,7 +208,7 @@ class FoReaLModel(PairFields, _Framework):
     # -- requests -----------------------------------------------------------------------------
 
     def _generations(
-        self, decoder: FoReaLDecoder, prompts: Sequence[list[int]], settings: FoReaLConfig
+        self, decoder: FoReaLDecoder, prompts: Sequence[Prompt], settings: FoReaLConfig
     ) -> list[Generation]:
         """All prompts at once; what is left of them when one fails or the time is over is stopped
         within a step, and all are charged."""
@@ -219,7 +226,7 @@ class FoReaLModel(PairFields, _Framework):
             raise
 
     async def _agenerations(
-        self, decoder: FoReaLDecoder, prompts: Sequence[list[int]], settings: FoReaLConfig
+        self, decoder: FoReaLDecoder, prompts: Sequence[Prompt], settings: FoReaLConfig
     ) -> list[Generation]:
         """`_generations` for an event loop; a cancelled task stops its work, too."""
         account = Account(self._payers)
@@ -240,8 +247,9 @@ class FoReaLModel(PairFields, _Framework):
     def _chunks(self, request: Request[ChunkReader[C]]) -> Generator[C, None, None]:
         """A text as it is written; it is stopped and charged when it is left before its end."""
         account = Account(self._payers)
+        decoder, prompt, settings = request.decoder, request.prompt, request.settings
         try:
-            stream = request.decoder.stream(request.ids, request.settings, on_done=account.settle)
+            stream = decoder.stream(prompt, settings, on_done=account.settle)
             with in_time([stream], self.timeout):
                 for event in stream:
                     yield from request.reader.chunks(event.text)
@@ -256,7 +264,7 @@ class FoReaLModel(PairFields, _Framework):
     async def _achunks(self, request: Request[ChunkReader[C]]) -> AsyncGenerator[C, None]:
         """`_chunks` for an event loop."""
         account = Account(self._payers)
-        stream = request.decoder.astream(request.ids, request.settings, on_done=account.settle)
+        stream = request.decoder.astream(request.prompt, request.settings, on_done=account.settle)
         try:
             async with contextlib.aclosing(events_in_time(stream, self.timeout)) as events:
                 async for event in events:
@@ -278,7 +286,11 @@ class FoReaLModel(PairFields, _Framework):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return {**self._source.identity, **self._settings(None, {}).to_dict()}
+        return {
+            **self._source.identity,
+            **self._settings(None, {}).to_dict(),
+            "chat_template_kwargs": self._template({}),
+        }
 
     def _traced(
         self, kind: Any, stop: str | list[str] | None, model: Any = None

@@ -27,6 +27,7 @@ from langchain_core.runnables import Runnable
 from foreal_core import FoReaLConfig, FoReaLDecoder
 from foreal_core.benchmark.ratios import clocked, target
 from foreal_core.benchmark.subject import PROBLEM_SEED
+from foreal_core.chat.messages import user_message
 from foreal_core.demo import problems
 from foreal_core.records import provenance
 from foreal_core.records.files import write_record
@@ -152,8 +153,7 @@ def _overhead(
     """`invoke` against the decoder's own `generate` of the same request."""
 
     def direct(question: str) -> str:
-        chat = [{"role": "user", "content": question}]
-        return str(model.decoder.generate(messages=chat, config=config).text)
+        return str(model.decoder.generate(messages=user_message(question), config=config).text)
 
     def wrapped(question: str) -> str:
         return _written(model.invoke(question))

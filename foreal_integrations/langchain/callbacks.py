@@ -20,7 +20,7 @@ from foreal_core import FoReaLConfig, Generation
 from foreal_core.chat.ledger import KEPT_RECORDS, CostLedger, charge_of
 
 if TYPE_CHECKING:
-    from foreal_core import FoReaLDecoder
+    from foreal_core import FoReaLDecoder, Prompt
 
 
 class FoReaLCostCallbackHandler(BaseCallbackHandler):
@@ -180,11 +180,11 @@ class Account:
         self._stopped = False
 
     def submit(
-        self, decoder: FoReaLDecoder, prompts: Sequence[list[int]], settings: FoReaLConfig
+        self, decoder: FoReaLDecoder, prompts: Sequence[Prompt], settings: FoReaLConfig
     ) -> list[Future[Generation]]:
         """Submits a request for each prompt; those of a stopped call stop at once."""
-        for ids in prompts:
-            future = decoder.submit(ids, settings, on_done=self.settle)
+        for prompt in prompts:
+            future = decoder.submit(prompt, settings, on_done=self.settle)
             with self._changed:
                 self._futures.append(future)
                 stopped = self._stopped

@@ -22,11 +22,11 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
-from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation, Prompt
 from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import chosen_tools, held_to_calls
 from foreal_core.chat.replies import Part, ReplySplitter
-from foreal_core.text.thinking import THINK_END, opens_thinking
+from foreal_core.text.thinking import THINK_END
 from foreal_integrations.langchain.base import (
     AsyncManager,
     FoReaLModel,
@@ -147,16 +147,18 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         self, messages: Chat, stop: Stop = None, run_manager: Manager = None, **kwargs: Any
     ) -> ChatResult:
         call, arguments = self._entered(run_manager, kwargs)
-        request = call._prepare(call._decoder(), messages, stop, arguments)
-        (generation,) = call._generations(request.decoder, [request.ids], request.settings)
+        request = call._prepared(call._decoder(), messages, stop, arguments)
+        decoder, settings = request.decoder, request.settings
+        (generation,) = call._generations(decoder, [request.prompt], settings)
         return ChatResult(generations=[request.reader.whole(generation)])
 
     async def _agenerate(
         self, messages: Chat, stop: Stop = None, run_manager: AsyncManager = None, **kwargs: Any
     ) -> ChatResult:
         call, arguments = self._entered(run_manager, kwargs)
-        request = await call._aprepare(messages, stop, arguments)
-        (generation,) = await call._agenerations(request.decoder, [request.ids], request.settings)
+        request = await call._aprepared(messages, stop, arguments)
+        decoder, settings = request.decoder, request.settings
+        (generation,) = await call._agenerations(decoder, [request.prompt], settings)
         return ChatResult(generations=[request.reader.whole(generation)])
 
     def _stream(
@@ -164,13 +166,13 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         call, arguments = self._entered(run_manager, kwargs)
         # BaseChatModel fires the token callbacks itself.
-        yield from call._chunks(call._prepare(call._decoder(), messages, stop, arguments))
+        yield from call._chunks(call._prepared(call._decoder(), messages, stop, arguments))
 
     async def _astream(
         self, messages: Chat, stop: Stop = None, run_manager: AsyncManager = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         call, arguments = self._entered(run_manager, kwargs)
-        request = await call._aprepare(messages, stop, arguments)
+        request = await call._aprepared(messages, stop, arguments)
         async with contextlib.aclosing(call._achunks(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -285,7 +287,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             return 0
         formatted = [tool_json(tool) for tool in tools] if tools else None
         tokenizer = self._decoder().pair_tokenizer
-        return len(tokenizer.encode_chat(to_chat(messages), tools=formatted))
+        return len(tokenizer.encode_chat(to_chat(messages), tools=formatted, **self._template({})))
 
     def _complete_profile(self, decoder: FoReaLDecoder) -> None:
         """Adds what only the loaded pair can tell, for all copies of this model."""
@@ -302,7 +304,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
 
     # -- parts ------------------------------------------------------------------------------------
 
-    def _prepare(
+    def _prepared(
         self,
         decoder: FoReaLDecoder,
         messages: Sequence[BaseMessage],
@@ -310,10 +312,10 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         arguments: Mapping[str, Any],
     ) -> Request[_Reader]:
         ask = self._ask(stop, arguments)
-        ids = decoder.encode(messages=to_chat(messages), tools=ask.tools)
-        return self._request(decoder, ids, ask)
+        prompt = decoder.prepare(**self._asking(messages, ask))
+        return self._request(decoder, prompt, ask)
 
-    async def _aprepare(
+    async def _aprepared(
         self,
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
@@ -321,8 +323,15 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
     ) -> Request[_Reader]:
         ask = self._ask(stop, arguments)
         decoder = await self._adecoder()
-        ids = await self._aencode(decoder, messages=to_chat(messages), tools=ask.tools)
-        return self._request(decoder, ids, ask)
+        prompt = await self._aprepare(decoder, **self._asking(messages, ask))
+        return self._request(decoder, prompt, ask)
+
+    def _asking(self, messages: Sequence[BaseMessage], ask: _Ask) -> dict[str, Any]:
+        return {
+            "messages": to_chat(messages),
+            "tools": ask.tools,
+            "chat_template_kwargs": self._template({}),
+        }
 
     def _ask(self, stop: Sequence[str] | None, arguments: Mapping[str, Any]) -> _Ask:
         overrides = {name: value for name, value in arguments.items() if name not in _PASSED_ON}
@@ -336,8 +345,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         )
         return _Ask(held_to_calls(settings, tools, forced=forced), tools or None)
 
-    def _request(self, decoder: FoReaLDecoder, ids: list[int], ask: _Ask) -> Request[_Reader]:
+    def _request(self, decoder: FoReaLDecoder, prompt: Prompt, ask: _Ask) -> Request[_Reader]:
         self._complete_profile(decoder)
-        thinking = opens_thinking(decoder.tokenizer, ids)
-        splitter = ReplySplitter(thinking=thinking, tools=ask.tools is not None)
-        return Request(decoder, ids, ask.settings, _Reader(splitter, self.model_name))
+        splitter = ReplySplitter(thinking=prompt.opens_thinking, tools=ask.tools is not None)
+        return Request(decoder, prompt, ask.settings, _Reader(splitter, self.model_name))

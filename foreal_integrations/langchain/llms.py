@@ -14,6 +14,7 @@ from pydantic import PrivateAttr
 
 from foreal_core import FoReaLDecoder, Generation
 from foreal_core.chat.ledger import free_of_charge
+from foreal_core.chat.messages import asking
 from foreal_integrations.langchain.base import (
     AsyncManager,
     FoReaLModel,
@@ -46,7 +47,7 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
     raw_prompt: bool = False
     """Strings go to the models as they are; also an argument of every call."""
 
-    _per_call: ClassVar[frozenset[str]] = frozenset({"timeout", "raw_prompt"})
+    _per_call: ClassVar[frozenset[str]] = FoReaLModel._per_call | {"raw_prompt"}
     # Of a call's copy: what it computed itself; everything else in its result is from a cache.
     _computed: list[TextGeneration] = PrivateAttr(default_factory=list)
 
@@ -93,8 +94,8 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
             return self._result([_joined(chunks)])
         settings = self._settings(stop, kwargs)
         decoder = self._decoder()
-        ids = [decoder.encode(**self._request(decoder, prompt)) for prompt in prompts]
-        generations = self._generations(decoder, ids, settings)
+        ready = [decoder.prepare(**self._asking(decoder, prompt)) for prompt in prompts]
+        generations = self._generations(decoder, ready, settings)
         return self._result([_text(generation) for generation in generations])
 
     async def _agenerate(
@@ -105,8 +106,8 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
             return self._result([_joined(chunks)])
         settings = self._settings(stop, kwargs)
         decoder = await self._adecoder()
-        ids = [await self._aencode(decoder, **self._request(decoder, prompt)) for prompt in prompts]
-        generations = await self._agenerations(decoder, ids, settings)
+        ready = [await self._aprepare(decoder, **self._asking(decoder, one)) for one in prompts]
+        generations = await self._agenerations(decoder, ready, settings)
         return self._result([_text(generation) for generation in generations])
 
     def _stream(
@@ -114,8 +115,8 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
     ) -> Iterator[GenerationChunk]:
         settings = self._settings(stop, kwargs)
         decoder = self._decoder()
-        ids = decoder.encode(**self._request(decoder, prompt))
-        request = Request(decoder, ids, settings, _TextReader())
+        ready = decoder.prepare(**self._asking(decoder, prompt))
+        request = Request(decoder, ready, settings, _TextReader())
         with contextlib.closing(self._chunks(request)) as chunks:
             for chunk in chunks:
                 if run_manager is not None:
@@ -127,8 +128,8 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
     ) -> AsyncIterator[GenerationChunk]:
         settings = self._settings(stop, kwargs)
         decoder = await self._adecoder()
-        ids = await self._aencode(decoder, **self._request(decoder, prompt))
-        request = Request(decoder, ids, settings, _TextReader())
+        ready = await self._aprepare(decoder, **self._asking(decoder, prompt))
+        request = Request(decoder, ready, settings, _TextReader())
         async with contextlib.aclosing(self._achunks(request)) as chunks:
             async for chunk in chunks:
                 if run_manager is not None:
@@ -157,10 +158,9 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
         call._computed = []
         return call, rest
 
-    def _request(self, decoder: FoReaLDecoder, prompt: str) -> dict[str, Any]:
-        if self.raw_prompt or not decoder.has_chat_template:
-            return {"prompt": prompt}
-        return {"messages": [{"role": "user", "content": prompt}]}
+    def _asking(self, decoder: FoReaLDecoder, prompt: str) -> dict[str, Any]:
+        request = asking(decoder, prompt, raw=self.raw_prompt)
+        return {**request, "chat_template_kwargs": self._template({})}
 
     def _result(self, generations: list[TextGeneration]) -> LLMResult:
         self._computed += generations

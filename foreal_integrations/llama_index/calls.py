@@ -14,6 +14,7 @@ from foreal_core import (
     FoReaLDecoder,
     FoReaLError,
     Generation,
+    Prompt,
     TokenEvent,
 )
 from foreal_core.chat.timeouts import events_in_time, in_time
@@ -47,7 +48,7 @@ class Call:
     Attributes:
         model: the pair's name.
         decoder: writes.
-        ids: the prompt.
+        prompt: what it goes on from.
         settings: of this call.
         timeout: seconds until it is stopped; None waits for ever.
         account: pays, however the call ends.
@@ -57,7 +58,7 @@ class Call:
 
     model: str
     decoder: FoReaLDecoder
-    ids: list[int]
+    prompt: Prompt
     settings: FoReaLConfig
     timeout: float | None
     account: Account
@@ -111,17 +112,14 @@ class Call:
 
     def _events(self) -> Generator[TokenEvent, None, None]:
         with self.account.counting_failures(), refusing():
-            stream = self.decoder.stream(self.ids, self.settings, on_done=self.account.settle)
-            try:
-                with in_time([stream], self.timeout):
-                    yield from stream
-            finally:
-                self.account.leave()
+            stream = self.decoder.stream(self.prompt, self.settings, on_done=self.account.settle)
+            with in_time([stream], self.timeout):
+                yield from stream
         self.generation = stream.result
 
     async def _aevents(self) -> AsyncGenerator[TokenEvent, None]:
         with self.account.counting_failures(), refusing():
-            stream = self.decoder.astream(self.ids, self.settings, on_done=self.account.settle)
+            stream = self.decoder.astream(self.prompt, self.settings, on_done=self.account.settle)
             try:
                 async with contextlib.aclosing(events_in_time(stream, self.timeout)) as events:
                     async for event in events:
@@ -133,6 +131,4 @@ class Call:
             except BaseException:
                 await stream.aclose()
                 raise
-            finally:
-                self.account.leave()
         self.generation = stream.result

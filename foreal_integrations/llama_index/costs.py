@@ -5,15 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
-from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-defined]
-    active_instrument_tags,
-)
 from llama_index.core.instrumentation.events import BaseEvent
-from llama_index.core.instrumentation.span import active_span_id
 from pydantic import Field
 
 from foreal_core import Generation
@@ -71,9 +67,8 @@ class Bill(CostLedger):
 class Account:
     """The bill of one call. Opened where the call is made: its stream may be read elsewhere.
 
-    The engine settles it, so it is charged however the call ends, also where a stream is dropped
-    and its event loop is gone. The event is sent by the call's own thread, which may take its
-    time; by the engine only where the caller left first.
+    The decoder settles it, in a thread for callbacks, so it is charged however the call ends, also
+    where a stream is dropped and its event loop is gone.
 
     Args:
         bills: of the blocks that the call belongs to.
@@ -81,11 +76,7 @@ class Account:
 
     def __init__(self, bills: Sequence[Bill]) -> None:
         self._bills = bills
-        self._span_id = active_span_id.get()
-        self._tags = dict(active_instrument_tags.get())
-        self._lock = threading.Lock()
-        self._event: FoReaLCostEvent | None = None
-        self._left = False
+        self._context = copy_context()  # whose span and tags the event has
 
     @contextlib.contextmanager
     def counting_failures(self) -> Iterator[None]:
@@ -98,31 +89,18 @@ class Account:
             raise
 
     def settle(self, end: Generation | BaseException) -> None:
-        """Charges what the call had cost at its end; for the engine."""
+        """Charges what the call had cost at its end, and sends the event; for the decoder."""
         if (charge := charge_of(end)) is None:
             return
         record, early = charge
         generation = end if isinstance(end, Generation) else None
         for bill in self._bills:
             bill.add(record, generation, stopped_early=early)
-        event = FoReaLCostEvent(
-            cost=record,
-            stopped_early=early,
-            generation=generation,
-            span_id=self._span_id,
-            tags=self._tags,
-        )
-        with self._lock:
-            self._event, left = event, self._left
-        if left:
-            _dispatcher.event(event)
+        self._context.run(_send, record, early, generation)
 
-    def leave(self) -> None:
-        """Sends the event; for the caller, once nothing more is read."""
-        with self._lock:
-            self._left, event = True, self._event
-        if event is not None:
-            _dispatcher.event(event)
+
+def _send(record: Record, early: bool, generation: Generation | None) -> None:
+    _dispatcher.event(FoReaLCostEvent(cost=record, stopped_early=early, generation=generation))
 
 
 # The open blocks that a context knows of: those it runs in, of any model.

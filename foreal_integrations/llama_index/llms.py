@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_prompt
@@ -26,12 +26,17 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
 from pydantic import PrivateAttr
 
-from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Prompt
 from foreal_core.chat.ledger import KEPT_RECORDS
-from foreal_core.chat.messages import chosen_tools, held_to_calls
+from foreal_core.chat.messages import asking, chosen_tools, held_to_calls
 from foreal_core.chat.replies import CALL_START, ReplyReader, ReplySplitter
-from foreal_core.chat.settings import SETTINGS, canonical, refuse_unknown
-from foreal_core.text.thinking import opens_thinking
+from foreal_core.chat.settings import (
+    SETTINGS,
+    TEMPLATE_OPTIONS,
+    canonical,
+    refuse_unknown,
+    template_options,
+)
 from foreal_integrations.fields import PairFields, check_timeout
 from foreal_integrations.llama_index.calls import Call, RequestRefusedError, refusing
 from foreal_integrations.llama_index.costs import Account, Bill, Meter
@@ -45,10 +50,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FoReaLLLM", "RequestRefusedError"]
 
-_COMPLETION_ARGUMENTS = frozenset({*SETTINGS, "timeout", "raw_prompt"})
-_CHAT_ARGUMENTS = frozenset(
-    {*SETTINGS, "timeout", "tools", "tool_choice", "allow_parallel_tool_calls"}
-)
+_ARGUMENTS = frozenset({*SETTINGS, *TEMPLATE_OPTIONS, "timeout"})
+_COMPLETION_ARGUMENTS = _ARGUMENTS | {"raw_prompt"}
+_CHAT_ARGUMENTS = _ARGUMENTS | {"tools", "tool_choice", "allow_parallel_tool_calls"}
 # LlamaIndex reserves the output's share of the context window; prompts need the rest.
 _OUTPUT_SHARE = 4
 
@@ -58,9 +62,15 @@ View: TypeAlias = Callable[[Reply, Delta | None, dict[str, Any] | None], R]
 
 @dataclass(frozen=True)
 class _Ask:
-    """What one call asks for, prompt apart."""
+    """What one call asks for, prompt apart.
+
+    Attributes:
+        template: what the chat template is told; `told`: of this call's own.
+    """
 
     settings: FoReaLConfig
+    template: dict[str, Any]
+    told: dict[str, Any]
     timeout: float | None
     tools: list[dict[str, Any]]
     forced: bool
@@ -288,6 +298,8 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             settings = self._settings(overrides.pop("stop", None), overrides)
             yield _Ask(
                 settings=held_to_calls(settings, tools, forced=forced),
+                template=self._template(arguments),
+                told=template_options(arguments),
                 timeout=timeout,
                 tools=tools,
                 forced=forced,
@@ -300,8 +312,8 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
         with self._opened(arguments, _COMPLETION_ARGUMENTS) as ask:
             decoder = self._decoder()
             with refusing():
-                request = self._of_prompt(decoder, prompt, formatted or ask.raw_prompt)
-                return self._call(decoder, decoder.encode(**request), ask)
+                request = self._of_prompt(decoder, prompt, formatted, ask)
+                return self._call(decoder, decoder.prepare(**request), ask)
 
     async def _acompletion_call(
         self, prompt: str, formatted: bool, arguments: Mapping[str, Any]
@@ -309,16 +321,15 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
         with self._opened(arguments, _COMPLETION_ARGUMENTS) as ask:
             decoder = await self._adecoder()
             with refusing():
-                request = self._of_prompt(decoder, prompt, formatted or ask.raw_prompt)
-                ids = await self._aencode(decoder, **request)
-                return self._call(decoder, ids, ask)
+                request = self._of_prompt(decoder, prompt, formatted, ask)
+                return self._call(decoder, await self._aprepare(decoder, **request), ask)
 
     def _chat_call(self, messages: Sequence[ChatMessage], arguments: Mapping[str, Any]) -> Call:
         with self._opened(arguments, _CHAT_ARGUMENTS) as ask:
             decoder = self._decoder()
             with refusing():
                 request = self._of_chat(decoder, messages, ask)
-                return self._call(decoder, decoder.encode(**request), ask)
+                return self._call(decoder, decoder.prepare(**request), ask)
 
     async def _achat_call(
         self, messages: Sequence[ChatMessage], arguments: Mapping[str, Any]
@@ -327,42 +338,45 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             decoder = await self._adecoder()
             with refusing():
                 request = self._of_chat(decoder, messages, ask)
-                ids = await self._aencode(decoder, **request)
-                return self._call(decoder, ids, ask)
+                return self._call(decoder, await self._aprepare(decoder, **request), ask)
 
-    def _of_prompt(self, decoder: FoReaLDecoder, prompt: str, ready: bool) -> dict[str, Any]:
-        """What is to be encoded for a prompt; `ready` ones need no template."""
+    def _of_prompt(
+        self, decoder: FoReaLDecoder, prompt: str, formatted: bool, ask: _Ask
+    ) -> dict[str, Any]:
+        """What is to be encoded for a prompt; `formatted` ones need no template."""
+        ready = formatted or ask.raw_prompt
         own = self.completion_to_prompt
         if not ready and own is not None and own is not default_completion_to_prompt:
             prompt, ready = own(prompt), True
-        if ready or not decoder.has_chat_template:
-            return {"prompt": prompt}
-        return {"messages": [{"role": "user", "content": prompt}]}
+        # What the constructor says to the template is meant for where it is used.
+        template = ask.told if ready else ask.template
+        return {**asking(decoder, prompt, raw=ready), "chat_template_kwargs": template}
 
     def _of_chat(
         self, decoder: FoReaLDecoder, messages: Sequence[ChatMessage], ask: _Ask
     ) -> dict[str, Any]:
         """What is to be encoded for a chat."""
         if self._uses_template(decoder):
-            return {"messages": to_chat(messages), "tools": ask.tools or None}
+            chat = {"messages": to_chat(messages), "tools": ask.tools or None}
+            return {**chat, "chat_template_kwargs": ask.template}
         if ask.tools:
             raise ConfigError(
                 "tools need a chat template: leave out messages_to_prompt and use a model whose "
                 "template shows tools."
             )
-        return {"prompt": (self.messages_to_prompt or generic_prompt)(messages)}
+        prompt = (self.messages_to_prompt or generic_prompt)(messages)
+        return {"prompt": prompt, "chat_template_kwargs": ask.told}
 
     def _uses_template(self, decoder: FoReaLDecoder) -> bool:
         return decoder.has_chat_template and self.messages_to_prompt is generic_prompt
 
-    def _call(self, decoder: FoReaLDecoder, ids: list[int], ask: _Ask) -> Call:
+    def _call(self, decoder: FoReaLDecoder, prompt: Prompt, ask: _Ask) -> Call:
         bos = decoder.tokenizer.bos_token_id
-        while bos is not None and ids[:2] == [bos, bos]:  # of the text and of the tokenizer
-            ids = ids[1:]
-        thinking = opens_thinking(decoder.tokenizer, ids)
-        splitter = ReplySplitter(thinking=thinking, tools=bool(ask.tools))
+        while bos is not None and prompt.ids[:2] == (bos, bos):  # of the text and of the tokenizer
+            prompt = replace(prompt, ids=prompt.ids[1:])
+        splitter = ReplySplitter(thinking=prompt.opens_thinking, tools=bool(ask.tools))
         reply = Reply(ReplyReader(splitter), forced=ask.forced, parallel=ask.parallel)
-        return Call(self.model_name, decoder, ids, ask.settings, ask.timeout, ask.account, reply)
+        return Call(self.model_name, decoder, prompt, ask.settings, ask.timeout, ask.account, reply)
 
 
 # -- a call in the ways in which LlamaIndex wants it --------------------------------------------

@@ -15,13 +15,14 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
-from integrations import LONG, Passes, same_work
+from integrations import LONG, Passes, is_idle, same_work, wait_until
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from lc_helpers import QUESTIONS, Answer, aask, ask, text_of
+from scripted import OPTIONS_TEMPLATE, pair_with_tools
 from toy import CUT_CHARACTERS, Family
 
 from foreal_core import ConfigError, ContextOverflowError, EngineClosedError, FoReaLDecoder
@@ -65,11 +66,14 @@ class Watcher(BaseCallbackHandler):
         self.errors.append(error)
 
 
-def wait_until_idle(decoder: FoReaLDecoder) -> None:
-    end = time.monotonic() + 30
-    while decoder.stats()["active"] or decoder.stats()["queued"]:
-        assert time.monotonic() < end, "a cancelled request still runs"
-        time.sleep(0.002)
+def wait_until_idle(
+    decoder: FoReaLDecoder, charged: FoReaLCostCallbackHandler | None = None
+) -> None:
+    """Until nothing runs, and the one stopped call is charged where nobody waited for that."""
+    wait_until(
+        lambda: is_idle(decoder) and (charged is None or charged.records),
+        "a cancelled request still runs",
+    )
 
 
 # -- streams -------------------------------------------------------------------------------------
@@ -101,7 +105,7 @@ def test_characters_of_several_tokens_stay_whole(
     make: Make, decoder_of: Callable[[Family], FoReaLDecoder]
 ) -> None:
     """The toy pair writes characters byte by byte."""
-    model = make(decoder=decoder_of("llama"), max_new_tokens=200)
+    model = make(decoder=decoder_of("llama"), max_new_tokens=200, seed=5)
     if isinstance(model, FoReaLLLM):
         model = model.bind(raw_prompt=True)
     chunks = list(map(text_of, model.stream("Wait, x")))
@@ -285,7 +289,7 @@ def test_cancelling_stops_the_work_and_charges_it(
             await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await task
-        wait_until_idle(decoder)
+        wait_until_idle(decoder, cost)
         assert text_of(await model.ainvoke(QUESTION, max_new_tokens=4))
 
     with get_foreal_cost_callback() as cost:
@@ -429,7 +433,7 @@ def test_a_stream_that_is_left_ends_in_silence(
 
     with get_foreal_cost_callback() as cost:
         asyncio.run(leave())
-        wait_until_idle(decoder)
+        wait_until_idle(decoder, cost)
     assert capfd.readouterr().err == ""
     assert cost.totals()["stopped_early"] == 1
 
@@ -497,6 +501,68 @@ def test_wrong_and_unknown_arguments_are_refused(make: Make) -> None:
 
 def test_traces_tell_the_version(make: Make) -> None:
     assert make().metadata["lc_versions"]["foreal-decoding"] == version("foreal-decoding")
+
+
+DOCUMENTS = [{"text": "Ann has 4 beads."}]
+OPTIONS: list[dict[str, Any]] = [
+    {"enable_thinking": False},
+    {"documents": DOCUMENTS},
+    {"chat_template_kwargs": {"enable_thinking": False, "documents": DOCUMENTS}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
+def test_the_template_is_told_its_options(make: Make, options: dict[str, Any]) -> None:
+    decoder = pair_with_tools(OPTIONS_TEMPLATE)
+    told = options.get("chat_template_kwargs", options)
+    chat = [{"role": "user", "content": QUESTION}]
+    expected = decoder.prepare(messages=chat, chat_template_kwargs=told)
+    assert expected != decoder.prepare(messages=chat)
+    settings = {"decoder": decoder, "max_new_tokens": 12}
+    for answer in (
+        ask(make(**settings, **options), QUESTION),
+        ask(make(**settings), QUESTION, **options),
+        asyncio.run(aask(make(**settings), QUESTION, **options)),
+        ask(make(**settings, enable_thinking=True, documents=[]), QUESTION, **told)
+        if told is options
+        else ask(make(**settings, enable_thinking=True), QUESTION, **options),
+    ):
+        assert answer.record["prompt_tokens"] == len(expected)
+    model = make(**settings)
+    written = ask(model, QUESTION, **options).text
+    assert written.strip() == decoder.generate(expected, max_new_tokens=12, seed=1).text.strip()
+    assert "".join(map(text_of, stream_all(model, **options))) == written
+    assert "".join(map(text_of, astream_all(model.bind(**options)))) == written
+
+
+def test_template_options_are_added_up_and_the_calls_win(make: Make) -> None:
+    decoder = pair_with_tools(OPTIONS_TEMPLATE)
+    chat = [{"role": "user", "content": QUESTION}]
+    model = make(decoder=decoder, max_new_tokens=2, enable_thinking=False)
+    for call, told in (
+        ({}, {"enable_thinking": False}),
+        ({"documents": DOCUMENTS}, {"enable_thinking": False, "documents": DOCUMENTS}),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, {"enable_thinking": True}),
+        ({"enable_thinking": True, "documents": DOCUMENTS}, {"documents": DOCUMENTS}),
+    ):
+        expected = decoder.prepare(messages=chat, chat_template_kwargs=told)
+        assert ask(model, QUESTION, **call).record["prompt_tokens"] == len(expected)
+    with pytest.raises(ConfigError, match="chat_template_kwargs=3"):
+        ask(model, QUESTION, chat_template_kwargs=3)
+    with pytest.raises(ConfigError, match="chat_template_kwargs=3"):
+        make(chat_template_kwargs=3)
+    with pytest.raises(ConfigError, match="tokenize"):
+        ask(model, QUESTION, chat_template_kwargs={"tokenize": True})
+    with pytest.raises(ConfigError, match="contradict"):
+        make(enable_thinking=True, chat_template_kwargs={"enable_thinking": False})
+
+
+def test_template_options_reach_no_stale_cache_entry(make: Make, cache: InMemoryCache) -> None:
+    model = make(decoder=pair_with_tools(OPTIONS_TEMPLATE), max_new_tokens=2)
+    first = ask(model, QUESTION)
+    other = ask(model, QUESTION, enable_thinking=False)
+    assert not other.record.get("cached") and first.record != other.record
+    assert ask(model, QUESTION, chat_template_kwargs={"enable_thinking": False}).record["cached"]
 
 
 # -- costs ---------------------------------------------------------------------------------------

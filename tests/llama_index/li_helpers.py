@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from integrations import WAIT_S, Passes
+from integrations import WAIT_S, Passes, is_idle, wait_until
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from pydantic import PrivateAttr
 
-from foreal_core import AsyncTokenStream, FoReaLConfig, FoReaLDecoder, TokenStream
+from foreal_core import AsyncTokenStream, FoReaLConfig, FoReaLDecoder, Prompt, TokenStream
 from foreal_core.demo import problems
 from foreal_integrations.llama_index import FoReaLCostEvent
 from foreal_integrations.llama_index.costs import Bill
@@ -105,20 +104,20 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
 
-    def stream(self, ids: list[int], config: FoReaLConfig, on_done: Any) -> TokenStream:
-        self._note(ids, config)
-        return self._decoder.stream(ids, config, on_done=on_done)
+    def stream(self, prompt: Prompt, config: FoReaLConfig, on_done: Any) -> TokenStream:
+        self._note(prompt, config)
+        return self._decoder.stream(prompt, config, on_done=on_done)
 
-    def astream(self, ids: list[int], config: FoReaLConfig, on_done: Any) -> AsyncTokenStream:
-        self._note(ids, config)
-        return self._decoder.astream(ids, config, on_done=on_done)
+    def astream(self, prompt: Prompt, config: FoReaLConfig, on_done: Any) -> AsyncTokenStream:
+        self._note(prompt, config)
+        return self._decoder.astream(prompt, config, on_done=on_done)
 
     @property
     def prompts(self) -> list[str]:
         return [str(self._decoder.tokenizer.decode(ids)) for ids in self.ids]
 
-    def _note(self, ids: list[int], config: FoReaLConfig) -> None:
-        self.ids.append(ids)
+    def _note(self, prompt: Prompt, config: FoReaLConfig) -> None:
+        self.ids.append(list(prompt.ids))
         self.settings.append(config)
 
 
@@ -128,10 +127,7 @@ def wait_until_stopped(decoder: FoReaLDecoder, bill: Bill, passes: Passes, done:
     Args:
         done: how many passes there were once the call was left.
     """
-    end = time.monotonic() + WAIT_S
-    while decoder.stats()["active"] or decoder.stats()["queued"] or not bill.records:
-        assert time.monotonic() < end, "a stopped request still runs"
-        time.sleep(0.002)
+    wait_until(lambda: is_idle(decoder) and bill.records, "a stopped request still runs")
     assert len(passes.rows) <= done + 1, "the models went on after the call was left"
 
 

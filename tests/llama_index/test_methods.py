@@ -7,6 +7,7 @@ import contextvars
 import gc
 import json
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -33,12 +34,22 @@ from li_helpers import (
     wait_until_stopped,
 )
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.llms import ChatMessage
-from scripted import TOOLS_TEMPLATE, WITHOUT_THINKING, ScriptedDecoder, pair_with_tools
+from pydantic import PrivateAttr
+from scripted import (
+    OPTIONS_TEMPLATE,
+    TOOLS_TEMPLATE,
+    WITHOUT_THINKING,
+    ScriptedDecoder,
+    pair_with_tools,
+)
 from toy import scripted_pair
 
 from foreal_core import ConfigError, ContextOverflowError, FoReaLDecoder, Generation
-from foreal_integrations.llama_index import FoReaLLLM, RequestRefusedError
+from foreal_integrations.llama_index import FoReaLCostEvent, FoReaLLLM, RequestRefusedError
 
 Make = Callable[..., FoReaLLLM]
 REPLY = "First 3.\nThen 7. </think>\n\nThe answer is 7."
@@ -80,6 +91,43 @@ def test_the_cost_event_belongs_to_the_call(llm: FoReaLLLM, events: Events) -> N
     threads(lambda _: list(stream), 1)
     (start,) = (e for e in events._heard if e.class_name() == "LLMChatStartEvent")
     assert events.costs[0].span_id == start.span_id is not None
+
+
+class CallsBackIn(BaseEventHandler):
+    """At the first cost that it hears of it asks the model itself, and waits for the answer."""
+
+    _llm: FoReaLLLM = PrivateAttr()
+    _asked: bool = PrivateAttr(default=False)
+    _answered: threading.Event = PrivateAttr(default_factory=threading.Event)
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        if isinstance(event, FoReaLCostEvent) and not self._asked:
+            self._asked = True
+            self._llm.complete("1", max_new_tokens=3)
+            self._answered.set()
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["read", "left"])
+def test_an_event_handler_may_call_the_model(make: Make, events: Events, left: bool) -> None:
+    """Whoever reads the text to its end, and whoever leaves it, sends the event in a thread in
+    which waiting holds nobody up."""
+    llm, handler = make(**LONG), CallsBackIn()
+    handler._llm = llm
+    root = get_dispatcher()
+    root.add_event_handler(handler)
+    try:
+        stream = llm.stream_chat(chat_of(QUESTION), max_new_tokens=1500 if left else 3)
+        next(stream)
+        if left:
+            stream.close()
+        else:
+            list(stream)
+        del stream
+        assert handler._answered.wait(WAIT_S)
+        assert llm.complete("2", max_new_tokens=3).raw
+    finally:
+        root.event_handlers.remove(handler)
+    assert len(events.costs) == 3
 
 
 # -- texts ---------------------------------------------------------------------------------------
@@ -229,6 +277,47 @@ def test_exactly_one_bos() -> None:
         llm.complete("<|pad|>" + templated, formatted=True)
         for ids in recorder.ids:
             assert ids.count(bos) == 1 and ids[0] == bos
+
+
+DOCUMENTS = [{"text": "Ann has 4 beads."}]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_template_is_told_its_options(name: str) -> None:
+    decoder = pair_with_tools(OPTIONS_TEMPLATE)
+    question = [{"role": "user", "content": QUESTION}]
+
+    def prompt_tokens(llm: FoReaLLLM, **arguments: Any) -> int:
+        raw = METHODS[name](llm, QUESTION, **arguments)[-1].raw
+        assert raw is not None
+        return int(raw["usage"]["prompt_tokens"])
+
+    def expected(**told: Any) -> int:
+        return len(decoder.prepare(messages=question, chat_template_kwargs=told))
+
+    plain = FoReaLLLM(decoder=decoder, max_new_tokens=2, seed=1)
+    silent = FoReaLLLM(decoder=decoder, max_new_tokens=2, seed=1, enable_thinking=False)
+    assert prompt_tokens(plain) == expected() < expected(enable_thinking=False)
+    assert prompt_tokens(silent) == expected(enable_thinking=False)
+    assert prompt_tokens(silent, enable_thinking=True) == expected()
+    both = expected(enable_thinking=False, documents=DOCUMENTS)
+    assert prompt_tokens(silent, documents=DOCUMENTS) == both
+    whole = {"enable_thinking": False, "documents": DOCUMENTS}
+    assert prompt_tokens(plain, chat_template_kwargs=whole) == both
+    with pytest.raises(ConfigError, match="contradict"):
+        prompt_tokens(plain, chat_template_kwargs=whole, enable_thinking=True)
+    with pytest.raises(RequestRefusedError, match="tokenize"):
+        prompt_tokens(plain, chat_template_kwargs={"tokenize": True})
+
+
+def test_template_options_and_prompts_that_need_no_template() -> None:
+    """Those of the constructor are meant for where the template is used."""
+    decoder = pair_with_tools(OPTIONS_TEMPLATE)
+    llm = FoReaLLLM(decoder=decoder, max_new_tokens=2, seed=1, enable_thinking=False)
+    answer = llm.complete("Ann", formatted=True)
+    assert answer.raw["usage"]["prompt_tokens"] == len(decoder.encode("Ann"))
+    with pytest.raises(RequestRefusedError, match="only a chat template"):
+        llm.complete("Ann", formatted=True, enable_thinking=False)
 
 
 # -- asyncio and threads ---------------------------------------------------------------------------
