@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from foreal_core.serve.errors import ApiError, stopped, unavailable
 
 # Clients do not honour a longer Retry-After.
 _LONGEST_RETRY_S = 60
+# Bodies of the largest size that may be on their way in at a time.
+_BODIES = 64
 # Weight of the last answer in the mean duration.
 _SMOOTHING = 0.1
 
@@ -24,6 +26,7 @@ class Admission:
 
     Args:
         max_queue: choices that may wait for a row.
+        max_body: bytes of a body at most.
 
     Attributes:
         rows: choices that run side by side; 0 until the pair is loaded.
@@ -31,13 +34,15 @@ class Admission:
         halted: fails when the answers that still run must end.
     """
 
-    def __init__(self, max_queue: int) -> None:
+    def __init__(self, max_queue: int, max_body: int) -> None:
         self.rows = 0
         self.draining = False
         self.halted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Nobody need wait for it.
         self.halted.add_done_callback(lambda future: future.exception())
         self._max_queue = max_queue
+        self._most_arriving = _BODIES * max_body
+        self._arriving = 0
         self._under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -76,6 +81,27 @@ class Admission:
             self._mean_seconds += _SMOOTHING * (time.monotonic() - start - self._mean_seconds)
             if not self._under_way:
                 self._idle.set()
+
+    @contextlib.contextmanager
+    def arriving(self) -> Iterator[Callable[[int], None]]:
+        """Room for a body on its way in; what it yields counts further bytes of it.
+
+        Raises:
+            ApiError: 429, from that function: many large bodies arrive at a time.
+        """
+        held = 0
+
+        def count(size: int) -> None:
+            nonlocal held
+            if self._arriving + size > self._most_arriving:
+                raise self._full()
+            held += size
+            self._arriving += size
+
+        try:
+            yield count
+        finally:
+            self._arriving -= held
 
     async def drain(self, seconds: float) -> None:
         """Lets nothing in and waits for what is under way; what takes longer is failed."""

@@ -56,7 +56,8 @@ class _Post:
         self._handle = handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._handle(Exchange(scope, receive, send, self._service.options))
+        service = self._service
+        await self._handle(Exchange(scope, receive, send, service.options, service.admission))
 
 
 def _routes(service: Service) -> list[Route | Mount]:
@@ -180,9 +181,9 @@ class _Gate:
             if status:
                 status = answer.status  # its stream has ended with the error
             else:
-                await Exchange(scope, receive, tagged, self._service.options).answer(
-                    answer.status, answer.body(), answer.headers.items()
-                )
+                service = self._service
+                exchange = Exchange(scope, receive, tagged, service.options, service.admission)
+                await exchange.answer(answer.status, answer.body(), answer.headers.items())
         finally:
             self._service.metrics.answered(scope["path"], status)
             probe = scope["path"] in _PROBES and status < 400

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from foreal_core.serve.admission import Admission
 from foreal_core.serve.errors import ApiError, ClientLeft
 from foreal_core.serve.options import ServerOptions
 
@@ -25,7 +26,14 @@ class Exchange:
         status: of the answer; 0 before it starts.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, options: ServerOptions) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        options: ServerOptions,
+        admission: Admission,
+    ) -> None:
         self.status = 0
         self._headers = Headers(scope=scope)
         extension = scope.get("extensions", {}).get(ABORT, {})
@@ -33,6 +41,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._options = options
+        self._admission = admission
 
     async def body(self) -> bytes:
         """The whole body.
@@ -45,18 +54,9 @@ class Exchange:
         declared = self._headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > most:
             raise _too_large(most)
-        body = bytearray()
         try:
             async with asyncio.timeout(self._options.read_timeout):
-                while True:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientLeft
-                    body += message.get("body", b"")
-                    if len(body) > most:
-                        raise _too_large(most)
-                    if not message.get("more_body", False):
-                        return bytes(body)
+                return await self._gathered(most)
         except TimeoutError:
             raise ApiError(
                 408,
@@ -64,6 +64,21 @@ class Exchange:
                 code="request_timeout",
                 headers={"connection": "close"},
             ) from None
+
+    async def _gathered(self, most: int) -> bytes:
+        body = bytearray()
+        with self._admission.arriving() as count:
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft
+                piece = message.get("body", b"")
+                count(len(piece))
+                body += piece
+                if len(body) > most:
+                    raise _too_large(most)
+                if not message.get("more_body", False):
+                    return bytes(body)
 
     async def left(self) -> None:
         """Returns once the client has closed the connection."""

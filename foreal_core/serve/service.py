@@ -31,7 +31,7 @@ class Service:
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
-        self.admission = Admission(options.max_queue)
+        self.admission = Admission(options.max_queue, options.max_body)
         self.metrics = Metrics(self)
         self.started = int(time.time())
         self._decoder: FoReaLDecoder | None = None
