@@ -20,8 +20,11 @@ from foreal_core.serve.requests import (
 )
 
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(FoReaLConfig))
-# Said in OpenAI's own words instead: response_format and tools.
-_NOT_BY_NAME = frozenset({"json_schema", "call_schema"})
+# Fields that would change the answer and are not known here, and what to give instead.
+_REFUSED = {
+    **{"json_schema": "response_format", "call_schema": "tools"},
+    **{"functions": "tools", "function_call": "tool_choice"},
+}
 # OpenAI's settings that FoReaLConfig may lack, and their values that change nothing.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
@@ -173,10 +176,10 @@ def _with_seed(settings: FoReaLConfig, index: int) -> FoReaLConfig:
 def _settings(request: Sampling, defaults: FoReaLConfig, limit: int | None) -> FoReaLConfig:
     """The server's settings with the request's: OpenAI's fields, and ours by their own names."""
     extra = request.model_extra or {}
-    given = {name: extra[name] for name in _SETTINGS - _NOT_BY_NAME if extra.get(name) is not None}
-    for name in _NOT_BY_NAME:
+    for name, instead in _REFUSED.items():
         if extra.get(name) is not None:
-            raise refused(f"{name} is not allowed: give response_format or tools.", name)
+            raise refused(f"{name} is not allowed: give {instead}.", name)
+    given = {name: extra[name] for name in _SETTINGS if extra.get(name) is not None}
     for name in ("temperature", "top_p", "stop"):
         if (value := getattr(request, name)) is not None:
             given[name] = value

@@ -132,7 +132,7 @@ def of(error: Exception, max_context: int = 0) -> ApiError:
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, ConfigError):
-        named = re.match(r"(\w+)=", str(error))
+        named = re.match(r"(\w+(?:\[\d+\])?)[=:]", str(error))
         param = _PARAMS.get(named[1], named[1]) if named else None
         return refused(str(error), param=param, code="invalid_value")
     if isinstance(error, ContextOverflowError):

@@ -73,10 +73,10 @@ class Exchange:
                 if message["type"] == "http.disconnect":
                     raise ClientLeft
                 piece = message.get("body", b"")
+                if len(body) + len(piece) > most:
+                    raise _too_large(most)
                 count(len(piece))
                 body += piece
-                if len(body) > most:
-                    raise _too_large(most)
                 if not message.get("more_body", False):
                     return bytes(body)
 

@@ -13,10 +13,11 @@ import pytest
 for name in ("starlette", "uvicorn", "httptools", "prometheus_client"):
     pytest.importorskip(name, reason="needs the extra serve")
 
+from served import MODEL, WAIT_S, Served
+
 from foreal_core import FoReaLDecoder
 from foreal_core.serve.options import ServerOptions
 from foreal_core.serve.server import Server
-from served import MODEL, WAIT_S, Served
 
 
 @contextlib.contextmanager
