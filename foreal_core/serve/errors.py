@@ -6,6 +6,7 @@ Clients show `message` alone, so it is a whole sentence; some go by words in it 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from foreal_core.config import FoReaLConfig
 from foreal_core.errors import (
     ConfigError,
     ContextOverflowError,
@@ -116,8 +118,11 @@ def overflow(error: ContextOverflowError, max_context: int) -> ApiError:
     )
 
 
-# Names of our settings, as OpenAI calls them.
-_PARAMS = {"max_new_tokens": "max_tokens", "json_schema": "response_format", "call_schema": "tools"}
+# Names of our settings, as OpenAI calls them where that differs.
+_PARAMS = {
+    **{field.name: field.name for field in dataclasses.fields(FoReaLConfig)},
+    **{"max_new_tokens": "max_tokens", "json_schema": "response_format", "call_schema": "tools"},
+}
 
 
 def of(error: Exception, max_context: int = 0) -> ApiError:
@@ -132,9 +137,7 @@ def of(error: Exception, max_context: int = 0) -> ApiError:
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, ConfigError):
-        named = re.match(r"(\w+(?:\[\d+\])?)[=:]", str(error))
-        param = _PARAMS.get(named[1], named[1]) if named else None
-        return refused(str(error), param=param, code="invalid_value")
+        return refused(str(error), param=_param(str(error)), code="invalid_value")
     if isinstance(error, ContextOverflowError):
         return overflow(error, max_context)
     if isinstance(error, EngineClosedError):
@@ -145,6 +148,14 @@ def of(error: Exception, max_context: int = 0) -> ApiError:
     # What our own errors say is written for users; of others only the server's log tells.
     message = str(error) if isinstance(error, FoReaLError) else "The server failed; see its log."
     return ApiError(500, message, kind="server_error", code="internal_error")
+
+
+def _param(message: str) -> str | None:
+    """The field that a message of ours is about: it begins with its name."""
+    first = re.match(r"\w+(\[\d+\])?", message)
+    if first is None:
+        return None
+    return first[0] if first[1] else _PARAMS.get(first[0])
 
 
 def _invalid(error: ValidationError) -> ApiError:

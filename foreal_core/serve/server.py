@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 # Between two requests of one client; longer than clients keep their own connections.
 _IDLE_TIMEOUT_S = 75
+# Bytes per connection; tokens are few.
+_SEND_BUFFER = 64 * 1024
 # Seconds that the last answers have to reach their clients.
 _FLUSH_S = 5
 
@@ -94,6 +96,12 @@ class Server(uvicorn.Server):
             # Joins the engine's thread, which may be in a pass.
             await asyncio.to_thread(service.loaded.close)
 
+    @property
+    def service(self) -> Service:
+        """What it serves; once it runs."""
+        assert self._service is not None
+        return self._service
+
     def drain(self) -> None:
         """Takes no more requests and stops when the running ones have ended; from any thread. A
         second call fails them."""
@@ -106,16 +114,15 @@ class Server(uvicorn.Server):
         self.drain()
 
     def _drain(self) -> None:
-        assert self._service is not None
+        admission = self.service.admission
         if self._draining is not None:
-            self._service.admission.halt()
+            admission.halt()
             return
-        self._draining = asyncio.create_task(self._drained(self._service))
+        _logger.info("draining: %d answers are under way", admission.under_way)
+        self._draining = asyncio.create_task(self._drained())
 
-    async def _drained(self, service: Service) -> None:
-        under_way = service.admission.under_way
-        _logger.info("draining: %d answers are under way", under_way)
-        await service.admission.drain(self._options.drain_timeout)
+    async def _drained(self) -> None:
+        await self.service.admission.drain(self._options.drain_timeout)
         self.should_exit = True
 
     def _open(self) -> None:
@@ -130,8 +137,7 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(then)
 
     def _opened(self, decoder: FoReaLDecoder, name: str) -> None:
-        assert self._service is not None
-        self._service.open(decoder, name)
+        self.service.open(decoder, name)
         _logger.info("%s is ready on http://%s:%d", name, self._options.host, self.port)
         self.ready.set()
 
@@ -153,6 +159,8 @@ def _listening(options: ServerOptions) -> socket.socket:
             f"cannot listen on {options.host}:{options.port}: {error.strerror or error}. Choose "
             "another --port or --host."
         ) from error
+    # What a slow reader leaves unread shall not pile up in the kernel either.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     # Clients that vanished are found while they wait for their first byte, too.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):

@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-for name in ("starlette", "uvicorn", "httptools", "prometheus_client"):
-    pytest.importorskip(name, reason="needs the extra serve")
-
-from served import MODEL, WAIT_S, Served
-
 from foreal_core import FoReaLDecoder
-from foreal_core.serve.options import ServerOptions
-from foreal_core.serve.server import Server
+
+if TYPE_CHECKING:
+    from served import Served
 
 
 @contextlib.contextmanager
 def serving(decoder: Any, **options: Any) -> Iterator[Served]:
     """A server of a decoder on a free port of this machine, in a thread; the decoder stays open."""
+    from served import MODEL, WAIT_S, Served
+
+    from foreal_core.serve.options import ServerOptions
+    from foreal_core.serve.server import Server
+
     server = Server(ServerOptions(port=0, **options), lambda: (_Kept(decoder), MODEL))
     thread = threading.Thread(target=server.run, name="server")
     thread.start()

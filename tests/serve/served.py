@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import pytest
+
+pytest.importorskip("uvicorn", reason="needs the extra serve")
 
 from foreal_core.serve.server import Server
 
@@ -37,6 +40,11 @@ class Served:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.port}"
+
+    @property
+    def under_way(self) -> int:
+        """Choices that came in and are not answered."""
+        return self.server.service.admission.under_way
 
     def post(self, path: str, body: Any, **arguments: Any) -> httpx.Response:
         return self.client.post(path, json=body, **arguments)
