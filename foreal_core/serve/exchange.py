@@ -15,6 +15,8 @@ from foreal_core.serve.options import ServerOptions
 
 RawHeaders = Iterable[tuple[str, str]]
 
+# Bytes that may be left in a connection's buffer when its request is over.
+_LARGE = 64 * 1024
 # Where a connection puts, among ASGI's extensions, what closes it without sending the rest.
 ABORT = "foreal.abort"
 
@@ -107,14 +109,20 @@ class Exchange:
         Raises:
             ClientLeft: the client took nothing for too long.
         """
-        # The server waits here while its buffer for this client is full.
         try:
             async with asyncio.timeout(self._options.write_timeout):
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+                if not more and len(data) > _LARGE:
+                    await self._send_body(data, more=True)
+                    data = b""
+                await self._send_body(data, more=more)
         except TimeoutError:
             if self._abort is not None:
                 self._abort()
             raise ClientLeft("took nothing of its answer") from None
+
+    async def _send_body(self, data: bytes, *, more: bool) -> None:
+        """Waits first while the buffer for this client is full."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _start(self, status: int, headers: list[tuple[str, str]]) -> None:
         self.status = status
