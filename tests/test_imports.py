@@ -20,7 +20,7 @@ ORDER = (
     *("errors", "randomness", "extras", "cost", "policies", "config", "events"),
     *("text", "grammar", "prompts", "request", "records"),
     *("backends", "engine", "loading", "decoder"),
-    *("chat", "demo", "evaluation", "analysis", "report", "benchmark", "cli"),
+    *("chat", "demo", "evaluation", "analysis", "report", "benchmark", "serve", "cli"),
 )
 # An error carries what its request had cost; a notebook's view of a Generation is drawn by the
 # report, which imports nothing of the core; the bundled pair is found by its folder.

@@ -21,6 +21,7 @@ from foreal_core.cli.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTE
 from foreal_core.cli.demo import demo
 from foreal_core.cli.evaluate import evaluate
 from foreal_core.cli.generate import generate
+from foreal_core.cli.serve import serve
 from foreal_core.cli.sweep import sweep
 from foreal_core.errors import FoReaLError
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "generate": generate,
+    "serve": serve,
     "eval": evaluate,
     "sweep": sweep,
     "analyze": analyze,

@@ -1,0 +1,104 @@
+"""A server under test, and what is asked of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+
+from foreal_core.serve.server import Server
+
+MODEL = "foreal-demo"
+# Longer than anything takes; what waits for that long hangs.
+WAIT_S = 60
+QUESTION = [{"role": "user", "content": "Kim has 3 books. Tom has 5 books. How many has Kim?"}]
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server.
+
+    Attributes:
+        server: itself.
+        client: asks it.
+        decoder: writes for it.
+    """
+
+    server: Server
+    client: httpx.Client
+    decoder: Any
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}"
+
+    @property
+    def under_way(self) -> int:
+        """Choices that came in and are not answered."""
+        return self.server.service.admission.under_way
+
+    def post(self, path: str, body: Any, **arguments: Any) -> httpx.Response:
+        return self.client.post(path, json=body, **arguments)
+
+    def chat(self, messages: Any = QUESTION, **fields: Any) -> Json:
+        """The whole answer of a chat."""
+        answer = self.post("/v1/chat/completions", {"messages": messages, **fields})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def stream(self, messages: Any = QUESTION, **fields: Any) -> list[Json]:
+        """A chat's chunks; its events are looked at on the way."""
+        body = {"messages": messages, "stream": True, **fields}
+        with self.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            assert answer.status_code == 200, answer.read()
+            return list(chunks(answer))
+
+    def error(self, path: str, body: Any, **arguments: Any) -> tuple[int, Json]:
+        """Status and error of a request that is refused."""
+        answer = self.post(path, body, **arguments)
+        return answer.status_code, answer.json()["error"]
+
+
+def chunks(answer: httpx.Response) -> Iterator[Json]:
+    """The events of an answer: each is one data line and a blank one, the last is [DONE]."""
+    for event in events(answer):
+        if event == "[DONE]":
+            return
+        yield json.loads(event)
+    raise AssertionError("the stream ended without [DONE]")
+
+
+def events(answer: httpx.Response) -> Iterator[str]:
+    """The data of the events."""
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    held = ""
+    for text in answer.iter_text():
+        held += text
+        while "\n\n" in held:
+            event, held = held.split("\n\n", 1)
+            assert event.startswith("data: ") and "\n" not in event, event
+            yield event.removeprefix("data: ")
+    assert not held
+
+
+def joined(parts: list[Json], field: str = "content") -> str:
+    """A field of the deltas, put together."""
+    deltas = [choice["delta"] for part in parts for choice in part["choices"]]
+    return "".join(delta.get(field) or "" for delta in deltas)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Returns once it holds."""
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)

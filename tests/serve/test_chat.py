@@ -1,0 +1,355 @@
+"""Chats over HTTP: the same text as the decoder's, whole and streamed, in the form that every
+client takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from scripted import ScriptedDecoder, call_text, pair_with_tools
+from served import MODEL, QUESTION, Served, joined
+
+from foreal_core.text.thinking import THINK_END
+
+ADD: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two whole numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+        },
+    },
+}
+
+
+def both(served: Served, **fields: Any) -> tuple[Any, Any]:
+    """Thinking and answer, whole and streamed; they must agree."""
+    message = served.chat(**fields)["choices"][0]["message"]
+    parts = served.stream(**fields)
+    whole = message.get("reasoning_content", ""), message["content"] or ""
+    assert whole == (joined(parts, "reasoning_content"), joined(parts))
+    return whole
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 0.8}, {"lead_probability": 1.0}])
+def test_text_is_the_decoders(served: Served, fields: dict[str, Any]) -> None:
+    thinking, answer = both(served, seed=7, **fields)
+    alone = served.decoder.generate(messages=QUESTION, seed=7, **fields)
+    assert f"{thinking}{THINK_END}\n\n{answer}" == alone.text.strip()
+
+
+def test_whole_answer_has_all_that_clients_look_for(served: Served) -> None:
+    answer = served.chat(max_tokens=40, seed=1)
+    assert answer["object"] == "chat.completion" and answer["model"] == MODEL
+    assert isinstance(answer["id"], str) and isinstance(answer["created"], int)
+    (choice,) = answer["choices"]
+    assert choice["index"] == 0 and choice["message"]["role"] == "assistant"
+    usage, record = answer["usage"], answer["foreal"]
+    assert usage["prompt_tokens"] + usage["completion_tokens"] == usage["total_tokens"]
+    details = usage["completion_tokens_details"]
+    assert details["leader_tokens"] + details["draft_tokens"] == usage["completion_tokens"]
+    assert record["leader_tokens"] == details["leader_tokens"] and record["flops"]["total"] > 0
+
+
+def test_chunks_have_all_that_clients_look_for(served: Served) -> None:
+    parts = served.stream(max_tokens=40, seed=1)
+    assert len({(part["id"], part["created"], part["model"]) for part in parts}) == 1
+    assert {part["object"] for part in parts} == {"chat.completion.chunk"}
+    choices = [choice for part in parts for choice in part["choices"]]
+    assert {choice["index"] for choice in choices} == {0}
+    deltas = [choice["delta"] for choice in choices]
+    assert deltas[0]["role"] == "assistant" and not any("role" in one for one in deltas[1:])
+    assert not any(value is None for delta in deltas for value in delta.values())
+    reasons = [choice["finish_reason"] for choice in choices]
+    assert reasons[:-1] == [None] * (len(reasons) - 1) and reasons[-1] == "length"
+
+
+def test_usage_comes_once_and_only_when_asked(served: Served) -> None:
+    parts = served.stream(max_tokens=30, seed=1, stream_options={"include_usage": True})
+    assert [part for part in parts if part.get("usage")] == parts[-1:]
+    assert parts[-1]["choices"] == []
+    assert parts[-1]["usage"] == served.chat(max_tokens=30, seed=1)["usage"]
+    unasked = served.stream(max_tokens=30, seed=1)
+    assert not any("usage" in part for part in unasked)
+    assert all(part["choices"] for part in unasked)
+
+
+def test_the_last_chunk_carries_the_cost(served: Served) -> None:
+    parts = served.stream(max_tokens=30, seed=1)
+    assert [part for part in parts if "foreal" in part] == parts[-1:]
+    assert parts[-1]["foreal"]["completion_tokens"] == 30
+
+
+def test_streams_are_chunked_and_not_kept(served: Served) -> None:
+    body = {"messages": QUESTION, "stream": True, "max_tokens": 2}
+    answer = served.post("/v1/chat/completions", body)
+    assert answer.headers["transfer-encoding"] == "chunked"
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-accel-buffering"] == "no"
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_thinking_is_in_exactly_one_field(
+    serve: Callable[..., Served], decoder: Any, field: str
+) -> None:
+    own = serve(decoder, reasoning=field)
+    message = own.chat(seed=7)["choices"][0]["message"]
+    assert set(message) == {"role", "content", field}
+    fields = {name for part in own.stream(seed=7) for c in part["choices"] for name in c["delta"]}
+    assert fields == {"role", "content", field}
+
+
+def test_thinking_inside_the_answer(serve: Callable[..., Served], decoder: Any) -> None:
+    own = serve(decoder, reasoning="content")
+    text = decoder.generate(messages=QUESTION, seed=7).text
+    thinking, _, answer = text.partition(THINK_END)
+    expected = f"<think>\n{thinking.strip()}\n</think>\n\n{answer.strip()}"
+    assert both(own, seed=7) == ("", expected)
+    cut = both(own, seed=7, max_tokens=10)[1]
+    assert cut.startswith("<think>\n") and cut.endswith("\n</think>")
+
+
+def test_a_budget_used_up_by_thinking_is_length_and_empty(served: Served) -> None:
+    choice = served.chat(max_tokens=5, seed=7)["choices"][0]
+    assert choice["finish_reason"] == "length" and choice["message"]["content"] == ""
+    assert choice["message"]["reasoning_content"]
+
+
+def test_either_name_of_the_token_limit(served: Served) -> None:
+    for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
+        assert served.chat(**{name: 3})["usage"]["completion_tokens"] == 3
+    status, error = served.error(
+        "/v1/chat/completions",
+        {"messages": QUESTION, "max_tokens": 3, "max_completion_tokens": 4},
+    )
+    assert status == 400 and error["param"] == "max_completion_tokens"
+
+
+def test_without_a_limit_the_answer_may_fill_the_context(served: Served) -> None:
+    settings = served.chat(seed=7)["foreal"]["settings"]
+    assert settings["max_new_tokens"] == served.decoder.max_context
+
+
+def test_each_choice_has_a_seed_of_its_own(served: Served) -> None:
+    fields = {"seed": 3, "temperature": 1.0, "max_tokens": 30}
+    choices = served.chat(n=3, **fields)["choices"]
+    texts = [choice["message"]["reasoning_content"] for choice in choices]
+    assert [choice["index"] for choice in choices] == [0, 1, 2] and len(set(texts)) > 1
+    alone = served.chat(**fields)["choices"][0]["message"]["reasoning_content"]
+    assert texts[0] == alone
+    again = served.chat(n=3, **fields)
+    assert texts == [one["message"]["reasoning_content"] for one in again["choices"]]
+    seeds = {one["foreal"]["settings"]["seed"] for one in again["choices"]}
+    assert len(seeds) == 3 and again["usage"]["completion_tokens"] == 90
+    assert again["usage"]["prompt_tokens"] == served.chat(**fields)["usage"]["prompt_tokens"]
+
+
+def test_several_choices_are_not_streamed(served: Served) -> None:
+    body = {"messages": QUESTION, "n": 2, "stream": True}
+    status, error = served.error("/v1/chat/completions", body)
+    assert status == 400 and error["param"] == "n"
+
+
+def test_settings_of_ours_and_unknown_keys(served: Served) -> None:
+    answer = served.chat(
+        **{"lead_count": 4, "lead_probability": 1.0, "policy": "leader", "top_k": 3},
+        **{"max_tokens": 8, "store": False, "user": "me", "n": 1, "metadata": {"a": "b"}},
+        **{"parallel_tool_calls": False, "logit_bias": {}, "presence_penalty": 0},
+    )
+    settings = answer["foreal"]["settings"]
+    assert settings["lead_count"] == 4 and settings["policy"] == "leader"
+    assert answer["foreal"]["draft_tokens"] == 0 and settings["top_k"] == 3
+
+
+def test_tokens_and_their_authors_on_demand(served: Served) -> None:
+    fields: dict[str, Any] = {"foreal_tokens": True, "max_tokens": 60, "seed": 7}
+    whole = served.chat(**fields)["foreal"]["tokens"]
+    streamed = [
+        token
+        for part in served.stream(**fields)
+        for token in part.get("foreal", {}).get("tokens", ())
+    ]
+    assert streamed == whole
+    alone = served.decoder.generate(messages=QUESTION, max_new_tokens=60, seed=7)
+    assert [token["text"] for token in whole] == list(alone.texts)
+    assert [token["author"] for token in whole] == list(alone.authors)
+
+
+# -- tools -----------------------------------------------------------------------------------------
+
+
+def test_two_tool_turns_of_one_conversation(served: Served) -> None:
+    chat: list[Any] = [{"role": "user", "content": "What is 12 plus 30?"}]
+    ids = []
+    for result in ("42", "42"):
+        forced = {"tools": [ADD], "tool_choice": "required", "seed": 2}
+        choice = served.chat(chat, **forced)["choices"][0]
+        assert choice["finish_reason"] == "tool_calls"
+        (call,) = choice["message"]["tool_calls"]
+        assert call["type"] == "function" and call["function"]["name"] == "add"
+        ids.append(call["id"])
+        chat += [choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": result}]
+    assert len(set(ids)) == 2
+    assert served.chat(chat, tools=[ADD], seed=2)["choices"][0]["message"]["content"]
+
+
+def scripted(serve: Callable[..., Served], *replies: str, **options: Any) -> Served:
+    return serve(ScriptedDecoder(pair_with_tools(), replies), **options)
+
+
+TWO = call_text("add", {"a": 1, "b": 2}) + "\n" + call_text("add", {"a": 3, "b": 4})
+
+
+def test_calls_are_sent_whole_with_ids_of_their_own(serve: Callable[..., Served]) -> None:
+    own = scripted(serve, f"Hm.</think>\n\nSo:\n{TWO}", f"Hm.</think>\n\nSo:\n{TWO}")
+    message = own.chat(tools=[ADD])["choices"][0]["message"]
+    assert message["content"] == "So:" and message["reasoning_content"] == "Hm."
+    parts = own.stream(tools=[ADD])
+    pieces = calls_of(parts)
+    assert [piece["index"] for piece in pieces] == [0, 1]
+    calls = [*message["tool_calls"], *pieces]
+    assert len({call["id"] for call in calls}) == 4
+    functions = [call["function"] for call in calls]
+    assert functions[:2] == functions[2:] and isinstance(functions[0]["arguments"], str)
+    assert parts[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_only_calls_is_null_content(serve: Callable[..., Served]) -> None:
+    own = scripted(serve, f"Hm.</think>\n\n{call_text('now', {})}")
+    message = own.chat(tools=[ADD])["choices"][0]["message"]
+    assert message["content"] is None
+    assert message["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+def test_one_call_where_only_one_is_wanted(serve: Callable[..., Served]) -> None:
+    own = scripted(serve, f"Hm.</think>\n\n{TWO}")
+    message = own.chat(tools=[ADD], parallel_tool_calls=False)["choices"][0]["message"]
+    assert len(message["tool_calls"]) == 1
+
+
+CALLED: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "What is 42 plus 13?"}],
+    "tools": [ADD],
+    "policy": "leader",
+}
+
+
+def calls_of(parts: list[Any]) -> list[Any]:
+    deltas = [choice["delta"] for part in parts for choice in part["choices"]]
+    return [call for delta in deltas for call in delta.get("tool_calls", ())]
+
+
+@pytest.mark.parametrize("missing", [3, 9, 20])
+def test_a_cut_call_is_no_call(served: Served, missing: int) -> None:
+    whole = served.chat(**CALLED)
+    (call,) = whole["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["arguments"] == '{"a": 42, "b": 13}'
+    limit = whole["usage"]["completion_tokens"] - missing
+    choice = served.chat(**CALLED, max_tokens=limit)["choices"][0]
+    assert choice["finish_reason"] == "length" and "tool_calls" not in choice["message"]
+    assert choice["message"]["content"].startswith("<tool_call>")
+    parts = served.stream(**CALLED, max_tokens=limit)
+    assert parts[-1]["choices"][0]["finish_reason"] == "length" and not calls_of(parts)
+    assert joined(parts) == choice["message"]["content"]
+
+
+def test_a_forced_call_that_was_closed_in_time_is_no_call(served: Served) -> None:
+    forced: dict[str, Any] = {**CALLED, "tool_choice": "required"}
+    assert len(calls_of(served.stream(**forced))) == 1
+    parts = served.stream(**forced, max_tokens=45)
+    assert parts[-1]["choices"][0]["finish_reason"] == "length" and not calls_of(parts)
+    assert joined(parts).startswith('<tool_call>\n{"name": "add"')
+
+
+@pytest.mark.parametrize("choice", ["required", "auto", "none", {"type": "any"}])
+def test_a_choice_without_tools_says_nothing(served: Served, choice: Any) -> None:
+    choices = served.chat(tool_choice=choice, max_tokens=3, seed=1)["choices"]
+    assert choices == served.chat(max_tokens=3, seed=1)["choices"]
+
+
+def test_hidden_and_unknown_tools(served: Served) -> None:
+    fields: dict[str, Any] = {"tools": [ADD], "max_tokens": 3}
+    shown = served.chat(**fields)["usage"]["prompt_tokens"]
+    assert served.chat(**fields, tool_choice="none")["usage"]["prompt_tokens"] < shown
+    named = {"type": "function", "function": {"name": "subtract"}}
+    body = {"messages": QUESTION, **fields, "tool_choice": named}
+    status, error = served.error("/v1/chat/completions", body)
+    assert status == 400 and "subtract" in error["message"]
+
+
+# -- structured answers ----------------------------------------------------------------------------
+
+SCHEMA = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "Answer",
+    "type": "object",
+    "properties": {
+        "value": {"type": "integer", "minimum": -(2**53) + 1, "maximum": 2**53 - 1},
+        "unit": {"anyOf": [{"$ref": "#/$defs/unit"}, {"type": "null"}], "default": None},
+        "note": {"type": "string", "maxLength": 8, "description": "Short."},
+    },
+    "$defs": {"unit": {"enum": ["books", "pens"]}},
+    "required": ["value", "unit", "note"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("strict", [True, False, None])
+def test_an_answer_of_a_schema(served: Served, strict: bool | None) -> None:
+    schema = {"name": "answer", "schema": SCHEMA, "strict": strict}
+    asked = {"type": "json_schema", "json_schema": schema}
+    _, text = both(served, response_format=asked, seed=5)
+    answer = json.loads(text)
+    assert set(answer) == {"value", "unit", "note"} and isinstance(answer["value"], int)
+
+
+def test_an_answer_that_is_any_object(served: Served) -> None:
+    asked = {"type": "json_object"}
+    _, text = both(served, response_format=asked, seed=5, max_tokens=300)
+    assert isinstance(json.loads(text), dict)
+    assert both(served, response_format={"type": "text"}, seed=5, max_tokens=9)
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+def test_content_as_parts_for_every_role(served: Served) -> None:
+    def parts(text: str) -> list[Any]:
+        return [{"type": "text", "text": text}]
+
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ]
+    split = [{**message, "content": parts(message["content"])} for message in chat]
+    developer = [{**split[0], "role": "developer"}, *split[1:]]
+    fields: dict[str, Any] = {"max_tokens": 20, "seed": 1}
+    texts = [served.chat(one, **fields)["choices"] for one in (chat, split, developer)]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_both_names_of_the_thinking_are_read(serve: Callable[..., Served]) -> None:
+    shown = "[{{ m.role }}|{{ m.reasoning_content }}|{{ m.content }}]"
+    pair = pair_with_tools(f"{{% for m in messages %}}{shown}{{% endfor %}}")
+    decoder = ScriptedDecoder(pair, ["a"] * 3)
+    own = serve(decoder)
+    call = {"id": "x", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    for given in ({"reasoning": "T"}, {"reasoning_content": "T"}):
+        chat = [
+            *QUESTION,
+            {"role": "assistant", "content": None, "tool_calls": [call], **given},
+            {"role": "tool", "tool_call_id": "x", "content": "1"},
+        ]
+        own.chat(chat)
+    missing = [*QUESTION, {"role": "assistant", "tool_calls": [call], "unknown": 1}]
+    own.chat(missing)
+    assert "[assistant|T|]" in decoder.prompts[0]
+    assert decoder.prompts[0] == decoder.prompts[1]
+    assert "[assistant||]" in decoder.prompts[2]

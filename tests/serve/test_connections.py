@@ -1,0 +1,422 @@
+"""Clients that leave, dawdle, stall or say nonsense; a server that is full, loads, fails, stops.
+
+Nothing here waits for a clock to see that something does not happen: models stand still until a
+test lets them go on.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from integrations import LONG, Passes
+from scripted import ScriptedDecoder, pair_with_tools
+from served import MODEL, QUESTION, WAIT_S, Served, chunks, events, until
+
+from foreal_core import FoReaLDecoder, NonFiniteLogitsError
+from foreal_core.serve.connection import MOST_HEAD
+from foreal_core.serve.options import ServerOptions
+from foreal_core.serve.server import Server
+
+CHAT = "/v1/chat/completions"
+
+
+class Gate:
+    """Holds the models' passes up until it is opened."""
+
+    def __init__(self, passes: Passes) -> None:
+        self._open = threading.Event()
+        passes.before = self._wait
+        self.reached = threading.Event()
+
+    def _wait(self) -> None:
+        self.reached.set()
+        assert self._open.wait(WAIT_S), "nobody opened the gate"
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture
+def gate(passes: Passes) -> Iterator[Gate]:
+    one = Gate(passes)
+    yield one
+    one.open()
+
+
+def idle(decoder: FoReaLDecoder) -> bool:
+    stats = decoder.stats()
+    return stats["active"] == stats["queued"] == 0
+
+
+def long_chat(**fields: Any) -> dict[str, Any]:
+    return {"messages": QUESTION, **LONG, **fields}
+
+
+def raw(served: Served, data: bytes = b"") -> socket.socket:
+    """A bare connection on which these bytes were sent."""
+    connection = socket.create_connection(("127.0.0.1", served.server.port), timeout=WAIT_S)
+    connection.sendall(data)
+    return connection
+
+
+def post(body: Any) -> bytes:
+    """A chat's request as bytes."""
+    content = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    data = b""
+    try:
+        while piece := connection.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data
+
+
+# -- clients that leave ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_the_first_byte_frees_its_row(
+    served: Served, gate: Gate, stream: bool
+) -> None:
+    connection = raw(served, post(long_chat(stream=stream)))
+    assert gate.reached.wait(WAIT_S)
+    assert served.decoder.stats()["active"] == 1
+    connection.close()
+    until(lambda: not served.under_way)  # the server has noticed while the models stand still
+    gate.open()
+    until(lambda: idle(served.decoder))
+
+
+def test_a_client_that_leaves_while_it_waits_for_a_row(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate
+) -> None:
+    own = serve(decoder)
+    rows = decoder.stats()["max_batch_size"]
+    running = [raw(own, post(long_chat())) for _ in range(rows)]
+    until(lambda: decoder.stats()["active"] + decoder.stats()["queued"] == rows)
+    waiting = raw(own, post(long_chat(stream=True)))
+    until(lambda: own.under_way == rows + 1)
+    waiting.close()
+    until(lambda: own.under_way == rows)
+    for connection in running:
+        connection.close()
+    until(lambda: own.under_way == 0)
+    gate.open()
+    until(lambda: idle(decoder))
+
+
+def test_a_client_that_leaves_in_the_middle_frees_its_row(served: Served) -> None:
+    body = long_chat(stream=True)
+    with served.client.stream("POST", CHAT, json=body) as answer:
+        parts = chunks(answer)
+        next(parts)
+        next(parts)
+    until(lambda: idle(served.decoder) and not served.under_way)
+
+
+# -- clients that wait -----------------------------------------------------------------------------
+
+
+def test_an_empty_delta_while_nothing_is_said(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate
+) -> None:
+    own = serve(decoder, keep_alive=0.05)
+    body = {"messages": QUESTION, "stream": True, "max_tokens": 3, "seed": 1}
+    with own.client.stream("POST", CHAT, json=body) as answer:
+        parts = chunks(answer)
+        first, *silent = (next(parts) for _ in range(4))
+        assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert [one["choices"][0]["delta"] for one in silent] == [{}] * 3
+        gate.open()
+        rest = [one["choices"][0] for one in parts]
+    assert rest[-1]["finish_reason"] == "length"
+    assert not any("role" in choice["delta"] for choice in rest)
+
+
+def test_a_completion_is_kept_alive_too(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate
+) -> None:
+    own = serve(decoder, keep_alive=0.05)
+    body = {"prompt": "Kim", "stream": True, "max_tokens": 3}
+    with own.client.stream("POST", "/v1/completions", json=body) as answer:
+        parts = chunks(answer)
+        assert [next(parts)["choices"][0]["text"] for _ in range(3)] == ["", "", ""]
+        gate.open()
+        assert list(parts)[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_text_that_is_held_back_is_silence(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, passes: Passes
+) -> None:
+    """A call is sent whole; while it is written the client must hear something."""
+    own = serve(decoder, keep_alive=0.02, coalesce=0.0)
+    step = threading.Semaphore(0)
+
+    def one_by_one() -> None:
+        assert step.acquire(timeout=WAIT_S)
+
+    passes.before = one_by_one
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    body = {"messages": QUESTION, "stream": True, "tools": [tool], "tool_choice": "required"}
+    with own.client.stream("POST", CHAT, json=body) as answer:
+        silent = 0
+        for part in chunks(answer):
+            silent += part["choices"][0]["delta"] == {}
+            step.release()
+    passes.before = None
+    assert silent > 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_takes_too_long(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate, stream: bool
+) -> None:
+    own = serve(decoder, request_timeout=0.05)
+    status, error = own.error(CHAT, long_chat(stream=stream))
+    assert (status, error["code"]) == (504, "timeout")
+    gate.open()
+    until(lambda: idle(decoder))
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate
+) -> None:
+    own = serve(decoder, request_timeout=0.3, keep_alive=0.05)
+    with own.client.stream("POST", CHAT, json=long_chat(stream=True)) as answer:
+        *before, last = events(answer)
+    assert answer.status_code == 200 and before
+    assert json.loads(last)["error"]["code"] == "timeout"
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+def fail_after(passes: Passes, count: int) -> None:
+    done = []
+
+    def before() -> None:
+        done.append(1)
+        if len(done) > count:
+            raise NonFiniteLogitsError("the leader returned NaN.")
+
+    passes.before = before
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_fails_before_the_first_token_has_a_status(
+    served: Served, passes: Passes, stream: bool
+) -> None:
+    fail_after(passes, 0)
+    status, error = served.error(CHAT, {"messages": QUESTION, "stream": stream})
+    assert (status, error["message"]) == (500, "the leader returned NaN.")
+    passes.before = None
+    assert served.chat(max_tokens=2)
+
+
+def test_what_fails_later_is_one_error_event(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, passes: Passes
+) -> None:
+    own = serve(decoder, coalesce=0.0)
+    fail_after(passes, 20)
+    with own.client.stream("POST", CHAT, json=long_chat(stream=True)) as answer:
+        *before, last = events(answer)
+    assert answer.status_code == 200 and before
+    assert not any("error" in json.loads(one) for one in before)
+    error = json.loads(last)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] == "the leader returned NaN."
+    passes.before = None
+    assert served_again(own)
+
+
+def served_again(own: Served) -> bool:
+    return own.chat(max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+def test_a_schema_that_does_not_compile_has_a_status(served: Served) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}
+    for stream in (False, True):
+        asked = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        body = {"messages": QUESTION, "response_format": asked, "stream": stream}
+        status, error = served.error(CHAT, body)
+        assert status == 400 and error["param"] == "response_format"
+
+
+# -- a server that is full -------------------------------------------------------------------------
+
+
+def test_the_queue_is_bounded(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate
+) -> None:
+    own = serve(decoder, max_queue=2)
+    room = decoder.stats()["max_batch_size"] + 2
+    waiting = [raw(own, post(long_chat())) for _ in range(room)]
+    until(lambda: own.under_way == room)
+    for body in (long_chat(), long_chat(stream=True)):
+        answer = own.post(CHAT, body)
+        assert answer.status_code == 429
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert answer.json()["error"]["code"] == "queue_full"
+    assert own.client.get("/health").status_code == 200
+    for connection in waiting:
+        connection.close()
+    until(lambda: own.under_way == 0)
+    gate.open()
+    assert served_again(own)
+
+
+def test_many_choices_count_as_many(serve: Callable[..., Served], decoder: FoReaLDecoder) -> None:
+    own = serve(decoder, max_queue=0)
+    rows = decoder.stats()["max_batch_size"]
+    assert len(own.chat(n=rows, max_tokens=1)["choices"]) == rows
+    assert own.error(CHAT, {"messages": QUESTION, "n": rows + 1})[0] == 400
+
+
+# -- connections that are held for nothing ---------------------------------------------------------
+
+
+def test_connections_that_say_nothing_or_too_little_are_closed(
+    serve: Callable[..., Served], decoder: FoReaLDecoder
+) -> None:
+    own = serve(decoder, read_timeout=0.2)
+    silent = raw(own)
+    half = raw(own, b"POST /v1/chat/completions HTTP/1.1\r\nHost: loc")
+    bodiless = raw(own, post({"messages": QUESTION})[:-5])
+    assert received(silent) == received(half) == b""
+    answer = received(bodiless)
+    assert answer.startswith(b"HTTP/1.1 408") and b'"request_timeout"' in answer
+    assert own.under_way == 0 and served_again(own)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01 nonsense\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * (2 * MOST_HEAD), b"431"),
+    ],
+)
+def test_what_is_no_request(served: Served, data: bytes, status: bytes) -> None:
+    answer = received(raw(served, data))
+    assert answer.startswith(b"HTTP/1.1 " + status) and b'{"error": ' in answer
+
+
+def test_too_many_connections(serve: Callable[..., Served], decoder: FoReaLDecoder) -> None:
+    own = serve(decoder, max_connections=3)
+    held = [raw(own) for _ in range(3)]
+    assert received(raw(own)) == b""
+    for connection in held:
+        connection.close()
+
+    def answers() -> bool:
+        try:
+            return own.client.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(answers)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reader_that_takes_nothing_is_dropped(serve: Callable[..., Served], stream: bool) -> None:
+    """And counts until then: its answer is larger than what sockets hold."""
+    decoder = ScriptedDecoder(pair_with_tools(), ["</think>" + "Kim has 3 books. " * 4000] * 16)
+    own = serve(decoder, write_timeout=0.3)
+    large = {"stream": True, "foreal_tokens": True} if stream else {"n": 16}
+    body = {"messages": QUESTION, **large}
+    connection = raw(own, post(body))
+    until(lambda: own.under_way > 0)
+    until(lambda: own.under_way == 0)
+    assert 0 < len(received(connection)) < 1_000_000
+
+
+def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
+    body = {"messages": QUESTION, "max_tokens": 2, "seed": 1}
+    close = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answer = received(raw(served, post(body) + post(body) + close))
+    assert answer.count(b"HTTP/1.1 200") == 3 and answer.endswith(b'{"status":"ok"}')
+
+
+# -- a server that starts and stops ----------------------------------------------------------------
+
+
+def test_503_while_the_pair_is_loaded(decoder: FoReaLDecoder) -> None:
+    loaded = threading.Event()
+
+    def load() -> Any:
+        assert loaded.wait(WAIT_S)
+        return FoReaLDecoder.demo(max_batch_size=1), MODEL
+
+    server = Server(ServerOptions(port=0), load)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=WAIT_S) as client:
+        assert client.get("/health").json() == {"status": "loading"}
+        answer = client.post(CHAT, json={"messages": QUESTION})
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "loading"
+        assert answer.headers["retry-after"]
+        assert client.get("/v1/models").status_code == 503
+        assert client.get("/metrics").status_code == 200
+        loaded.set()
+        assert server.ready.wait(WAIT_S)
+        assert client.get("/health").json() == {"status": "ok"}
+        server.drain()
+        thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+def test_a_pair_that_cannot_be_loaded_ends_the_server() -> None:
+    def load() -> Any:
+        raise NonFiniteLogitsError("no such model.")
+
+    with pytest.raises(NonFiniteLogitsError, match="no such model"):
+        Server(ServerOptions(port=0), load).run()
+
+
+def test_a_port_in_use(served: Served) -> None:
+    from foreal_core import FoReaLError
+
+    with pytest.raises(FoReaLError, match="--port"):
+        Server(ServerOptions(port=served.server.port), lambda: (None, MODEL))
+
+
+def test_draining_lets_running_answers_end(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate
+) -> None:
+    own = serve(decoder)
+    fields = {"messages": QUESTION, "max_tokens": 30, "seed": 1}
+    running = [raw(own, post({**fields, "stream": stream})) for stream in (False, True)]
+    until(lambda: own.under_way == 2)
+    own.server.drain()
+    until(lambda: own.client.get("/health").status_code == 503)
+    refused = own.post(CHAT, fields)
+    assert refused.status_code == 503 and refused.headers["retry-after"]
+    assert refused.headers["connection"] == "close"
+    gate.open()
+    whole, streamed = (received(one) for one in running)
+    assert b'"finish_reason": "length"' in whole and streamed.endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_what_takes_longer_than_the_drain_gets_an_error(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate
+) -> None:
+    own = serve(decoder, drain_timeout=0.05, keep_alive=0.05)
+    running = [raw(own, post(long_chat(stream=stream))) for stream in (False, True)]
+    until(lambda: own.under_way == 2)
+    assert running[1].recv(65536)  # its stream has begun
+    own.server.drain()
+    whole, streamed = (received(one) for one in running)
+    assert whole.startswith(b"HTTP/1.1 503") and b"shutting_down" in whole
+    assert b'data: {"error": {"message": "The server is shutting down' in streamed
+    assert b"[DONE]" not in streamed and streamed.endswith(b"0\r\n\r\n")
