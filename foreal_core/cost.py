@@ -22,7 +22,7 @@ TOKEN_KINDS: tuple[TokenKind, ...] = ("prefill", "catch_up", "decode", "verify",
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """What one model's work costs.
+    """Sizes of one model that decide what its passes cost.
 
     Attributes:
         name: id or path of the model.
@@ -41,7 +41,7 @@ class ModelProfile:
     weight_bytes: int
 
     def flops(self, tokens: int, attended: int, logits: int) -> int:
-        """FLOPs of `tokens` fed tokens that attend to `attended` positions in all and give
+        """FLOPs of `tokens` fed tokens that attend to `attended` positions in sum and give
         `logits` rows of logits; equals torch's FlopCounterMode at batch 1."""
         return (
             2 * self.body_parameters * tokens
@@ -191,7 +191,7 @@ def _passes_of_leader_alone(prompt: int, completion: int, chunk: int) -> int:
 
 
 def _mean_share(meters: Iterable[Meter]) -> float:
-    """What a pass cost this request on average: 1 alone, 1/B in batches of B."""
+    """This request's mean share of a pass: 1 alone, 1/B in batches of B."""
     shared, passes = (
         sum(column) for column in zip(*((m.shared_passes, m.passes) for m in meters), strict=True)
     )

@@ -1,4 +1,4 @@
-"""What a generation is made of: token events while it runs, a Generation at its end. No torch."""
+"""The parts of a generation: token events while it runs, a Generation at its end. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages that only some users need: found, or named with the extra that brings them."""
+"""Optional packages: imported, or named in an error with the extra that installs them."""
 
 from __future__ import annotations
 

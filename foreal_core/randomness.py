@@ -1,4 +1,4 @@
-"""Stateless random bits: the same inputs give the same bits, wherever they are drawn."""
+"""Stateless random bits: equal inputs give equal bits on every machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def splitmix64(state: int) -> int:
 
 
 def problem_seed(seed: int, index: int) -> int:
-    """The seed of one of many problems that are asked under one seed: each has a gate of its own,
-    or all of them would have the same sentences led."""
+    """The seed of problem `index` under a run's `seed`. Each problem has its own gate; under one
+    seed all would have the same sentences led."""
     return splitmix64(splitmix64(seed) ^ index) >> 1

@@ -1,7 +1,7 @@
 """Where two models disagree along a response and inside its sentences: curves, bands and tests.
 
-No torch. A response is the unit of chance: tokens of one text hang together, so bands resample
-whole responses, and the tests look at one slope per response.
+No torch. The response is the unit of resampling, since tokens of one text are not independent:
+bands resample whole responses, and tests use one slope per response.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Traced:
 
 
 def local_curve(responses: Sequence[Traced]) -> dict[str, Any]:
-    """Share misaligned by position in the sentence, as far as enough sentences reach."""
+    """Share misaligned by position in the sentence, up to the last position that enough sentences
+    have."""
     longest = min(LONGEST, max(int(one.in_sentence.max()) + 1 for one in responses))
     curve = _curve(responses, lambda one: one.in_sentence, longest)
     reached = next(
@@ -82,8 +83,7 @@ def slope_tests(responses: Sequence[Traced]) -> dict[str, dict[str, Any]]:
 
     - `local_diminish`: it falls along the sentence (share per position).
     - `global_first_half`: it falls over the first half of the response (share per whole response).
-    - `global_second_half`: it grows over the second half. A rebound is the two together; where
-      only the first is found, its misalignment falls and stays.
+    - `global_second_half`: it grows over the second half. A rebound is both together.
 
     Slopes are partial: least squares over position in the sentence and in the response together,
     so that a half which begins with a sentence shows no trend of the other kind. Each test has the

@@ -52,10 +52,10 @@ def analyze(
     """Lets the leader answer greedily and both models predict each token of its answers.
 
     Args:
-        decoder: any pair; it must write nothing else meanwhile.
+        decoder: any pair, with no other requests while this runs.
         prompts: domain -> token ids of its prompts (`decoder.encode`).
         max_new_tokens, sentence_boundary: as in FoReaLConfig.
-        on_response: told of each finished response.
+        on_response: called for each finished response.
 
     Returns a JSON-safe record: by scope ("all" and each domain) the share misaligned, the curves
     `local` and `global` with 95 % bands, the `tests` (see `slope_tests`), and the `tokens` that
@@ -63,7 +63,7 @@ def analyze(
 
     Raises:
         ConfigError: no prompts.
-        FoReaLError: what ended a response.
+        FoReaLError: a response failed.
     """
     flat = [(domain, list(ids)) for domain, its in prompts.items() for ids in its]
     if not flat:

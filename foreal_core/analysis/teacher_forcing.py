@@ -21,7 +21,8 @@ Text = tuple[Sequence[int], Sequence[int]]  # prompt, completion
 
 
 class TeacherForcer:
-    """Both models of a decoder with caches of their own; use `teacher_forcing` to get one."""
+    """Runs a decoder's two models over given texts, with caches of its own; made by
+    `teacher_forcing`."""
 
     def __init__(
         self, runners: dict[Author, ModelRunner], tokenizer: PairTokenizer, rows: int
@@ -73,7 +74,7 @@ class TeacherForcer:
 
 @contextlib.contextmanager
 def teacher_forcing(decoder: FoReaLDecoder) -> Iterator[TeacherForcer]:
-    """Borrows a decoder's models, for a time in which it writes nothing."""
+    """Lends a decoder's models for the block; the decoder must be idle meanwhile."""
     rows = decoder.stats()["max_batch_size"]
     runners: dict[Author, ModelRunner] = {}
     try:

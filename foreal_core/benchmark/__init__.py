@@ -1,10 +1,10 @@
-"""How fast a pair is on this machine: against transformers, against its own parts, against what the
-memory allows.
+"""How fast a pair is on this machine, against transformers, against its models alone, and against
+the memory's bandwidth.
 
-`measure` takes every way of writing with a pair over real prompts into one record that can be
-resumed; `measure_ratios` takes four ratios of the bundled pair in a minute. What is compared runs
-in turn within each repeat, so that a change in the machine's load meets all sides, and medians
-count. `foreal_core.report.speed` turns a record into a table, a verdict and a plot.
+`measure` times every method over real prompts into one resumable record; `measure_ratios` takes
+four ratios of the bundled pair in about a minute. Methods alternate within each repeat, so that a
+change in the machine's load affects all of them, and medians are reported.
+`foreal_core.report.speed` turns a record into a table, a verdict and a plot.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What one token costs after contexts of different lengths, without the prompts, which would take
-minutes to read: `python -m foreal_core.benchmark.contexts --context 256 --context 16384`."""
+"""Seconds of a one-token pass by length of the context, with caches that are filled without a
+prefill: `python -m foreal_core.benchmark.contexts --context 256 --context 16384`."""
 
 from __future__ import annotations
 

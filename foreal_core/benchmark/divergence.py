@@ -1,4 +1,4 @@
-"""Where texts that should be the same part, and how close the call was."""
+"""Where texts that should be equal diverge, and by what margin of the logits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def divergences(subject: Subject, record: dict[str, Any]) -> dict[str, Any]:
     """How many pairs of texts that should be the same were "compared", and those that part
     ("found"), JSON-safe.
 
-    In float32 there is none. In bfloat16 a near tie may fall either way; `margins` says how near:
-    by how much each model, in one plain pass over the common text, prefers one of the two tokens.
+    In float32 none diverge. In bfloat16 near ties may fall either way; `margins` holds, by model,
+    the difference of the two tokens' logits in one plain pass over the common text.
     """
     compared = 0
     found: dict[tuple[str, frozenset[int]], dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""What the machine allows: how fast its memory copies, how much of it is in use."""
+"""The machine's memory: bandwidth of a copy, and bytes in use."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _COPIES = 10
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy on `device` moves, reads and writes both counted; the best of a
-    few, for it stands for what the memory allows."""
+    """Bytes per second of a copy on `device`, reads and writes both counted; the best of
+    several."""
     size = _COPY_BYTES.get(device.type, _COPY_BYTES["cpu"])
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -25,7 +25,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def memory_in_use(device: torch.device) -> int | None:
     """Bytes: on a GPU the most that was allocated since the last call, else what the process
-    holds; None where nobody can tell."""
+    holds; None where neither is known."""
     if device.type == "cuda":
         peak = int(torch.cuda.max_memory_allocated(device))
         torch.cuda.reset_peak_memory_stats(device)

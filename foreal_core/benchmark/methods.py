@@ -1,4 +1,5 @@
-"""Every way of writing with a pair, run alike: prompts in, token ids and times out."""
+"""Every method of writing with a pair, behind one interface: prompts in, token ids and times
+out."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ Prompt = list[int]
 
 @dataclass(frozen=True)
 class Run:
-    """What one call over some prompts gave.
+    """The result of one call over several prompts.
 
     Attributes:
         seconds: wall clock of the whole call.
@@ -43,16 +44,16 @@ class Run:
 
 
 class Method(Protocol):
-    """A way of writing.
+    """One method of writing.
 
     Attributes:
-        learns: whether it has to meet every shape of pass once before it is as fast as it gets.
+        learns: whether its first pass of each shape is slower, so that it needs a warm-up.
     """
 
     @property
     def learns(self) -> bool: ...
     def run(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Run:
-        """Writes greedily after all prompts at once; `seeds` are of their gates."""
+        """Continues all prompts together, greedily; `seeds` are the gates' seeds."""
         ...
 
 
@@ -66,7 +67,7 @@ class Ours:
 
     @property
     def learns(self) -> bool:
-        """Passes are recorded when first met."""
+        """With static shapes: a graph is captured at a shape's first pass."""
         return self.decoder.static_shapes
 
     def run(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Run:
@@ -184,8 +185,8 @@ class Transformers:
 def generate_with_seeds(
     decoder: FoReaLDecoder, prompts: Sequence[Prompt], seeds: Sequence[int], config: FoReaLConfig
 ) -> list[Generation]:
-    """Writes after all prompts at once, each under a seed of its own: under one seed all gates
-    would open together, and a pass would serve more rows than it does for users."""
+    """Continues all prompts together, each with its own seed. Under one seed all gates would
+    agree, and a pass would serve more rows than it does for users."""
     futures = [
         decoder.submit(prompt, config, seed=seed)
         for prompt, seed in zip(prompts, seeds, strict=True)
@@ -200,7 +201,8 @@ def generate_with_seeds(
 
 
 class _Watch(StoppingCriteria):
-    """Never stops anything; notes when it is first asked, which is after the first pass."""
+    """A stopping criterion that never stops; records the time of its first call, after the first
+    pass."""
 
     def __init__(self) -> None:
         self.first: float | None = None
@@ -214,7 +216,7 @@ class _Watch(StoppingCriteria):
 
 @contextlib.contextmanager
 def _stock_attention(subject: Subject) -> Iterator[None]:
-    """Both models as a user of transformers has them, while our engine idles."""
+    """Gives both models transformers' own attention for the block; the engine must be idle."""
     models = (subject.leader, subject.draft)
     ours = [model.config._attn_implementation for model in models]
     for model in models:
@@ -249,7 +251,7 @@ def _counted(subject: Subject) -> Iterator[dict[Author, float]]:
 
 
 def _until_end(row: list[int], end_ids: Sequence[int]) -> list[int]:
-    """Without the padding of a row that ended before its neighbours."""
+    """The ids without the padding behind the end of the text."""
     end = next((index + 1 for index, token in enumerate(row) if token in end_ids), len(row))
     return row[:end]
 

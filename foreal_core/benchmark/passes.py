@@ -1,6 +1,6 @@
-"""What a pass costs, by its tokens, its rows and the context before it.
+"""Seconds of a pass by its tokens, its rows and the context before it.
 
-Nothing is asked and no prompt is read: keys and values are zeros, as many to read as real ones.
+No prompt is prefilled: the caches hold zeros, which take as long to read as real keys and values.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def pass_costs(
     """Seconds of each model's passes of these shapes, at least one, taken in turn within each
     repeat, so that a slow moment of the machine meets all of them.
 
-    "seconds" is their median, "spread" the smallest and the largest. "attention" is what of a pass
-    is the attention kernel's, the median of as many passes under PyTorch's profiler; None on a GPU,
-    where passes are replayed as graphs.
+    "seconds" is their median, "spread" the smallest and the largest. "attention" is the attention
+    kernel's part, the median of as many passes under PyTorch's profiler; None on a GPU, where
+    passes are replayed as CUDA graphs.
     """
     cases = list(itertools.product(runners, shapes))
     taken: dict[tuple[Author, Shape], list[float]] = {case: [] for case in cases}
@@ -77,8 +77,8 @@ def pass_costs(
 
 @contextmanager
 def pass_runners(subject: Subject, *, rows: int, slots: int) -> Iterator[dict[Author, ModelRunner]]:
-    """A runner for each of the pair's models, whose caches have `rows` of `slots` tokens; the
-    models are theirs until the end."""
+    """A runner for each of the pair's models, with a cache of `rows` x `slots` tokens; they own
+    the models for the block."""
     runners = {
         author: ModelRunner(subject.model(author), author, max_rows=rows, max_slots=slots)
         for author in (LEADER, DRAFT)
@@ -91,8 +91,7 @@ def pass_runners(subject: Subject, *, rows: int, slots: int) -> Iterator[dict[Au
 
 
 def _run(runner: ModelRunner, shape: Shape) -> float:
-    """Seconds until the logits' arg-max of a pass is on the host: what a step of the engine waits
-    for."""
+    """Seconds until the arg-max of a pass's logits is on the host, as in a step of the engine."""
     rows, width, context = shape
     chunks = [Chunk(row, context, [1] * width, width) for row in range(rows)]
     start = time.perf_counter()

@@ -36,9 +36,8 @@ B = TypeVar("B")
 def measure_ratios(
     *, repeats: int = 5, max_new_tokens: int = 128, progress: Progress = lambda what: None
 ) -> dict[str, Any]:
-    """Takes every measurement and returns the record, JSON-safe.
-
-    `targets` says for each ratio what was aimed at and whether it was met.
+    """Takes every measurement and returns the record, JSON-safe; `targets` holds each ratio's
+    limit and whether it was met.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     machine = provenance.machine()
@@ -188,7 +187,7 @@ def _passes(decoder: FoReaLDecoder, prompts: Sequence[Prompt]) -> dict[str, Any]
 def _timed(
     first: Callable[[], A], second: Callable[[], B], *, swapped: bool
 ) -> tuple[tuple[float, A], tuple[float, B]]:
-    """Seconds and result of both, run in the other order where `swapped`."""
+    """Seconds and result of both; `swapped` runs the second one first."""
     if swapped:
         later, earlier = _timed(second, first, swapped=False)
         return earlier, later
@@ -216,7 +215,7 @@ def _tokens(generations: Sequence[Generation]) -> int:
 
 
 def target(what: str, ratios: Sequence[float], comparison: str, limit: float) -> dict[str, Any]:
-    """What was aimed at for the median of `ratios`, and whether it was met."""
+    """The median of `ratios`, its limit, and whether it was met."""
     value = median(ratios)
     return {
         "what": what,

@@ -43,13 +43,13 @@ def measure(
     """Measures the subject and returns the record, JSON-safe.
 
     Args:
-        out: the record's file, written after every measurement. One that is there is gone on with.
-        progress: is told what is being done, and before the first measurement for how long.
+        out: the record's file, written after every measurement; an existing record is resumed.
+        progress: called with each step's description, and with an estimate before the first one.
         **decoder_options: further arguments of FoReaLDecoder.
 
     Raises:
-        ConfigError: `out` holds something else, or the record of something else; or a context is
-            longer than the pair takes.
+        ConfigError: `out` is no such record or one of another subject, or a context is longer than
+            the pair's.
     """
     started = time.monotonic()
     record = _opened(subject, selection, out, decoder_options)
@@ -135,7 +135,7 @@ def _taken(
 def _graded(
     subject: Subject, case: Case, run: Run, numbers: range, limit: int, texts: Record
 ) -> list[Record]:
-    """The answers of one call; what was written is kept once, whoever wrote it."""
+    """The answers of one call; equal texts are stored once."""
     answers = []
     for number, ids, first in zip(numbers, run.token_ids, run.first_token, strict=True):
         kept = texts.setdefault(f"task {number}, context {case.context}", [])
@@ -157,7 +157,7 @@ def _graded(
 
 
 def _bytes_read(subject: Subject, run: Run, prompts: Sequence[Sequence[int]]) -> float:
-    """What a run's passes had to read: weights once per pass, and each row's keys and values."""
+    """Bytes that a run's passes read: weights once per pass, and each row's keys and values."""
     contexts = [
         len(prompt) + len(ids) / 2 for prompt, ids in zip(prompts, run.token_ids, strict=True)
     ]
@@ -176,8 +176,8 @@ def _added(counts: Sequence[dict[Author, float]]) -> dict[str, float]:
 def _add_machine_limits(
     subject: Subject, selection: Selection, record: Record, progress: Progress
 ) -> None:
-    """What the memory allows, what single passes cost, and how long answers get, as far as the
-    record does not have it."""
+    """Adds the copy bandwidth, the costs of single passes and the mean lengths of answers where
+    the record lacks them."""
     known = {(p["batch"], p["new_tokens"], p["context"]) for p in record.get("passes", ())}
     shapes = [one for one in pass_shapes(selection.contexts, selection.batches) if one not in known]
     if shapes:

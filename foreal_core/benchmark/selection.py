@@ -38,9 +38,9 @@ class Selection:
         contexts: prompts are filled up to so many tokens; 0 leaves them as they are.
         answers: problems per repeat at batch 1; a larger batch answers as many as it holds.
         repeats: each takes other problems, the same for every method.
-        max_new_tokens: limit of an answer at the first batch and context.
-        cut: limit everywhere else, where only speed is looked at.
-        minutes: no measurement begins after so long; None takes all.
+        max_new_tokens: tokens of an answer at most, at the first batch and context.
+        cut: the same everywhere else, where only speed is measured.
+        minutes: no measurement begins later than this; None takes all.
 
     Raises:
         ConfigError: a value is out of range, or no method has the name.
@@ -81,8 +81,8 @@ class Selection:
         return list(dict.fromkeys(across + down))
 
     def cases(self) -> Iterator[Case]:
-        """Every measurement, the most telling first: what is compared runs in turn, and each
-        repeat begins with another method."""
+        """Every measurement, the first batch and context first; methods alternate, and each repeat
+        begins with another one."""
         for batch, context in self.cells():
             whole = (batch, context) == (self.batches[0], self.contexts[0])
             limit = self.max_new_tokens if whole else self.cut
@@ -108,7 +108,7 @@ def estimated_seconds(
     passes: Sequence[Mapping[str, Any]],
     tokens: Mapping[str, float],
 ) -> float:
-    """Roughly how long the cases take.
+    """Estimated seconds of the cases.
 
     Args:
         passes: costs of single passes, from `passes.pass_costs`.

@@ -1,4 +1,4 @@
-"""What a long run shows on standard error: a bar on a terminal, a line per part anywhere."""
+"""Progress of a long run on standard error: a bar on a terminal, else a line per part."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AnswerBar:
         self._progress.update(self._task, advance=1, right=right)
 
     def part(self, part: Part) -> None:
-        """A part of a sweep starts, or is through: its line says how long the rest will take."""
+        """A part of a sweep starts or has finished; its line estimates the remaining time."""
         if part.result is None:
             self._here = self._right = 0
             self._progress.update(
@@ -74,7 +74,7 @@ def answer_bar(total: int, name: str) -> Iterator[AnswerBar]:
 
 @contextlib.contextmanager
 def counting_bar(total: int, name: str) -> Iterator[Callable[[], None]]:
-    """A bar for `total` things; what it yields counts one more."""
+    """A bar for `total` steps; calling what it yields counts one."""
     with _progress() as progress:
         task = progress.add_task(name, total=total)
         yield lambda: progress.advance(task)

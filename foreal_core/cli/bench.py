@@ -144,7 +144,7 @@ def bench(
 
 
 def _refuse_unless_drawable(path: Path) -> None:
-    """Before an hour of measuring, not after it."""
+    """Raises ConfigError where the plot could not be drawn, before the measurements begin."""
     extra_module("matplotlib", "eval", "--plot")
     from matplotlib.backend_bases import FigureCanvasBase
 

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, consoles, the pair that is loaded, a text being written."""
+"""Shared parts of the commands: exit codes, consoles, loading the pair, streaming a text."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ PAIR_OPTIONS = {
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which pair a command runs with, as its options say.
+    """The options that name a command's pair.
 
     Attributes:
         leader, draft: folders or hub ids; without a leader the bundled pair, whose draft may be
             named.
-        device_map, dtype: how a pair of one's own is loaded; None as `from_pretrained` does.
-        batch_size: requests that run side by side; None for 128 of the bundled pair, whose passes
-            cost little, and 32 of others.
+        device_map, dtype: for a pair of one's own; None for the defaults of `from_pretrained`.
+        batch_size: requests that run side by side; None for 128 with the bundled pair, whose
+            passes are cheap, and 32 with others.
 
     Raises:
         ConfigError: the options do not go together.

@@ -1,4 +1,4 @@
-"""`foreal eval`: how right, how long and how dear a pair's answers are."""
+"""`foreal eval`: accuracy, length and cost of a pair's answers."""
 
 from __future__ import annotations
 

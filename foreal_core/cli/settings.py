@@ -76,7 +76,7 @@ def _setting_options() -> list[inspect.Parameter]:
         **dict.fromkeys(("json_schema", "call_schema", "policy", "policy_options"), str),
     }
     types = {**get_type_hints(FoReaLConfig), **on_a_command_line}
-    helps = _attribute_helps(FoReaLConfig)
+    helps = attribute_helps(FoReaLConfig)
     parameters = []
     for field in fields(FoReaLConfig):
         note = f"[default: {field.default}]" if field.default not in (None, ()) else ""
@@ -104,7 +104,7 @@ def _checked_policy(name: str | None) -> str | None:
     return name
 
 
-def _attribute_helps(documented: type) -> dict[str, str]:
+def attribute_helps(documented: type) -> dict[str, str]:
     """What a class's docstring says under "Attributes:", by name."""
     _, _, attributes = (inspect.getdoc(documented) or "").partition("Attributes:\n")
     entries = re.findall(r"^    (\w+): (.+\n(?:     +.+\n)*)", attributes, re.MULTILINE)

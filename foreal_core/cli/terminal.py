@@ -1,4 +1,4 @@
-"""What the commands show: the text by author while it is written, then what it cost.
+"""The commands' output: the text by author while it is written, then its cost.
 
 Reads events and records only: no model, no torch.
 """

@@ -74,7 +74,7 @@ class Puzzle(Protocol):
     def start(self) -> State: ...
 
     def opening(self) -> Form:
-        """What is asked for."""
+        """The opening sentence: what is asked for."""
         ...
 
     def step(self, index: int, state: State) -> tuple[Form, State]:
@@ -82,7 +82,7 @@ class Puzzle(Protocol):
         ...
 
     def habit(self, index: int, state: State) -> Slip | None:
-        """What the draft makes of that step where its habit leads it astray."""
+        """The draft's wrong version of that step, where its habit applies."""
         ...
 
     def conclusion(self, state: State) -> Form:
@@ -154,7 +154,7 @@ class _Writer:
         self._checks: list[str] | None = None  # still to come; None before the conclusion
 
     def write_sentence(self, *, led: bool) -> None:
-        """Add what the one who opens it writes next."""
+        """Add the next sentence, by the author who opens it."""
         puzzle, done = self._puzzle, len(self._states) - 1
         if not led and self._at_once:
             self._say(f"It is {puzzle.answer}", led=False)

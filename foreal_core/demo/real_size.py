@@ -13,11 +13,11 @@ cannot be had. With h, d the small hidden and head size and H, D the large ones:
 - Depth: further layers have random inner weights and output projections of zero.
 - Vocabulary: further ids have random rows; a bias of the LM head keeps them from ever winning.
 
-All that is left over is random, so that no kernel meets an easier matrix than a real one.
+All other weights are random, so that no kernel gets an easier matrix than a real one.
 
 One further id is a *filler*: it marks a residual dimension that no text uses, by which every head
 that matters scores it far below anything else. Fillers before a prompt make its context as long,
-and its passes as dear, as one likes, and change no logit.
+and its passes as expensive, as wanted, and change no logit.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class RealSizePair:
 def real_size_pair(
     preset: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
 ) -> RealSizePair:
-    """Builds a preset's pair on `device`; nothing is read but the bundled pair.
+    """Builds a preset's pair on `device` from the bundled pair alone.
 
     Raises:
         ConfigError: there is no such preset.

@@ -61,7 +61,7 @@ _CAUSAL, _STRIPS = "causal_in_strips", 4
 
 @dataclass
 class _Progress:
-    """Where a training stands."""
+    """Progress of a training, as its checkpoint keeps it."""
 
     batches: int = 0
     tokens: int = 0
@@ -113,7 +113,7 @@ def _causal_in_strips(
 ) -> tuple[Tensor, None]:
     """Causal attention, [B, H, T, d], a strip of queries at a time against the keys before it.
 
-    It takes half of the time of PyTorch's kernel, there and back (32 rows of 352 bfloat16
+    Forward and backward take half of the time of PyTorch's kernel (32 rows of 352 bfloat16
     positions, one core of an AMD EPYC).
     """
     length = query.shape[2]

@@ -1,4 +1,4 @@
-"""How right, how long and how dear the answers are: one record per run."""
+"""Accuracy, length and cost of answers: one record per run."""
 
 from __future__ import annotations
 

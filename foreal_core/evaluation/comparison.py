@@ -60,7 +60,7 @@ def _best(
 
 
 def _rounded(value: Any) -> Any:
-    """Six digits say all that is known, and keep the record small."""
+    """Six significant digits, so that the record stays small."""
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, tuple):

@@ -19,15 +19,15 @@ class Journal:
 
     Args:
         path: made if it does not exist; None keeps the answers in memory only.
-        run: what decides the answers (questions, settings, models), as JSON values.
+        run: questions, settings and models, which decide the answers, as JSON values.
 
     Attributes:
         answers: those that are in the file, by the index of their question.
         elapsed: seconds that the run had taken when the last of them was written.
 
     Raises:
-        ConfigError: the file belongs to another run, or a line is broken; a last line without its
-            end was cut off by what interrupted the run and is dropped.
+        ConfigError: the file belongs to another run, or a line is broken. An incomplete last line
+            is dropped: the interrupt cut it off.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:

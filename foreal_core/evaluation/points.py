@@ -91,8 +91,8 @@ def grid(draft: str, base: FoReaLConfig, values: Mapping[str, Sequence[Any]]) ->
 
 
 def comparison(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
-    """What the method is to be judged by: leader and drafts alone, the paper's two settings with
-    each draft, lossless speculative decoding and the controls."""
+    """The comparison of the method: leader and drafts alone, the paper's two settings with each
+    draft, speculative decoding and the controls."""
     first = drafts[0]
     points = [Point.of(first, base, policy="leader")]
     points += [Point.of(draft, base, policy="draft") for draft in drafts]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its settings, where it ran, every answer, what they sum up to."""
+"""The record of a run: settings, machine, every answer, and their sums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Answered:
 
     Attributes:
         index: which question of the suite.
-        seed: of this response; the run's settings and it give the same text again.
+        seed: of this response; with the run's settings it gives the same text again (in float32).
         cost: the cost record, without what the run's record says once (models, settings).
     """
 

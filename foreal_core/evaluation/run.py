@@ -43,13 +43,13 @@ def evaluate(
         suite: what the record calls the problems.
         journal: a file that takes each answer as it finishes. Where it holds answers of this very
             run, of an interrupted one, those are not asked for again.
-        on_answer: told each answer, those of the journal first.
+        on_answer: called for each answer, those of the journal first.
 
     Raises:
         ConfigError: no problems, a journal of another run or with a broken line, a grader's
             missing extra.
-        FoReaLError: what ended a response (out of memory, a prompt beyond the context, ...). The
-            journal keeps the answers that were finished.
+        FoReaLError: a response failed (out of memory, a prompt beyond the context, ...). The
+            journal keeps the finished answers.
     """
     if not problems:
         raise ConfigError("there are no problems to evaluate: give at least one.")
@@ -85,7 +85,7 @@ def identity(
     models: Mapping[str, str],
     batch_size: int,
 ) -> dict[str, Any]:
-    """What tells one run from another, as the fields of its record."""
+    """The fields of the record that identify a run."""
     return {
         "suite": {"name": suite, "digest": digest(problems)},
         "settings": config.to_dict(),

@@ -1,7 +1,7 @@
 """Intervals and tests for shares, means and ratios over a set of questions. No torch.
 
-The question is the unit of chance throughout: resampling takes whole questions, and with each all
-that was measured on it, so that what is compared stays paired.
+The question is the unit of resampling throughout, with every measurement taken on it, so that
+comparisons stay paired.
 """
 
 from __future__ import annotations

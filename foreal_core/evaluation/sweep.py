@@ -45,8 +45,8 @@ class Part:
 
     Attributes:
         number, of: its place among all parts, those of earlier sittings included.
-        remaining: answers that are still to come, this part's included until it is through.
-        result: what the record keeps of it; None when it starts.
+        remaining: answers still to come, this part's included while it runs.
+        result: its entry in the record; None when it starts.
     """
 
     label: str
@@ -59,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be run.
+    """The settings and suites of a sweep.
 
     Attributes:
         points: the leader alone is added where it is missing: everything is compared with it.
@@ -84,7 +84,7 @@ class Sweep:
         refuse_equal_names(self.suites)
 
     def setup(self) -> dict[str, Any]:
-        """What a record must share with this sweep to be gone on with, JSON-safe."""
+        """The part of a record that must be equal for this sweep to resume it, JSON-safe."""
         machine = provenance.machine()
         models = provenance.models({"leader": self.leader, **self.drafts})
         varied = {*SWEPT, "policy"}
@@ -116,8 +116,8 @@ def run_sweep(
         sweep: what to run.
         open_decoder: draft's name -> decoder; called for one draft after the other.
         out: the JSON record; while a run goes on, its answers are kept beside it.
-        on_part: told when a point starts on a suite (`result` None) and when it is through.
-        on_answer: told each answer.
+        on_part: called when a point starts on a suite (`result` None) and when it has finished.
+        on_answer: called for each answer.
 
     Raises:
         ConfigError: `out` holds another sweep, or is no record.
@@ -197,7 +197,7 @@ def _run_of(record: dict[str, Any], label: str, point: Point) -> dict[str, Any]:
 
 
 def _compact(record: EvaluationRecord, profiles: Mapping[Author, ModelProfile]) -> dict[str, Any]:
-    """What is kept of one run over one suite."""
+    """A run over one suite in the short form of the record."""
     answers = record.answers
     leader = profiles[LEADER]
     token, read = leader.flops(1, 0, 1), leader.weight_bytes
@@ -219,6 +219,6 @@ def _compact(record: EvaluationRecord, profiles: Mapping[Author, ModelProfile]) 
 
 
 def _short(value: float) -> float:
-    """Three digits: enough for one answer out of hundreds, and the record stays small."""
+    """Three significant digits, so that the record stays small."""
     rounded = float(f"{value:.3g}")
     return int(rounded) if rounded.is_integer() else rounded

@@ -1,4 +1,4 @@
-"""What can be asked: a chat with a known answer and a way to grade responses."""
+"""Tasks: a chat with a known answer and a grader of responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foreal_core.records import files
 
 
 class Task(Protocol):
-    """What can be evaluated; the bundled pair's problems are tasks."""
+    """A gradable chat; the bundled pair's problems are tasks."""
 
     @property
     def question(self) -> str: ...

@@ -1,1 +1,1 @@
-"""Hub ids and folders to loaded models, and whether they fit where they are to go."""
+"""Loads hub ids and folders, and checks that the models fit their devices."""

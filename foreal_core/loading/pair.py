@@ -1,4 +1,4 @@
-"""Loads models and tokenizers through transformers; says plainly what is missing."""
+"""Loads models and tokenizers through transformers; errors name what is missing."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _need(role: str, name: str, options: Mapping[str, Any]) -> Need | None:
 
 
 def _source(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What says where files come from."""
+    """The options that decide where files are read from."""
     names = (
         *("revision", "code_revision", "subfolder", "gguf_file", "token", "cache_dir"),
         *("trust_remote_code", "local_files_only"),

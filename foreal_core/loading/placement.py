@@ -1,4 +1,4 @@
-"""Whether a pair fits where it is to go: asked before gigabytes are read, and after."""
+"""Whether a pair fits its devices: checked before the weights are read, and after."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class Need:
-    """What one model will take.
+    """Memory that one model needs.
 
     Attributes:
         role: "leader" or "draft".
@@ -40,9 +40,9 @@ class Need:
 
 
 def need_of(role: str, name: str, config: Any, options: Mapping[str, Any]) -> Need | None:
-    """What a model of a configuration will take under options of `from_pretrained`; None where
-    that cannot be told: layers of its own kind, a quantisation of its own kind, a map by module, or
-    what loading will refuse."""
+    """Memory of a model by its configuration and options of `from_pretrained`; None where that is
+    not known: custom layers, an unknown quantisation, a device map by module, or arguments that
+    loading will refuse."""
     from transformers import AutoModelForCausalLM
 
     where = _place(options.get("device_map"))
@@ -75,10 +75,10 @@ def need_of(role: str, name: str, config: Any, options: Mapping[str, Any]) -> Ne
 
 
 def refuse_unless_they_fit(needs: Sequence[Need]) -> None:
-    """Adds up what goes to one place.
+    """Compares the sum of the needs on each device with its free memory.
 
     Raises:
-        ModelLoadError: there is less free; it says how much is needed and what to try.
+        ModelLoadError: less is free; it names both sizes and what to try.
     """
     for where in {need.where for need in needs}:
         together = [need for need in needs if need.where == where]
@@ -88,7 +88,7 @@ def refuse_unless_they_fit(needs: Sequence[Need]) -> None:
 
 
 def too_large(needs: Sequence[Need], found: str) -> ModelLoadError:
-    """Says what does not fit and what to try."""
+    """The error that names what does not fit and what to try."""
     listed = " and ".join(
         f"the {need.role} {need.name!r} needs {_gigabytes(need.weights)}" for need in needs
     )
@@ -100,7 +100,7 @@ def too_large(needs: Sequence[Need], found: str) -> ModelLoadError:
 
 
 def refuse_offloaded(role: str, name: str, model: Any, need: Need | None) -> None:
-    """Weights that are fetched from elsewhere for every pass would set the speed of everything.
+    """Refuses weights that accelerate keeps off the model's devices and copies for every pass.
 
     Raises:
         ModelLoadError: some of the model's weights were left out of its devices.
@@ -131,7 +131,7 @@ def _place(device_map: Any) -> str | None:
 
 
 def _quantised_bytes(asked: Any, config: Any) -> float | None:
-    """Bytes of an inner weight; 0 where it is not quantised, None where nobody can tell."""
+    """Bytes of an inner weight; 0 where it is not quantised, None where that is not known."""
     settings = asked if asked is not None else getattr(config, "quantization_config", None)
     if settings is None:
         return 0.0

@@ -1,1 +1,1 @@
-"""Records on disk, and where they were made."""
+"""JSON records on disk, with the machine, versions and models that made them."""

@@ -1,4 +1,4 @@
-"""Records and JSON lines on disk: whole at any moment, and broken ones named by file and line."""
+"""Records and JSON lines on disk: written atomically, errors named by file and line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     """Reads a record of the given kind.
 
     Raises:
-        ConfigError: the file holds something else.
+        ConfigError: the file holds no record of that kind.
         OSError: it cannot be read.
     """
     try:
@@ -45,7 +45,7 @@ def digest(content: Any) -> str:
 
 
 def refuse_other(path: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises ConfigError where what a file was made with is not what is wanted now."""
+    """Raises ConfigError where a file's setup differs from the present one."""
     names = {*kept, *wanted}
     if other := sorted(name for name in names if kept.get(name) != wanted.get(name)):
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""What people look at, made from records alone: no torch, no models."""
+"""Tables, figures and pages, made from records alone: no torch, no models."""

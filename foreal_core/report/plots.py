@@ -66,7 +66,7 @@ class _Run:
 
 
 def sweep_plots(record: Mapping[str, Any], folder: Path, scope: str = "all") -> list[Path]:
-    """Draws what the record has runs for and returns the files.
+    """Draws each figure for which the record has runs, and returns the files.
 
     Args:
         record: of `foreal sweep`, finished.
@@ -212,5 +212,5 @@ def _by_parameter(
 
 
 def _reach(value: float, interval: Sequence[float]) -> list[list[float]]:
-    """How far an interval goes below and above a value, as matplotlib takes it."""
+    """Distances from a value to the ends of its interval, in matplotlib's form."""
     return [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]

@@ -1,6 +1,6 @@
-"""What a record of `benchmark.measure` says: medians, ratios, and where the method pays.
+"""Medians and ratios of a record of `benchmark.measure`, and where the method pays.
 
-Ratios are taken within one repeat, where both sides met the same prompts and the same load.
+Ratios are taken within one repeat, in which both sides had the same prompts and the same load.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WORTHWHILE = 2.0
 
 @dataclass(frozen=True)
 class Spread:
-    """A median with the smallest and the largest of so many values."""
+    """A median with the smallest and the largest value."""
 
     middle: float
     low: float
@@ -50,8 +50,8 @@ class Spread:
         return cls(median(values), min(values), max(values), len(values))
 
     def against_one(self) -> int:
-        """1 where all of several ratios are above one, -1 where all are below; 0 where they do not
-        agree, or where there is but one, which shows nothing."""
+        """1 where all of several ratios are above one, -1 where all are below, else 0; 0 too for a
+        single ratio, which shows no difference."""
         if self.count < 2 or self.low <= 1 <= self.high:
             return 0
         return 1 if self.low > 1 else -1
@@ -70,12 +70,12 @@ class Measured:
     Attributes:
         seconds: per answer, repeat by repeat.
         tokens: per answer, repeat by repeat.
-        answers: how many in all.
-        whole: whether answers ran to their end, not to a cut.
+        answers: their number over all repeats.
+        whole: whether answers ran to their end instead of a cut.
         limit: tokens that an answer may have.
         first_token: median seconds.
-        floor: share of the time that copying the bytes that had to be read would take.
-        right, graded: answers that are right, of those that somebody could grade.
+        floor: seconds that a copy of the bytes read would take, as a share of the time.
+        right, graded: right answers, and answers that could be graded.
         memory: bytes.
     """
 
@@ -104,11 +104,11 @@ class Measured:
         return Spread.of([self.batch / seconds for seconds in self.token_seconds.values()])
 
     def per_answer(self, other: Measured) -> bool:
-        """Whether the two compare by whole answers; else the token is what can be compared."""
+        """Whether the two are compared per answer; else per token."""
         return self.whole and other.whole
 
     def times_as_fast_as(self, other: Measured) -> Spread | None:
-        """By the answer or the token; None without a common repeat."""
+        """Ratio of seconds, per answer or per token; None without a common repeat."""
         shared = sorted(set(self.seconds) & set(other.seconds))
         if not shared:
             return None
@@ -121,7 +121,7 @@ Cells = Mapping[tuple[int, int], dict[str, Measured]]  # by (batch, context), th
 
 
 def summary(record: Record) -> Cells:
-    """What was measured, by (batch, context) and method; failed measurements are left out."""
+    """The measurements by (batch, context) and method, without failed ones."""
     found: dict[tuple[int, int, str], list[Record]] = defaultdict(list)
     for entry in record["measurements"]:
         if "error" not in entry:
@@ -185,7 +185,7 @@ def verdicts(record: Record) -> list[str]:
 
 
 def targets(record: Record) -> list[dict[str, Any]]:
-    """The ratios that were aimed at for a pair of real size, as far as they were measured."""
+    """The targets of a pair of real size, as far as they were measured."""
     cells = summary(record)
     aims = _AIMS.get(record["setup"]["pair"], {})
     first = next(iter(cells.values()), {})
@@ -257,7 +257,7 @@ def _pays_here(cell: Mapping[str, Measured], one: Measured) -> list[str]:
 
 
 def _pays_by(what: str, series: Mapping[int, Mapping[str, Measured]], name: str) -> list[str]:
-    """How the gain over the leader alone goes as the batch or the context grows."""
+    """The gain over the leader alone by batch or context, in a sentence."""
     gains: dict[int, Spread] = {}
     for size, methods in sorted(series.items()):
         alone = [methods[other] for other in ("leader", BASELINE) if other in methods]
@@ -294,7 +294,8 @@ def _draft_speed(record: Record) -> list[str]:
 
 
 def _context_growth(record: Record) -> list[str]:
-    """What a token costs after the shortest and the longest context, with and without attention."""
+    """Milliseconds of a token after the shortest and the longest context, with and without
+    attention."""
     said = []
     for author in ("leader", "draft"):
         costs = {

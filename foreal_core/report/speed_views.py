@@ -1,4 +1,4 @@
-"""A record of `benchmark.measure` to look at: a table in plain text, a plot."""
+"""A record of `benchmark.measure` as a table in plain text and as a plot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
 
 
 def table(record: Record) -> str:
-    """Everything that was measured, cell by cell."""
+    """All measurements, one block per batch and context."""
     setup, machine = record["setup"], record["machine"]
     where = machine["gpu"] if setup["device"].startswith("cuda") else machine["cpu"]
     lines = [

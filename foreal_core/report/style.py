@@ -1,5 +1,5 @@
-"""How figures look: Okabe and Ito's palette, told apart with every kind of colour vision, with a
-marker or a dash for each colour, and files that are the same whenever they are drawn."""
+"""The style of all figures: Okabe and Ito's colour-blind safe palette, a marker or dash per
+colour, and files that do not change from one drawing to the next."""
 
 from __future__ import annotations
 

@@ -1,0 +1,293 @@
+"""Writes what the pages take from code and records: settings, policies, commands, figures.
+
+    python docs/generate.py            rewrites the blocks that are out of date
+    python docs/generate.py --run      runs the shown commands too, for their output
+    python docs/generate.py --check    only names the pages that are out of date
+
+A block stands between `<!-- generated: NAME ARGUMENT ... -->` and `<!-- /generated -->` and is made
+by the function of that name here; arguments are separated by semicolons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+)(.*?) -->\n)(.*?)(<!-- /generated -->)", re.DOTALL)
+RUN = ("output", "output-above")  # what depends on the machine's clock
+
+
+# -- from code -----------------------------------------------------------------------------------
+
+
+def settings() -> str:
+    """The fields of FoReaLConfig with their defaults and what its docstring says of them."""
+    from foreal_core.cli.settings import attribute_helps
+    from foreal_core.config import FoReaLConfig
+
+    helps = attribute_helps(FoReaLConfig)
+    rows = [
+        (f"`{field.name}`", _default(field.default), _prose(helps[field.name]))
+        for field in fields(FoReaLConfig)
+    ]
+    return _table(("setting", "default", "meaning"), rows)
+
+
+def policies() -> str:
+    """The registered policies."""
+    from foreal_core.policies import policy_specs
+
+    rows = [
+        (f"`{spec.name}`", _prose(spec.about), ", ".join(_options(spec.options)) or "none")
+        for spec in policy_specs()
+    ]
+    return _table(("policy", "who writes", "options of its own"), rows)
+
+
+def commands() -> str:
+    """`--help` of every command, in a terminal of 80 columns."""
+    from foreal_core.cli.command_line import COMMANDS
+
+    parts = []
+    for arguments in ([], *([name] for name in COMMANDS)):
+        shown = " ".join(["foreal", *arguments, "--help"])
+        text = "\n".join(line.rstrip() for line in _help(arguments).strip().splitlines())
+        title = f"## `foreal {arguments[0]}`\n\n" if arguments else ""
+        parts.append(f"{title}```console\n$ {shown}\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def _help(arguments: list[str]) -> str:
+    from foreal_core.cli import main
+
+    out, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "80"
+    try:
+        with contextlib.redirect_stdout(out):
+            main([*arguments, "--help"])
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return out.getvalue()
+
+
+def _options(options: type[Any] | None) -> Iterator[str]:
+    if options is not None and is_dataclass(options):
+        for field in fields(options):
+            yield f"`{field.name}` ({field.default!r})"
+
+
+def _default(value: Any) -> str:
+    if value is None or value == ():
+        return "none"
+    return f"`{json.dumps(value) if isinstance(value, str) else value}`"
+
+
+def _prose(text: str) -> str:
+    """Plain words for a Markdown table: what is quoted becomes code."""
+    return re.sub(r'"([^"]*)"', r'`"\1"`', text).replace("|", "\\|")
+
+
+# -- from records --------------------------------------------------------------------------------
+
+
+def sweep(record: str) -> str:
+    """The table of a sweep as `foreal sweep` prints it."""
+    from foreal_core.report.table import sweep_table
+
+    return sweep_table(_load(record)) + "\n"
+
+
+def sweep_columns(record: str, *columns: str) -> str:
+    """Some columns of a sweep's table."""
+    head, *rows = _cells(sweep(record))
+    kept = [head.index(name) for name in columns]
+    return _table(columns, [[row[index] for index in kept] for row in rows])
+
+
+def results(record: str, *runs: str) -> str:
+    """Some runs of a sweep, intervals of the accuracy alone."""
+    columns = ("run", "accuracy [95 %]", "tokens [95 %]", "written FLOPs", "computed FLOPs")
+    head, *rows = _cells(sweep_columns(record, *columns, "weight bytes"))
+    by_name = {row[0].replace("**", "").replace(" (best)", ""): row for row in rows}
+    short = [
+        [name, row[1], *(re.sub(r" \[.*\]", "", cell) for cell in row[2:])]
+        for name, row in ((name, by_name[name]) for name in runs)
+    ]
+    return _table([name.replace(" [95 %]", "") for name in head], short)
+
+
+def targets(record: str) -> str:
+    """What a benchmark aimed at and what it found."""
+    rows = [
+        (
+            one["what"],
+            f"{one['value']:.2f}",
+            "{:.2f} to {:.2f}".format(*one["spread"]),
+            f"{one['comparison']} {one['limit']}",
+            "yes" if one["met"] else "**no**",
+        )
+        for one in _load(record)["targets"]
+    ]
+    return _table(("ratio", "median", "min to max", "aimed at", "met"), rows)
+
+
+def times_as_fast(record: str) -> str:
+    """FoReaL's settings against what else could write the text, per answer, one request."""
+    from foreal_core.report.speed import summary
+
+    cell = summary(_load(record))[1, 0]
+    columns = ("foreal-p1.0", "foreal-p0.6", "foreal-p0.6-even", "foreal-p0.5-even")
+    baselines = {
+        "as transformers' `generate` with the leader": "transformers-leader",
+        "as the best of its assisted generation (3 tokens)": "assisted-3",
+        "as the leader alone in this engine": "leader",
+        "as speculative decoding in this engine (5 tokens)": "speculative-5",
+    }
+    rows = [
+        [label, *(str(cell[name].times_as_fast_as(cell[base])) for name in columns)]
+        for label, base in baselines.items()
+    ]
+    plain = [(cell[name], cell.get(f"{name}-plain")) for name in columns]
+    ratios = [str(one.times_as_fast_as(base)) if base else "" for one, base in plain]
+    rows.append(["as itself without proposals", *ratios])
+    heads = [name.removeprefix("foreal-").replace("-even", ", even gate") for name in columns]
+    return _table(("times as fast, per answer", *heads), rows)
+
+
+def grounded(record: str) -> str:
+    """The questions to query engines."""
+    runs = _load(record)["runs"]
+    leader = runs["leader alone"]["bill"]
+    rows = []
+    for name, run in runs.items():
+        low, high = run["interval"]
+        bill = run["bill"]
+        counts = ("flops_written", "flops", "weight_bytes")
+        ratios = (f"{bill[count]['total'] / leader[count]['total']:.2f}" for count in counts)
+        tokens = f"{bill['completion_tokens'] / bill['calls']:.0f}"
+        rows.append((name, f"{run['accuracy']:.0%} [{low:.1%}, {high:.1%}]", tokens, *ratios))
+    heads = ("run", "accuracy [95 %]", "tokens", "written FLOPs", "computed FLOPs", "weight bytes")
+    return _table(heads, rows)
+
+
+def tree_summarize(record: str) -> str:
+    """Seconds of a summary's calls one by one over those of its calls together."""
+    rows = []
+    for name, run in _load(record)["tree_summarize"].items():
+        ratios = run["ratios"]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        rows.append((name, f"{median(ratios):.2f}", spread))
+    return _table(("run", "median", "min to max"), rows)
+
+
+def contexts(record: str) -> str:
+    """What a pass of one token takes by context, in milliseconds."""
+    passes = _load(record)["passes"]
+    known = sorted({one["context"] for one in passes})
+    rows = []
+    for model in ("leader", "draft"):
+        own = {one["context"]: one for one in passes if one["model"] == model}
+        whole = [own[context]["seconds"] for context in known]
+        attention = [own[context]["attention"] for context in known]
+        rest = [one - part for one, part in zip(whole, attention, strict=True)]
+        for label, row in ((model, whole), ("of it attention", attention), ("the rest", rest)):
+            rows.append((label, *(f"{1000 * seconds:.1f}" for seconds in row)))
+    return _table(("context", *(f"{context:,}" for context in known)), rows)
+
+
+def _load(record: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((ROOT / record).read_text(encoding="utf-8"))
+    return loaded
+
+
+def _cells(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+def _table(head: Any, rows: Any) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"
+
+
+# -- from a run ----------------------------------------------------------------------------------
+
+
+def output(command: str) -> str:
+    """What a command prints."""
+    return _printed([sys.executable, "-m", *command.replace("foreal ", "foreal_core ").split()])
+
+
+def output_above(code: str) -> str:
+    """What the Python code above the block prints."""
+    return _printed([sys.executable, "-c", code])
+
+
+def _printed(command: list[str]) -> str:
+    environment = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment, timeout=600
+    )
+    lines = [
+        textwrap.fill(line, 100).rstrip() if len(line) > 100 else line.rstrip()
+        for line in done.stdout.splitlines()
+    ]
+    return "```text\n" + "\n".join(lines).rstrip() + "\n```\n"
+
+
+# -- pages ---------------------------------------------------------------------------------------
+
+_BLOCKS: tuple[Callable[..., str], ...] = (
+    *(settings, policies, commands),
+    *(sweep, sweep_columns, results, targets, times_as_fast, grounded, tree_summarize, contexts),
+    *(output, output_above),
+)
+MAKERS = {made.__name__.replace("_", "-"): made for made in _BLOCKS}
+
+
+def rewritten(page: str, *, run: bool = False) -> str:
+    """A page with its blocks made anew; those that run a command only with `run`."""
+
+    def made(block: re.Match[str]) -> str:
+        opening, name, given, _, closing = block.groups()
+        if name in RUN and not run:
+            return block.group()
+        arguments = [one.strip() for one in given.split(";")] if given.strip() else []
+        if name == "output-above":
+            arguments = [page[: block.start()].rpartition("```python\n")[2].partition("```")[0]]
+        return f"{opening}{MAKERS[name](*arguments)}{closing}"
+
+    return BLOCK.sub(made, page)
+
+
+def main(arguments: list[str]) -> int:
+    outdated = []
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        new = rewritten(page, run="--run" in arguments)
+        if new != page:
+            outdated.append(path.relative_to(ROOT).as_posix())
+            if "--check" not in arguments:
+                path.write_text(new, encoding="utf-8")
+    print("out of date:", ", ".join(outdated) or "none")
+    return int(bool(outdated) and "--check" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
