@@ -15,7 +15,6 @@ import contextlib
 import queue
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from types import TracebackType
 from typing import Protocol, TypeAlias
 
 from foreal_core.engine.own_thread import refuse_in_engine_thread
@@ -71,7 +70,23 @@ class _Received:
         return self._end.generation
 
 
-class TokenStream(Iterator[TokenEvent]):
+class _Stream:
+    """What both kinds of stream have."""
+
+    def __init__(self) -> None:
+        self._received = _Received()
+
+    @property
+    def result(self) -> Generation:
+        """The Generation, once the stream ended or was closed.
+
+        Raises:
+            FoReaLError: it still runs, or the error that ended it.
+        """
+        return self._received.result
+
+
+class TokenStream(_Stream, Iterator[TokenEvent]):
     """Token events of one request; also a context manager that closes it.
 
     May be consumed in another thread than the one that made it, but not in a forked child
@@ -79,8 +94,8 @@ class TokenStream(Iterator[TokenEvent]):
     """
 
     def __init__(self, start: Start) -> None:
+        super().__init__()
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._received = _Received()
         self._process = OwnerProcess()
         # `start` holds the decoder, which lives as long as its streams.
         self._start = start
@@ -96,15 +111,6 @@ class TokenStream(Iterator[TokenEvent]):
             refuse_in_engine_thread()
             received.absorb(self._items.get())
         return received.ready.popleft()
-
-    @property
-    def result(self) -> Generation:
-        """The Generation, once the stream ended or was closed.
-
-        Raises:
-            FoReaLError: it still runs, or the error that ended it.
-        """
-        return self._received.result
 
     def cancel(self) -> None:
         """Asks the request to stop within one step and returns at once; from any thread. The
@@ -128,12 +134,7 @@ class TokenStream(Iterator[TokenEvent]):
     def __enter__(self) -> TokenStream:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -141,7 +142,7 @@ class TokenStream(Iterator[TokenEvent]):
             self._request.cancel()
 
 
-class AsyncTokenStream(AsyncIterator[TokenEvent]):
+class AsyncTokenStream(_Stream, AsyncIterator[TokenEvent]):
     """Token events of one request for an event loop; also an async context manager.
 
     The request is submitted at the first `await`. A cancelled consumer must `aclose` (or drop) the
@@ -154,12 +155,12 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
     """
 
     def __init__(self, start: Start, *, start_blocks: bool = False) -> None:
+        super().__init__()
         self._start = start
         self._started = False
         self._opening: asyncio.Task[None] | None = None
         self._start_blocks = start_blocks
         self._mailbox = _Mailbox()
-        self._received = _Received()
 
     async def __anext__(self) -> TokenEvent:
         await self._ensure_started()
@@ -170,15 +171,6 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
                 raise StopAsyncIteration
             received.absorb(await self._mailbox.get())
         return received.ready.popleft()
-
-    @property
-    def result(self) -> Generation:
-        """The Generation, once the stream ended or was closed.
-
-        Raises:
-            FoReaLError: it still runs, or the error that ended it.
-        """
-        return self._received.result
 
     def cancel(self) -> None:
         """Asks the request to stop within one step and returns at once; from any thread. The
@@ -198,12 +190,7 @@ class AsyncTokenStream(AsyncIterator[TokenEvent]):
     async def __aenter__(self) -> AsyncTokenStream:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
 
     def __del__(self) -> None:
