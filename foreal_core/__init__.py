@@ -19,7 +19,7 @@ from foreal_core.errors import (
     QueueFullError,
     UnsupportedModelError,
 )
-from foreal_core.events import Generation, Segment, Sentence, TokenEvent
+from foreal_core.events import Generation, Segment, Sentence, TokenEvent, TokenLogprobs
 from foreal_core.policies import SpanReport, register_policy
 from foreal_core.prompts import Prompt
 
@@ -48,6 +48,7 @@ __all__ = [
     "Sentence",
     "SpanReport",
     "TokenEvent",
+    "TokenLogprobs",
     "TokenStream",
     "UnsupportedModelError",
     "register_policy",

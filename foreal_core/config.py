@@ -17,6 +17,8 @@ from foreal_core.policies import PolicyFactory, PolicySpec, find_policy
 HitWindow = Literal["after_lead", "sentence"]
 SentenceBoundaryMode = Literal["robust", "paper"]
 
+_MOST_LOGPROBS = 20
+
 
 @dataclass(frozen=True)
 class FoReaLConfig:
@@ -37,7 +39,22 @@ class FoReaLConfig:
         top_k: most likely tokens kept (>= 0); 0 keeps everything.
         min_p: tokens below min_p times the likeliest are dropped, in [0, 1].
         repetition_penalty: above 0; 1 changes nothing (Keskar et al., arXiv 1909.05858).
+        presence_penalty: taken off the logit of every id that the completion holds, in [-2, 2] (as
+            OpenAI defines it).
+        frequency_penalty: taken off a logit once for every time that the completion holds its id,
+            in [-2, 2] (as OpenAI defines it).
+        logit_bias: added to logits, in [-100, 100]: a mapping, or its JSON text, from ids or texts;
+            a text stands for each of its tokens, digits alone for an id.
+        bad_words: what is never written: ids, sequences of ids, or texts as they are spelled with
+            and without a blank before them. Void where a grammar allows nothing else.
+        min_tokens: before so many tokens no end of text is drawn and no stop string counts (>= 0,
+            at most max_new_tokens).
         stop: strings that end the text and never show in it; a str is one of them.
+        stop_token_ids: ids that end the text as an end of sequence does.
+        stop_in_thinking: stop strings also count inside the thinking before an answer.
+        logprobs: report of each token which log-probability its author gave to it: of the raw
+            distribution, temperature, penalties and biases left out (a grammar's masks are in it).
+        top_logprobs: the same of so many likeliest tokens, in [0, 20]; needs logprobs.
         seed: in [0, 2**63); None draws a fresh one, which the cost record names.
         speculate: let the draft propose what the leader writes; the text stays the same.
         policy: who writes: the name of a registered policy ("foreal" is the paper's, "even" the
@@ -72,7 +89,16 @@ class FoReaLConfig:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int | str, float] | str | None = None
+    bad_words: Sequence[str | int | Sequence[int]] | str = ()
+    min_tokens: int = 0
     stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    stop_in_thinking: bool = False
+    logprobs: bool = False
+    top_logprobs: int = 0
     seed: int | None = None
     speculate: bool = True
     policy: str | PolicyFactory = "foreal"
@@ -93,14 +119,26 @@ class FoReaLConfig:
         self._check_float("top_p", 0.0, 1.0, "in (0, 1]", open_low=True)
         self._check_float("min_p", 0.0, 1.0, "in [0, 1]")
         self._check_float("repetition_penalty", 0.0, math.inf, "a finite number > 0", open_low=True)
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._check_float(name, -2.0, 2.0, "in [-2, 2]")
+        self._check_int("min_tokens", 0)
+        if self.min_tokens > self.max_new_tokens:
+            self._refuse("min_tokens", f"at most max_new_tokens={self.max_new_tokens}")
+        self._check_int("top_logprobs", 0, _MOST_LOGPROBS)
         self._check_choice("hit_window", get_args(HitWindow))
         self._check_choice("sentence_boundary", get_args(SentenceBoundaryMode))
         self._check_policy()
-        if not isinstance(self.speculate, bool):
-            self._refuse("speculate", "True or False")
+        for name in ("speculate", "stop_in_thinking", "logprobs"):
+            if not isinstance(getattr(self, name), bool):
+                self._refuse(name, "True or False")
+        if self.top_logprobs and not self.logprobs:
+            self._refuse("top_logprobs", "0 without logprobs=True")
         if self.seed is not None:
             self._check_int("seed", 0, 2**63 - 1)
         object.__setattr__(self, "stop", self._checked_stop())
+        object.__setattr__(self, "stop_token_ids", self._checked_stop_ids())
+        object.__setattr__(self, "logit_bias", self._checked_bias())
+        object.__setattr__(self, "bad_words", self._checked_bad_words())
         for name in ("json_schema", "call_schema"):
             object.__setattr__(self, name, self._checked_schema(name))
         if self.policy == "wait" and self.constrained:
@@ -136,7 +174,13 @@ class FoReaLConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-safe values."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**plain, "stop": list(self.stop), "policy": self.policy_spec.name}
+        return {
+            **plain,
+            "stop": list(self.stop),
+            "stop_token_ids": list(self.stop_token_ids),
+            "bad_words": [list(w) if isinstance(w, tuple) else w for w in self.bad_words],
+            "policy": self.policy_spec.name,
+        }
 
     def _check_policy(self) -> None:
         spec = self.policy_spec
@@ -163,6 +207,50 @@ class FoReaLConfig:
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
             self._refuse("stop", "a non-empty string or a sequence of them")
         return tuple(stop)
+
+    def _checked_stop_ids(self) -> tuple[int, ...]:
+        ids = self.stop_token_ids
+        if not _is_list(ids) or not all(map(_is_id, ids)):
+            self._refuse("stop_token_ids", "a sequence of token ids")
+        return tuple(map(int, ids))
+
+    def _checked_bias(self) -> dict[int | str, float] | None:
+        given: Any = self.logit_bias
+        if isinstance(given, str):
+            try:
+                given = json.loads(given)
+            except ValueError:
+                given = ()  # no mapping
+        if given is None:
+            return None
+        allowed = "a mapping of token ids or texts to numbers in [-100, 100], or its JSON text"
+        if not isinstance(given, Mapping):
+            self._refuse("logit_bias", allowed)
+        bias: dict[int | str, float] = {}
+        for token, value in given.items():
+            known = _is_id(token) or (isinstance(token, str) and token)
+            if not known or not is_number(value) or not -100 <= value <= 100:
+                self._refuse("logit_bias", allowed)
+            # JSON has no other keys than strings.
+            as_id = not isinstance(token, str) or (token.isascii() and token.isdigit())
+            bias[int(token) if as_id else token] = float(value)
+        return bias
+
+    def _checked_bad_words(self) -> tuple[str | int | tuple[int, ...], ...]:
+        words: Any = (self.bad_words,) if isinstance(self.bad_words, str) else self.bad_words
+        if not _is_list(words):
+            words = [None]  # no word
+        checked: list[str | int | tuple[int, ...]] = []
+        for word in words:
+            if isinstance(word, str) and word.strip():
+                checked.append(word)
+            elif _is_id(word):
+                checked.append(int(word))
+            elif _is_list(word) and word and all(map(_is_id, word)):
+                checked.append(tuple(map(int, word)))
+            else:
+                self._refuse("bad_words", "texts, token ids, or non-empty sequences of token ids")
+        return tuple(checked)
 
     def _checked_schema(self, name: str) -> str | None:
         schema = getattr(self, name)
@@ -216,6 +304,14 @@ def is_integer(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value is a real number, numpy's among them; a bool is none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    return is_integer(value) and value >= 0
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _named(schema: str) -> str:

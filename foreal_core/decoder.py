@@ -25,7 +25,7 @@ from foreal_core.engine.streams import AsyncTokenStream, Push, TokenStream
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author, Generation
 from foreal_core.loading.pair import end_of_sequence_ids, load_pair, model_name
-from foreal_core.prompts import Messages, Prompt, PromptLike, Prompts, is_long
+from foreal_core.prompts import Batch, Messages, Prompt, PromptLike, Prompts, is_long
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 OnDone: TypeAlias = Callable[[Generation | BaseException], None]
@@ -309,7 +309,12 @@ class FoReaLDecoder:
 
     @overload
     def generate(
-        self, prompt: str | Prompt, config: FoReaLConfig | None = None, **overrides: Any
+        self,
+        prompt: str | Prompt,
+        config: FoReaLConfig | None = None,
+        *,
+        n: None = None,
+        **overrides: Any,
     ) -> Generation: ...
     @overload
     def generate(
@@ -320,6 +325,8 @@ class FoReaLDecoder:
         messages: Sequence[Any] | None = None,
         tools: Tools | None = None,
         chat_template_kwargs: TemplateKwargs | None = None,
+        n: int | None = None,
+        seeds: Sequence[int] | None = None,
         **overrides: Any,
     ) -> Any: ...
     def generate(
@@ -330,9 +337,15 @@ class FoReaLDecoder:
         messages: Any = None,
         tools: Tools | None = None,
         chat_template_kwargs: TemplateKwargs | None = None,
+        n: int | None = None,
+        seeds: Sequence[int] | None = None,
         **overrides: Any,
     ) -> Any:
-        """Writes to the end and returns one Generation, or a list of them for a batch.
+        """Writes to the end and returns one Generation, or a list of them for a batch or `n`.
+
+        Under one seed each text of a call has random numbers of its own: the first those of the
+        same call for it alone, text i those of seed `stream_seed(seed, i)` (`foreal_core.
+        randomness`). `cost.settings["seed"]` names each.
 
         Args:
             prompt: a text, token ids, a Prompt, or a list of such (a batch).
@@ -340,6 +353,9 @@ class FoReaLDecoder:
             messages: instead of a prompt: one chat (a list of {"role", "content"}) or a batch of
                 chats; the tokenizer's chat template is applied.
             tools, chat_template_kwargs: see `prepare`.
+            n: texts of each prompt; the result is a list of them, for a batch a list of lists.
+            seeds: one for each text instead of those of one seed: of every prompt its `n` texts
+                one after the other.
             **overrides: single settings; they win over `config`.
 
         Raises:
@@ -351,10 +367,16 @@ class FoReaLDecoder:
         """
         settings = _settings(config, overrides)
         refuse_in_engine_thread()
-        batch, prompts = self._prompts.prepare_all(
-            prompt, messages, tools=tools, chat_template_kwargs=chat_template_kwargs
+        batch = self._prompts.prepare_all(
+            prompt,
+            messages,
+            settings,
+            n=n,
+            seeds=seeds,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
         )
-        requests, futures = self._submit_all(prompts, settings)
+        requests, futures = self._submit_all(batch)
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             failed = [future for future in futures if future.done() and future.exception()]
@@ -362,7 +384,7 @@ class FoReaLDecoder:
         finally:
             for request in requests:
                 request.cancel()
-        return results if batch else results[0]
+        return batch.shaped(results)
 
     async def agenerate(
         self,
@@ -372,6 +394,8 @@ class FoReaLDecoder:
         messages: Any = None,
         tools: Tools | None = None,
         chat_template_kwargs: TemplateKwargs | None = None,
+        n: int | None = None,
+        seeds: Sequence[int] | None = None,
         **overrides: Any,
     ) -> Any:
         """`generate` for an event loop; cancelling the task stops the work within one step."""
@@ -381,31 +405,32 @@ class FoReaLDecoder:
             self._prompts.prepare_all,
             prompt,
             messages,
+            settings,
+            n=n,
+            seeds=seeds,
             tools=tools,
             chat_template_kwargs=chat_template_kwargs,
         )
         if is_long(prompt, messages, tools, chat_template_kwargs):
-            batch, prompts = await asyncio.to_thread(prepare)
+            batch = await asyncio.to_thread(prepare)
         else:
-            batch, prompts = prepare()
+            batch = prepare()
         if self._submit_blocks(settings):
-            submitting = asyncio.ensure_future(
-                asyncio.to_thread(self._submit_all, prompts, settings)
-            )
+            submitting = asyncio.ensure_future(asyncio.to_thread(self._submit_all, batch))
             try:
                 requests, futures = await asyncio.shield(submitting)
             except asyncio.CancelledError:
                 submitting.add_done_callback(_cancel_submitted)
                 raise
         else:
-            requests, futures = self._submit_all(prompts, settings)
+            requests, futures = self._submit_all(batch)
         try:
             ends = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
         finally:
             for request in requests:
                 request.cancel()
         results = [end.generation for end in ends]
-        return results if batch else results[0]
+        return batch.shaped(results)
 
     def submit(
         self,
@@ -571,15 +596,13 @@ class FoReaLDecoder:
     ) -> Request[Any]:
         return self._engine.submit(prompt.ids, settings, on_events, on_end)
 
-    def _submit_all(
-        self, prompts: Sequence[Prompt], settings: FoReaLConfig
-    ) -> tuple[list[Request[Any]], list[Future[Finished]]]:
+    def _submit_all(self, batch: Batch) -> tuple[list[Request[Any]], list[Future[Finished]]]:
         """Submits all, waiting for places in the queue. The futures are for those who wait, not for
         callbacks: they are resolved in the engine's thread."""
-        futures: list[Future[Finished]] = [Future() for _ in prompts]
+        futures: list[Future[Finished]] = [Future() for _ in batch.requests]
         requests: list[Request[Any]] = []
         try:
-            for prompt, future in zip(prompts, futures, strict=True):
+            for (prompt, settings), future in zip(batch.requests, futures, strict=True):
                 end = partial(_resolve, future)
                 requests.append(self._engine.submit(prompt.ids, settings, None, end, wait=True))
         except BaseException:

@@ -13,9 +13,25 @@ from foreal_core.cost import (
 )
 
 FinishReason = Literal["stop", "length", "cancelled"]
+EndReason = Literal["eos", "stop_id", "stop_string", "length", "grammar", "cancelled"]
 SegmentReason = Literal[
     "hand_off", "sentence_end", "end_of_sequence", "stop_string", "length", "cancelled", "given"
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What a token's author made of it: natural logarithms of chances in its raw distribution,
+    before temperature, penalties and biases.
+
+    Attributes:
+        logprob: of the token.
+        top: (id, log-probability) of the likeliest tokens, as many as were asked for, likeliest
+            first; fewer where a grammar allows fewer.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +45,8 @@ class TokenEvent:
             is still open. Joined over all events it is the generation's text.
         author: who wrote it.
         sentence: the number of its sentence, from 0.
+        logprobs: what its author made of it; None unless asked for, and where it was not drawn (a
+            policy gave it, or a grammar closed the text with it).
     """
 
     index: int
@@ -36,6 +54,7 @@ class TokenEvent:
     text: str
     author: Author
     sentence: int
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +89,16 @@ class Generation:
         sentences: with the gate's draw of each.
         finish_reason: "stop" (end of sequence or a stop string), "length" (cut off, or a
             constrained answer that was closed in time) or "cancelled".
+        end_reason: the same, finer: "eos", "stop_id" (one of `stop_token_ids`, the last of
+            `token_ids`), "stop_string", "length", "grammar" (a constrained answer that was closed
+            in time) or "cancelled".
         stop_string: the stop string that ended the text, if one did.
         cost: what the call cost.
         texts: the text that became readable with each token; joined they are `text`.
         hit_runs: for each token the length of the run of aligned positions that ends with it, 0
             where the models disagree; None where they were not compared.
+        logprobs: what its author made of each token; None unless asked for.
+        warnings: what a caller should know of this text: why its answer is empty, say.
     """
 
     text: str
@@ -83,10 +107,13 @@ class Generation:
     segments: tuple[Segment, ...]
     sentences: tuple[Sentence, ...]
     finish_reason: FinishReason
+    end_reason: EndReason
     stop_string: str | None
     cost: CostReport
     texts: tuple[str, ...]
     hit_runs: tuple[int | None, ...]
+    logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The whole generation as JSON-safe values."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from foreal_core.config import FoReaLConfig, is_integer
 from foreal_core.errors import ConfigError, ContextOverflowError
+from foreal_core.randomness import stream_seed
 from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.thinking import opens_thinking
 
@@ -33,6 +35,32 @@ class Prompt:
 
 
 PromptLike: TypeAlias = str | Sequence[int] | Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The requests of one call.
+
+    Attributes:
+        requests: prompt and settings of each: of every prompt its samples one after the other.
+        samples: of every prompt; None where one was not asked for as such.
+        many: whether several prompts were given.
+    """
+
+    requests: list[tuple[Prompt, FoReaLConfig]]
+    samples: int | None
+    many: bool
+
+    def shaped(self, results: Sequence[Any]) -> Any:
+        """Results of the requests as the caller gave them: one, a list of prompts or samples, or a
+        list of prompts with a list of samples each."""
+        if self.samples is None:
+            return list(results) if self.many else results[0]
+        groups = [
+            list(results[first : first + self.samples])
+            for first in range(0, len(results), self.samples)
+        ]
+        return groups if self.many else groups[0]
 
 
 class Prompts:
@@ -87,20 +115,38 @@ class Prompts:
             )
         return self._fitting(Prompt(tuple(ids), opens_thinking(self._tokenizer.tokenizer, ids)))
 
-    def prepare_all(self, prompt: Any, messages: Any, **options: Any) -> tuple[bool, list[Prompt]]:
-        """(whether a batch was given, each prompt of it)."""
+    def prepare_all(
+        self,
+        prompt: Any,
+        messages: Any,
+        config: FoReaLConfig,
+        *,
+        n: int | None,
+        seeds: Sequence[int] | None,
+        **options: Any,
+    ) -> Batch:
+        """Every prompt that was given, `n` times, each with a seed of its own.
+
+        Raises:
+            ConfigError: see `FoReaLDecoder.generate`.
+        """
         _refuse_unless_one(prompt, messages)
+        if n is not None and (not is_integer(n) or n < 1):
+            raise ConfigError(f"n={n!r} is not allowed: an integer >= 1, or None.")
         if messages is not None:
-            batch = _is_sequence(messages) and bool(messages) and _is_sequence(messages[0])
-            chats = list(messages) if batch else [messages]
-            return batch, [self.prepare(messages=chat, **options) for chat in chats]
-        batch = (
-            not isinstance(prompt, Prompt)
-            and _is_sequence(prompt)
-            and any(isinstance(one, str | Prompt) or _is_sequence(one) for one in prompt)
-        )
-        prompts = list(prompt) if batch else [prompt]
-        return batch, [self.prepare(one, **options) for one in prompts]
+            many = _is_sequence(messages) and bool(messages) and _is_sequence(messages[0])
+            chats = list(messages) if many else [messages]
+            prompts = [self.prepare(messages=chat, **options) for chat in chats]
+        else:
+            many = (
+                not isinstance(prompt, Prompt)
+                and _is_sequence(prompt)
+                and any(isinstance(one, str | Prompt) or _is_sequence(one) for one in prompt)
+            )
+            prompts = [self.prepare(one, **options) for one in (prompt if many else [prompt])]
+        prompts = [one for one in prompts for _ in range(n or 1)]
+        configs = _with_own_seeds(config, len(prompts), seeds)
+        return Batch(list(zip(prompts, configs, strict=True)), n, many)
 
     def _fitting(self, prompt: Prompt) -> Prompt:
         if len(prompt) >= self._max_context:
@@ -136,6 +182,21 @@ def _refuse_unless_one(prompt: Any, messages: Any) -> None:
     if (prompt is None) == (messages is None):
         given = "neither" if prompt is None else "both"
         raise ConfigError(f"{given} of prompt and messages given: pass exactly one of them.")
+
+
+def _with_own_seeds(
+    config: FoReaLConfig, requests: int, seeds: Sequence[int] | None
+) -> list[FoReaLConfig]:
+    """The settings of each request: under one seed, request i has the i-th stream of that seed."""
+    if seeds is not None:
+        if not _is_sequence(seeds) or len(seeds) != requests:
+            raise ConfigError(
+                f"seeds={seeds!r} is not allowed: a sequence of {requests}, one for each text."
+            )
+        return [config.with_overrides(seed=seed) for seed in seeds]
+    if config.seed is None:
+        return [config] * requests  # each draws a fresh one
+    return [config.with_overrides(seed=stream_seed(config.seed, i)) for i in range(requests)]
 
 
 def _is_sequence(value: Any) -> bool:

@@ -17,3 +17,8 @@ def problem_seed(seed: int, index: int) -> int:
     """The seed of problem `index` under a run's `seed`. Each problem has its own gate; under one
     seed all would have the same sentences led."""
     return splitmix64(splitmix64(seed) ^ index) >> 1
+
+
+def stream_seed(seed: int, index: int) -> int:
+    """The seed of the text number `index` of one call; the first has the call's own seed."""
+    return problem_seed(seed, index) if index else seed

@@ -94,7 +94,8 @@ class Reference:
                 token_ids.append(given.pop(0))
             else:
                 logits = self._next_logits(author, context)
-                drawn = draw(logits[None], [settings], [settings.seed], [len(token_ids)], [context])
+                ruled = self._ruled(logits, settings, prompt, token_ids)
+                drawn = draw(ruled[None], [settings], [settings.seed], [len(token_ids)], [None])
                 margin = min(margin, _gap(logits))
                 token_ids.append(drawn.tokens[0])
             authors.append(author)
@@ -105,7 +106,7 @@ class Reference:
                 aligned.append(int(other.argmax()) == int(logits.argmax()))
                 hit_runs[-1] = _hit_run(aligned, settings)
 
-            ends_text = token_ids[-1] == self._pair.tokenizer.eos_token_id
+            ends_text = token_ids[-1] in self._ends(settings)
             if ends_text and pending is None:
                 finish_reason = "stop"
                 break
@@ -142,7 +143,7 @@ class Reference:
             elif delta:  # a token without text leaves the mark before it pending
                 pending = len(token_ids)
 
-            if _first_stop(readable(token_ids), settings.stop) is not None:
+            if _first_stop(readable(token_ids), token_ids, settings) is not None:
                 finish_reason = "stop"
                 break
             if (
@@ -168,12 +169,13 @@ class Reference:
             sentences[-1] = (sentences[-1][0], len(token_ids), sentences[-1][2])
         elif start < len(token_ids):
             sentences.append((start, len(token_ids), led))
-        text = str(self._pair.tokenizer.decode(token_ids, skip_special_tokens=True))
+        shown = token_ids[:-1] if token_ids[-1] in self._ends(settings) else token_ids
+        text = str(self._pair.tokenizer.decode(shown, skip_special_tokens=True))
         return Answer(
             token_ids=tuple(token_ids),
             authors=tuple(authors),
             sentences=tuple(sentences),
-            text=text[: _first_stop(text, settings.stop)],
+            text=text[: _first_stop(text, token_ids, settings)],
             finish_reason=finish_reason,
             hit_runs=tuple(hit_runs),
             margin=margin,
@@ -187,6 +189,32 @@ class Reference:
             model = self._pair.model(author)
             self._known[key] = model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
         return self._known[key]
+
+    def _ends(self, settings: FoReaLConfig) -> set[int]:
+        return {self._pair.tokenizer.eos_token_id, *settings.stop_token_ids}
+
+    def _ruled(
+        self, logits: Tensor, settings: FoReaLConfig, prompt: Sequence[int], written: Sequence[int]
+    ) -> Tensor:
+        """Biases, then forbidden ids, then penalties."""
+        logits = logits.clone()
+        for token, value in (settings.logit_bias or {}).items():
+            logits[token] += value
+        if len(written) < settings.min_tokens:
+            logits[list(self._ends(settings))] = -torch.inf
+        for word in settings.bad_words:
+            ids = [word] if isinstance(word, int) else list(word)
+            if list(written[len(written) - len(ids) + 1 :]) == ids[:-1]:
+                logits[ids[-1]] = -torch.inf
+        for token in {*prompt, *written}:
+            penalty = settings.repetition_penalty
+            logits[token] = (
+                logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
+            )
+            times = list(written).count(token)
+            logits[token] -= settings.frequency_penalty * times
+            logits[token] -= settings.presence_penalty * (times > 0)
+        return logits
 
     def _cue(self, settings: FoReaLConfig, led: bool, context: Sequence[int]) -> list[int]:
         if settings.policy != "wait" or not led:
@@ -250,9 +278,11 @@ def _hands_over(aligned: Sequence[bool], settings: FoReaLConfig) -> bool:
     return len(aligned) >= settings.lead_count and run >= settings.hit_threshold
 
 
-def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the earliest stop string begins."""
-    return min((text.index(stop) for stop in stops if stop in text), default=None)
+def _first_stop(text: str, token_ids: Sequence[int], settings: FoReaLConfig) -> int | None:
+    """Where the earliest stop string begins, behind the first `min_tokens` tokens."""
+    first = len(readable(token_ids[: settings.min_tokens]))
+    found = [text.find(stop, first) for stop in settings.stop]
+    return min((at for at in found if at >= 0), default=None)
 
 
 def _gap(logits: Tensor) -> float:

@@ -56,6 +56,7 @@ def _generation(finish_reason: str = "stop") -> Generation:
         segments=(),
         sentences=(),
         finish_reason=finish_reason,
+        end_reason="eos",
         stop_string=None,
         cost=cost,
         texts=tuple(text for text, _ in TOKENS),

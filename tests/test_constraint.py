@@ -163,9 +163,10 @@ def test_speculation_and_batches_leave_the_text_alone(
 ) -> None:
     settings: dict[str, Any] = {"json_schema": SCHEMA, "seed": 5, "lead_probability": 0.7}
     settings |= {"lead_count": 4, "hit_threshold": 2, "max_new_tokens": 80}
-    together = decoder.generate(prompts, **settings)
+    seeds = [5] * len(prompts)
+    together = decoder.generate(prompts, seeds=seeds, **settings)
     alone = [decoder.generate(prompt, **settings) for prompt in prompts]
-    plain = decoder.generate(prompts, speculate=False, **settings)
+    plain = decoder.generate(prompts, seeds=seeds, speculate=False, **settings)
     for others in (alone, plain):
         assert [one.token_ids for one in others] == [one.token_ids for one in together]
         assert [one.authors for one in others] == [one.authors for one in together]

@@ -212,7 +212,7 @@ def test_requests_that_arrive_at_random_moments(
 def test_a_batch_equals_its_requests_alone(family: Family, decoder_of: DecoderOf) -> None:
     settings = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=40, seed=5)
     prompts = [*PROMPTS, [5, 6, 7], [47], [30] * 40]
-    together = decoder_of(family).generate(prompts, settings)
+    together = decoder_of(family).generate(prompts, settings, seeds=[5] * len(prompts))
     alone = [decoder_of(family).generate(prompt, settings) for prompt in prompts]
     assert [one.token_ids for one in together] == [one.token_ids for one in alone]
     assert [one.authors for one in together] == [one.authors for one in alone]
@@ -236,7 +236,9 @@ def test_prompts_come_as_text_ids_and_chats(decoder_of: DecoderOf) -> None:
     text = "So we add 1 and 2."
     chat = [{"role": "user", "content": text}]
     chat_ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    from_text, from_ids = decoder.generate([text, list(tokenizer(text).input_ids)], settings)
+    from_text, from_ids = decoder.generate(
+        [text, list(tokenizer(text).input_ids)], settings, seeds=[1, 1]
+    )
     assert from_text.token_ids == from_ids.token_ids
     from_chat = decoder.generate(messages=chat, config=settings)
     assert from_chat.token_ids == decoder.generate(list(chat_ids), settings).token_ids

@@ -36,6 +36,7 @@ PUBLIC = {
     "Generation",
     "CostReport",
     "TokenEvent",
+    "TokenLogprobs",
     "Segment",
     "Sentence",
     "TokenStream",

@@ -62,7 +62,8 @@ def assert_works(decoder: FoReaLDecoder, family: Family, reference_of: Reference
     """Every row of the decoder still writes what the method says."""
     prompts = [list(pair(family).tokenizer(text).input_ids) for text in PROMPTS]
     prompts += [[*prompt, 11] for prompt in prompts]
-    for prompt, written in zip(prompts, decoder.generate(prompts, SETTINGS), strict=True):
+    together = decoder.generate(prompts, SETTINGS, seeds=[6] * len(prompts))
+    for prompt, written in zip(prompts, together, strict=True):
         assert_same(written, reference_of(family).generate(prompt, SETTINGS), SETTINGS)
 
 

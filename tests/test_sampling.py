@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from reference import Reference, assert_same, random_prompt, random_settings
 from torch import Tensor
 from toy import FAMILIES, PROMPTS, Family, fresh_pair, pair
 
-from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
 
 DecoderOf = Callable[[Family], FoReaLDecoder]
 ReferenceOf = Callable[[Family], Reference]
@@ -57,7 +58,8 @@ def test_a_seed_gives_the_same_text_alone_and_in_any_batch(
         alone = [decoder.generate(prompt, settings).token_ids for prompt in prompts]
         for size in (2, 5, 12):
             chosen = rng.sample(range(len(prompts)), size)
-            together = decoder.generate([prompts[i] for i in chosen], settings)
+            seeds = [settings.seed] * size
+            together = decoder.generate([prompts[i] for i in chosen], settings, seeds=seeds)
             assert [one.token_ids for one in together] == [alone[i] for i in chosen]
 
 
@@ -91,6 +93,56 @@ def test_other_seeds_give_other_texts(decoder_of: DecoderOf) -> None:
         decoder_of("llama").generate("Wait", settings, seed=seed).token_ids for seed in range(20)
     }
     assert len(texts) == 20
+
+
+@pytest.mark.parametrize("ask", ["generate", "agenerate"])
+def test_each_text_of_a_call_has_random_numbers_of_its_own(ask: str, decoder_of: DecoderOf) -> None:
+    decoder = decoder_of("llama")
+    settings = FoReaLConfig(temperature=1.0, max_new_tokens=15, seed=3)
+
+    def asked(prompt: object, **arguments: object) -> Any:
+        written = getattr(decoder, ask)(prompt, settings, **arguments)
+        return asyncio.run(written) if ask == "agenerate" else written
+
+    def ids(written: Sequence[Generation]) -> list[tuple[int, ...]]:
+        return [one.token_ids for one in written]
+
+    one = decoder.generate("Wait", settings)
+    four = ids(asked("Wait", n=4))
+    assert four[0] == one.token_ids
+    assert len(set(four)) == 4
+    assert ids(asked(["Wait"] * 4)) == four
+    assert ids(asked("Wait", n=1)) == four[:1]
+    both = asked(["Wait", "So"], n=2)
+    assert [len(texts) for texts in both] == [2, 2]
+    assert ids(both[0]) == four[:2]
+    assert ids(both[1]) == ids(asked(["Wait", "Wait", "So", "So"]))[2:]
+    seeds = [7, 3, 7, 2**63 - 1]
+    chosen = asked("Wait", n=4, seeds=seeds)
+    assert [text.cost.settings["seed"] for text in chosen] == seeds
+    assert ids(chosen) == [decoder.generate("Wait", settings, seed=s).token_ids for s in seeds]
+    named = [text.cost.settings["seed"] for text in asked("Wait", n=4)]
+    assert ids(asked("Wait", n=4, seeds=named)) == four
+    fresh = asked("Wait", n=4, seed=None)
+    assert len({text.cost.settings["seed"] for text in fresh}) == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"n": 0}, "n=0"),
+        ({"n": True}, "n=True"),
+        ({"n": 2, "seeds": [1]}, r"seeds=\[1\].*sequence of 2"),
+        ({"seeds": 5}, "seeds=5"),
+        ({"seeds": [-1]}, "seed=-1"),
+    ],
+    ids=str,
+)
+def test_wrong_counts_and_seeds_are_refused(
+    wrong: dict[str, Any], says: str, decoder_of: DecoderOf
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        decoder_of("llama").generate("Wait", **wrong)
 
 
 # -- the distribution --------------------------------------------------------------------------

@@ -72,15 +72,17 @@ def _option(name: str, annotation: Any) -> inspect.Parameter:
 
 def _setting_options() -> list[inspect.Parameter]:
     on_a_command_line = {
-        "stop": list[str],
+        **dict.fromkeys(("stop", "bad_words"), list[str]),
+        "stop_token_ids": list[int],
         **dict.fromkeys(("json_schema", "call_schema", "policy", "policy_options"), str),
+        "logit_bias": str,
     }
     types = {**get_type_hints(FoReaLConfig), **on_a_command_line}
     helps = attribute_helps(FoReaLConfig)
     parameters = []
     for field in fields(FoReaLConfig):
         note = f"[default: {field.default}]" if field.default not in (None, ()) else ""
-        if field.name == "stop":
+        if field.default == ():
             note = "Repeat the option for several."
         option = typer.Option(
             help=f"{helps.get(field.name, '')} {note}".strip(),

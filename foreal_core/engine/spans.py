@@ -29,6 +29,16 @@ from foreal_core.request.span_request import SpanRequest
 from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.sentences import may_end_sentence
 
+# Settings that need the logits of every position.
+_NEED_LOGITS = (
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "bad_words",
+    "min_tokens",
+    "logprobs",
+)
+
 
 class SpanEngine:
     """Runs requests over a `Backend`.
@@ -85,10 +95,16 @@ class SpanEngine:
         """As `Engine.submit`.
 
         Raises:
-            ConfigError: a grammar is asked for, which no backend of spans can hold across
-                hand-offs.
+            ConfigError: a grammar or a rule for single tokens is asked for, which no backend of
+                spans can hold across hand-offs.
         """
         self._process.refuse_another()
+        for name in _NEED_LOGITS:
+            if value := getattr(config, name):
+                raise ConfigError(
+                    f"{name}={value!r} needs both models in this process: a server knows one span "
+                    "and not the whole text. Load the pair with from_pretrained."
+                )
         if config.constrained:
             raise ConfigError(
                 "json_schema and call_schema need both models in this process: a server starts its "

@@ -15,7 +15,7 @@ from foreal_core.request.turns import Turns
 def build_generation(turns: Turns, cost: CostReport) -> Generation:
     """The finished text with its provenance."""
     text = turns.transcript
-    assert text.finish_reason is not None
+    assert text.finish_reason is not None and text.end_reason is not None
     runs, first = turns.alignment.runs, text.prompt_length
     return Generation(
         text="".join(text.texts),
@@ -24,10 +24,12 @@ def build_generation(turns: Turns, cost: CostReport) -> Generation:
         segments=tuple(text.segments),
         sentences=tuple(text.sentences),
         finish_reason=text.finish_reason,
+        end_reason=text.end_reason,
         stop_string=text.stop_string,
         cost=cost,
         texts=tuple(text.texts),
         hit_runs=tuple(runs.get(position) for position in range(first, len(text.tokens))),
+        logprobs=tuple(text.logprobs) if text.with_logprobs else None,
     )
 
 

@@ -14,11 +14,20 @@ from collections.abc import Mapping, Sequence as SequenceOf
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import CostReport, ModelProfile, TokenKind
 from foreal_core.errors import FoReaLError
-from foreal_core.events import DRAFT, LEADER, Author, FinishReason, Generation, TokenEvent
+from foreal_core.events import (
+    DRAFT,
+    LEADER,
+    Author,
+    FinishReason,
+    Generation,
+    TokenEvent,
+    TokenLogprobs,
+)
 from foreal_core.grammar.constraint import Constraint
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.clock import Clock
 from foreal_core.request.draws import Draws
+from foreal_core.request.logit_rules import Adjustment, rules_of
 from foreal_core.request.model_state import ModelState, next_chunk
 from foreal_core.request.proposals import ProposalLength
 from foreal_core.request.result import build_cost, build_generation
@@ -66,8 +75,15 @@ class Sequence:
         self.row = -1
         self.clock = Clock(submitted=time.perf_counter())
         limit = min(len(prompt) + config.max_new_tokens, max_context)
+        self._rules = rules_of(config, prompt, tokenizer)
         self._text = Transcript(
-            prompt, config, tokenizer, limit=limit, clock=self.clock, with_events=with_events
+            prompt,
+            config,
+            tokenizer,
+            limit=limit,
+            clock=self.clock,
+            counts=None if self._rules is None else self._rules.counts,
+            with_events=with_events,
         )
         self._turns = Turns(self._text, config, seed, tokenizer)
         self._alignment = self._turns.alignment
@@ -116,7 +132,8 @@ class Sequence:
     def runs_ahead(self) -> int:
         """How many more proposals will be wanted after the one that the draft is about to draw, as
         far as that can be told before the draw, and without asking the host what may be drawn."""
-        free = self.constraint is None and self.config.repetition_penalty == 1.0
+        rules = self._rules
+        free = self.constraint is None and (rules is None or not rules.follow_text)
         if self._turns.span.author == DRAFT or not free:
             return 0
         return max(self._proposals_wanted() - len(self._proposals) - 1, 0)
@@ -128,6 +145,16 @@ class Sequence:
             and self.next_author() == author
             and self.next_chunk(author) == chunk
         )
+
+    def adjustment(self, position: int) -> Adjustment | None:
+        """What the settings do to the logits of a position, in the leader's ids."""
+        rules, tokens = self._rules, self._text.tokens
+        ahead = position - len(tokens)
+        if rules is None or ahead < 0:  # of a written token only the first choice counts
+            return None
+        first = max(len(tokens) - rules.context, self.prompt_length)
+        before = tokens[first:]
+        return rules.at(position - self.prompt_length, before, self._ahead_of_text()[:ahead])
 
     def context(self, position: int) -> list[int]:
         """All ids before `position`, what is proposed included."""
@@ -195,9 +222,11 @@ class Sequence:
             position = positions[index]
             if turns.span.handoff is not None:
                 alignment.note(LEADER, position, choice)
-            token = self._fitted(position, token)
+            fitted = self._fitted(position, token)
+            logprobs = self._logprobs(draws, index) if fitted == token else None
+            token = fitted
             accepted = index < len(proposals) and token == proposals[index]
-            turns.commit(token, LEADER)
+            turns.commit(token, LEADER, logprobs)
             if not accepted:
                 rejected = index < len(proposals)
                 break
@@ -220,12 +249,14 @@ class Sequence:
             seen = len(self.tokens)
             if turns.goes_on(DRAFT):
                 # Also right after a hand-off: the proposal is the draft's own draw.
-                turns.commit(self._fitted(positions[-1], drawn), DRAFT)
+                token = self._fitted(positions[-1], drawn)
+                logprobs = self._logprobs(draws, -1, DRAFT) if token == drawn else None
+                turns.commit(token, DRAFT, logprobs)
             self._forget_beyond(min(seen, len(self.tokens)))
         elif self._wants_proposal():
             token = self._fitted(positions[-1], drawn, proposed=True)
             self._proposals.append(token)
-            self._proposed_end = token in self._tokenizer.leader_eos or (
+            self._proposed_end = token in self._text.ends or (
                 turns.span.handoff is not None and may_end_sentence(self._tokenizer.text_of(token))
             )
 
@@ -234,10 +265,21 @@ class Sequence:
         if self.constraint is None:
             return drawn
         token = self.constraint.fitted(self.context(position)[self.prompt_length :], drawn)
-        if token != drawn and not proposed and drawn not in self._tokenizer.leader_eos:
+        if token != drawn and not proposed and drawn not in self._text.ends:
             # A model that would end the text in its thinking is made to answer: no shortening.
             self._text.shortened = True
         return token
+
+    def _logprobs(self, draws: Draws, index: int, author: Author = LEADER) -> TokenLogprobs | None:
+        """What the author made of one drawn token, in the leader's ids, if it is to be told."""
+        if not self.config.logprobs:
+            return None
+        known = draws.logprobs[index]
+        top = known.top[: self.config.top_logprobs]
+        if author == DRAFT:
+            from_draft = self._tokenizer.from_draft
+            top = tuple((from_draft(token), value) for token, value in top)
+        return TokenLogprobs(known.logprob, top)
 
     # -- proposals ----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ next sentence to say.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from foreal_core.config import FoReaLConfig
@@ -20,13 +20,16 @@ from foreal_core.errors import FoReaLError
 from foreal_core.events import (
     LEADER,
     Author,
+    EndReason,
     FinishReason,
     Segment,
     SegmentReason,
     Sentence,
     TokenEvent,
+    TokenLogprobs,
 )
 from foreal_core.request.clock import Clock
+from foreal_core.request.token_counts import TokenCounts
 from foreal_core.text.detokenizer import Detokenizer
 from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.sentences import Boundary, SentenceBoundaryDetector
@@ -69,20 +72,24 @@ class Transcript:
         config: its settings.
         tokenizer: the pair's.
         limit: prompt and completion together are at most this long.
+        counts: of its ids, to be kept up to date.
         with_events: whether anybody reads the events.
 
     Attributes:
         tokens: all ids, prompt first.
         prompt_length: tokens of the prompt; positions below it are the prompt's.
         authors: who wrote each token of the completion; `leader_tokens` of them the leader.
+        logprobs: what its author made of each token of the completion, where that is known;
+            `with_logprobs` says whether anybody asked.
+        ends: ids that end the text.
         sentences, segments: those that ended.
         sentence_start: position where the present sentence starts.
         led: whether the present sentence is led.
         author, segment_start: who writes the present segment, and where it starts.
         handoffs: hand-offs from leader to draft.
-        taken_back: tokens with their authors that the last `Written.SETTLED` withdrew.
+        taken_back: tokens that the last `Written.SETTLED` withdrew, with authors and logprobs.
         shortened: a grammar ended the text, lest the limit cut it off.
-        finish_reason, stop_string: set once the text is over.
+        finish_reason, end_reason, stop_string: set once the text is over.
         clock: moments of the request.
     """
 
@@ -94,6 +101,7 @@ class Transcript:
         *,
         limit: int,
         clock: Clock,
+        counts: TokenCounts | None = None,
         with_events: bool = True,
     ) -> None:
         self.tokens = list(prompt)
@@ -101,6 +109,8 @@ class Transcript:
         self.limit = limit
         self.clock = clock
         self.authors: list[Author] = []
+        self.logprobs: list[TokenLogprobs | None] = []
+        self.with_logprobs = config.logprobs
         self.leader_tokens = 0
         self.segments: list[Segment] = []
         self.sentences: list[Sentence] = []
@@ -108,14 +118,18 @@ class Transcript:
         self.author: Author = LEADER
         self.led = False
         self.handoffs = 0
-        self.taken_back: list[tuple[int, Author]] = []
+        self.taken_back: list[tuple[int, Author, TokenLogprobs | None]] = []
         self.shortened = False
         self.finish_reason: FinishReason | None = None
+        self.end_reason: EndReason | None = None
         self.stop_string: str | None = None
-        self._ends_text = tokenizer.leader_eos
+        self.ends = tokenizer.leader_eos.union(config.stop_token_ids)
+        self._stop_ids = frozenset(config.stop_token_ids)
+        self._counts = counts
         self._detokenizer = Detokenizer(tokenizer.tokenizer)
         self._detector = SentenceBoundaryDetector(config.sentence_boundary)
         self._stops = StopFilter(config.stop)
+        self._min_tokens = config.min_tokens
         self._mark: _Mark | None = None
         self._begun_at: int | None = None  # the position behind the token that began the sentence
         self._unshown: list[str] = []  # text deltas of the last tokens, not yet released
@@ -159,12 +173,15 @@ class Transcript:
 
     # -- told ---------------------------------------------------------------------------------
 
-    def write(self, token: int, author: Author) -> Written:
+    def write(self, token: int, author: Author, logprobs: TokenLogprobs | None = None) -> Written:
         """Appends one token."""
         self.tokens.append(token)
         self.authors.append(author)
+        self.logprobs.append(logprobs)
+        if self._counts is not None:
+            self._counts.add(token)
         self.leader_tokens += author == LEADER
-        if token in self._ends_text:
+        if token in self.ends:
             if self._mark is not None:
                 # Whose turn it is after this sentence says whether the text ends here.
                 self._detector.settle()
@@ -238,11 +255,19 @@ class Transcript:
         self.stop_string = self._stops.hit
         if self.stop_string is not None:
             self.finish_reason, segment_reason = "stop", "stop_string"
+        self.end_reason = self._end_reason(segment_reason)
         self.end_segment(segment_reason)
         if not self.begun:
             self._extend_last_sentence()
         self.end_sentence()
         return Written.FINISHED
+
+    def _end_reason(self, reason: SegmentReason) -> EndReason:
+        if reason == "stop_string" or reason == "length" or reason == "cancelled":
+            return reason
+        if self.shortened:
+            return "grammar"
+        return "stop_id" if self.tokens[-1] in self._stop_ids else "eos"
 
     def check_integrity(self) -> None:
         """Raises FoReaLError where the parts of a text that is over do not fit each other."""
@@ -250,6 +275,8 @@ class Transcript:
         wrong = []
         if len(self.tokens) - self.prompt_length != written:
             wrong.append("tokens and authors")
+        if len(self.logprobs) != written:
+            wrong.append("logprobs")
         if self.authors.count(LEADER) != self.leader_tokens:
             wrong.append("the leader's tokens")
         for name, parts in (("segments", self.segments), ("sentences", self.sentences)):
@@ -273,9 +300,14 @@ class Transcript:
         """The pending mark ended its sentence: what follows it opens the next one."""
         mark = self._mark
         assert mark is not None
-        opening = self.tokens[mark.position :]
+        first = mark.position - self.prompt_length
         self.taken_back = list(
-            zip(opening, self.authors[mark.position - self.prompt_length :], strict=True)
+            zip(
+                self.tokens[mark.position :],
+                self.authors[first:],
+                self.logprobs[first:],
+                strict=True,
+            )
         )
         self._cut(mark.position)
         self._restore(mark)
@@ -293,10 +325,12 @@ class Transcript:
     def _cut(self, length: int) -> None:
         """Shortens the text; what was cut had not been shown."""
         excess = len(self.tokens) - length
+        if self._counts is not None:
+            self._counts.remove(self.tokens[length:])
         del self.tokens[length:]
         first = length - self.prompt_length
         self.leader_tokens -= self.authors[first:].count(LEADER)
-        del self.authors[first:]
+        del self.authors[first:], self.logprobs[first:]
         if excess:
             del self._unshown[max(len(self._unshown) - excess, 0) :]
 
@@ -313,12 +347,18 @@ class Transcript:
             return
         ready, self._unshown = self._unshown[:count], self._unshown[count:]
         for position, text in enumerate(ready, start=shown):
-            self._emit(position, self._stops.push(text), sentence)
+            self._emit(position, self._before_stop(position, text), sentence)
             if self._stops.hit is not None:
                 self._unshown = []
                 self._cut(position + 1)
                 self._clip_segments()
                 return
+
+    def _before_stop(self, position: int, text: str) -> str:
+        """What may be shown of a token's text; all of it where stop strings do not count yet."""
+        if position - self.prompt_length < self._min_tokens:
+            return text
+        return self._stops.push(text)
 
     def _emit(self, position: int, text: str, sentence: int) -> None:
         index = position - self.prompt_length
@@ -327,7 +367,14 @@ class Transcript:
         self._texts.append(text)
         if self._with_events:
             self._events.append(
-                TokenEvent(index, self.tokens[position], text, self.authors[index], sentence)
+                TokenEvent(
+                    index,
+                    self.tokens[position],
+                    text,
+                    self.authors[index],
+                    sentence,
+                    self.logprobs[index],
+                )
             )
 
     def _clip_segments(self) -> None:
@@ -340,7 +387,7 @@ class Transcript:
 
     def _show_tail(self) -> None:
         """Half a character or half a stop string that was held belongs to the last token."""
-        tail = self._stops.push(self._detokenizer.flush())
+        tail = self._before_stop(len(self.tokens) - 1, self._detokenizer.flush())
         if self._stops.hit is None:
             tail += self._stops.flush()
         if not tail:
@@ -348,6 +395,4 @@ class Transcript:
         self._texts[-1] += tail
         if self._events:
             last = self._events.pop()
-            self._events.append(
-                TokenEvent(last.index, last.token_id, last.text + tail, last.author, last.sentence)
-            )
+            self._events.append(replace(last, text=last.text + tail))

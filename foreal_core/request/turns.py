@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
-from foreal_core.events import DRAFT, LEADER, Author
+from foreal_core.events import DRAFT, LEADER, Author, TokenLogprobs
 from foreal_core.policies import Outcome, SpanReport, Write
 from foreal_core.request.alignment import Alignment
 from foreal_core.request.transcript import Transcript, Written
@@ -75,9 +75,9 @@ class Turns:
         """Tokens of the span so far."""
         return len(self.transcript.tokens) - self.span_start
 
-    def commit(self, token: int, author: Author) -> None:
+    def commit(self, token: int, author: Author, logprobs: TokenLogprobs | None = None) -> None:
         """Writes one token and draws every consequence."""
-        written = self.transcript.write(token, author)
+        written = self.transcript.write(token, author, logprobs)
         if written is Written.GOES_ON:
             if self._provisional is not None and self.transcript.pending is None:
                 self._confirm()
@@ -160,10 +160,10 @@ class Turns:
             self.span, self.span_start, _ = self._provisional
             self._provisional = None
         self._end_sentence()
-        for token, author in opening:
+        for token, author, logprobs in opening:
             if not self.goes_on(author):
                 break
-            self.commit(token, author)
+            self.commit(token, author, logprobs)
 
     def _confirm(self) -> None:
         """The pending mark ended nothing: the hand-off stands."""

@@ -32,6 +32,7 @@ class PairTokenizer:
 
     Attributes:
         tokenizer: the leader's.
+        vocab_size: rows of the leader's output matrix.
 
     Raises:
         IncompatibleModelsError: an ordinary id means different tokens to the two.
@@ -48,6 +49,7 @@ class PairTokenizer:
         draft_eos: Collection[int],
     ) -> None:
         self.tokenizer = leader_tokenizer
+        self.vocab_size = leader_vocab_size
         self._texts: dict[int, str] = {}
         # A tokenizer file may ask for truncation. The first call turns that off for good; later,
         # with other threads encoding, the backend would refuse the change ("Already borrowed").
@@ -61,6 +63,9 @@ class PairTokenizer:
         else:
             draft = Vocabulary.of(draft_tokenizer, rows=draft_vocab_size, ends=draft_eos)
         self._map = map_ids(leader, draft)
+        self._aliases: dict[int, list[int]] = {}
+        for written, meant in self._map.from_draft.items():
+            self._aliases.setdefault(meant, []).append(written)
 
     @property
     def leader_eos(self) -> frozenset[int]:
@@ -71,6 +76,11 @@ class PairTokenizer:
     def draft_forbidden(self) -> tuple[int, ...]:
         """Ascending ids that the draft must never write, in its ids."""
         return self._map.draft_forbidden
+
+    @property
+    def draft_aliases(self) -> Mapping[int, Sequence[int]]:
+        """Leader's id -> further ids by which the draft means it, in the draft's ids."""
+        return self._aliases
 
     @property
     def has_chat_template(self) -> bool:

@@ -112,6 +112,7 @@ def generation(text: str, config: FoReaLConfig) -> Generation:
         segments=(),
         sentences=(),
         finish_reason="stop",
+        end_reason="eos",
         stop_string=None,
         cost=cost,
         texts=tuple(text),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def to_device(
-    values: Sequence[float] | Sequence[int], device: torch.device, dtype: torch.dtype | None = None
+    values: Sequence[float] | Sequence[int] | np.ndarray,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """A tensor of host numbers on a device. A GPU is not waited for: from memory that is not
     pinned the copy would begin only when all that the GPU was told before is done."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from foreal_core.backends.base import Round, RowPass
 from foreal_core.backends.local.device import to_device
@@ -28,6 +29,7 @@ from foreal_core.grammar.constraint import Constraint
 from foreal_core.grammar.masks import Grammars
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.draws import Draws
+from foreal_core.request.logit_rules import Adjustment
 from foreal_core.request.proposals import least_chance
 from foreal_core.request.sequence import Sequence as RequestSequence
 from foreal_core.text.pair_tokenizer import PairTokenizer
@@ -35,7 +37,8 @@ from foreal_core.text.pair_tokenizer import PairTokenizer
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """A round whose draws are still on the device, [3, sum of keep]; None if none were wanted."""
+    """A round whose draws are still on the device, as `draw_on_device` gave them for the sum of
+    keep; None if none were wanted."""
 
     parts: list[RowPass]
     draws: Tensor | None
@@ -141,20 +144,21 @@ class LocalExecutor:
         if author == DRAFT:
             logits = self._without_forbidden(logits)
         logits = _constrained(parts, logits)
-        penalised = any(sequence.config.repetition_penalty != 1.0 for sequence, _ in wanted)
         return draw_on_device(
             logits,
             [sequence.config for sequence, _ in wanted],
             [sequence.seed for sequence, _ in wanted],
             [position - sequence.prompt_length for sequence, position in wanted],
-            [
-                self._ids_read_by(author, sequence.context(position)) if penalised else ()
-                for sequence, position in wanted
-            ],
+            [self._adjustment(author, sequence, position) for sequence, position in wanted],
         )
 
-    def _ids_read_by(self, author: Author, ids: Sequence[int]) -> Sequence[int]:
-        return ids if author == LEADER else self._tokenizer.to_draft(ids)
+    def _adjustment(
+        self, author: Author, sequence: RequestSequence, position: int
+    ) -> Adjustment | None:
+        adjustment = sequence.adjustment(position)
+        if adjustment is None or author == LEADER:
+            return adjustment
+        return adjustment.written_as(self._tokenizer.draft_aliases)
 
     def _ahead(self, first: _Drawn) -> list[_Drawn]:
         """Further passes of the draft, each over the draws of the one before."""
@@ -181,7 +185,9 @@ class LocalExecutor:
     def _on_host(self, rounds: Sequence[_Drawn]) -> list[Round]:
         """All draws, in one copy; passes that were run ahead learn which tokens they read."""
         wanted = [one.draws for one in rounds if one.draws is not None]
-        all_draws = to_host(torch.cat(wanted, dim=1)) if wanted else Draws([], [], [])
+        height = max((len(draws) for draws in wanted), default=0)
+        padded = [pad(draws, (0, 0, 0, height - len(draws))) for draws in wanted]
+        all_draws = to_host(torch.cat(padded, dim=1)) if wanted else Draws([], [], [])
         done: list[Round] = []
         read: dict[int, int] = {}  # row -> what its last pass drew
         first = 0

@@ -9,15 +9,19 @@ they equal the leader's own draw, which leaves the leader's distribution untouch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from foreal_core.backends.local.device import to_device
 from foreal_core.config import FoReaLConfig
+from foreal_core.events import TokenLogprobs
 from foreal_core.randomness import splitmix64
 from foreal_core.request.draws import Draws as Draws
+from foreal_core.request.logit_rules import Adjustment
 
 _MASK32 = 0xFFFFFFFF
 
@@ -27,7 +31,7 @@ def draw(
     settings: Sequence[FoReaLConfig],
     seeds: Sequence[int],
     positions: Sequence[int],
-    contexts: Sequence[Sequence[int]],
+    adjustments: Sequence[Adjustment | None],
 ) -> Draws:
     """Draws one token per row.
 
@@ -36,19 +40,28 @@ def draw(
         settings: one per row.
         seeds: the request's seed, one per row.
         positions: index of the token in the completion, one per row.
-        contexts: all ids before that token, prompt included, as the model reads them; looked at
-            only where the row has a repetition penalty.
+        adjustments: what the request's rules say of the row, in the ids of the logits; None for
+            nothing.
 
-    Rows with temperature 0 take the arg-max. Warping follows transformers' order: repetition
-    penalty, temperature, top-k, top-p, min-p.
+    Rows with temperature 0 take the arg-max. The order is vLLM's: biases and forbidden ids,
+    penalties, temperature; then transformers': top-k, top-p, min-p.
     """
-    return to_host(draw_on_device(logits, settings, seeds, positions, contexts))
+    return to_host(draw_on_device(logits, settings, seeds, positions, adjustments))
 
 
 def to_host(drawn: Tensor) -> Draws:
     """What `draw_on_device` gave, in the one small copy of a step."""
-    tokens, argmax, finite = drawn.tolist()
-    return Draws(tokens, argmax, [bool(flag) for flag in finite])
+    drawn = drawn.cpu()
+    tokens, argmax, finite = drawn[:3].tolist()
+    draws = Draws(tokens, argmax, [bool(flag) for flag in finite])
+    if len(drawn) > 3:
+        chosen, *likeliest = drawn[3::2].contiguous().view(torch.float64).tolist()
+        ids = drawn[4::2].tolist()
+        for row, logprob in enumerate(chosen):
+            top = ((of[row], value[row]) for of, value in zip(ids, likeliest, strict=True))
+            allowed = tuple((token, value) for token, value in top if value > -math.inf)
+            draws.logprobs.append(TokenLogprobs(logprob, allowed))
+    return draws
 
 
 def draw_on_device(
@@ -56,13 +69,16 @@ def draw_on_device(
     settings: Sequence[FoReaLConfig],
     seeds: Sequence[int],
     positions: Sequence[int],
-    contexts: Sequence[Sequence[int]],
+    adjustments: Sequence[Adjustment | None],
 ) -> Tensor:
-    """As `draw`, but the result stays where the logits are: [3, R], its rows those of `Draws`."""
-    peak, argmax = logits.max(dim=-1)
+    """As `draw`, but the result stays where the logits are: [3, R] int64, its rows the first of
+    `Draws`. Where settings ask for logprobs, [4 + 2K, R]: then follows that of the drawn token, and
+    an id and its logprob for each of the K likeliest; logprobs as the bits of float64."""
+    raw = logits
+    peak, argmax = raw.max(dim=-1)
     tokens = argmax
-    if any(s.repetition_penalty != 1.0 for s in settings):
-        logits = _penalised(logits, settings, contexts)
+    if any(adjustments):
+        logits = _adjusted(raw, settings, adjustments)
         tokens = logits.argmax(dim=-1)
     sampled = [row for row, s in enumerate(settings) if s.temperature > 0]
     if sampled:
@@ -75,7 +91,20 @@ def draw_on_device(
             logits.device,
         )
         tokens = tokens.index_copy(0, rows, (scores.double() + noise).argmax(dim=-1))
-    return torch.stack([tokens, argmax, torch.isfinite(peak).long()])
+    drawn = torch.stack([tokens, argmax, torch.isfinite(peak).long()])
+    if any(s.logprobs for s in settings):
+        most = min(max(s.top_logprobs for s in settings), raw.shape[-1])
+        drawn = torch.cat([drawn, _logprobs(raw, tokens, most)])
+    return drawn
+
+
+def _logprobs(raw: Tensor, tokens: Tensor, most: int) -> Tensor:
+    """[1 + 2 * most, R] int64; see `draw_on_device`."""
+    logprobs = raw.float().log_softmax(dim=-1)
+    values, ids = logprobs.topk(most, dim=-1)
+    chosen = logprobs.gather(1, tokens[:, None])
+    chosen, values = (of.double().view(torch.int64) for of in (chosen, values))
+    return torch.cat([chosen.T, torch.stack([ids.T, values.T], dim=1).flatten(0, 1)])
 
 
 def gumbel_noise(
@@ -103,20 +132,46 @@ def _lowbias32(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _penalised(
-    logits: Tensor, settings: Sequence[FoReaLConfig], contexts: Sequence[Sequence[int]]
+def _adjusted(
+    logits: Tensor,
+    settings: Sequence[FoReaLConfig],
+    adjustments: Sequence[Adjustment | None],
 ) -> Tensor:
-    """Divides positive and multiplies negative logits of seen ids (arXiv 1909.05858)."""
-    logits = logits.float().clone()
-    for row, (setting, context) in enumerate(zip(settings, contexts, strict=True)):
-        if setting.repetition_penalty == 1.0:
-            continue
-        known = sorted(token for token in set(context) if token < logits.shape[-1])
-        seen = to_device(known, logits.device, torch.long)
-        values = logits[row, seen]
-        penalty = setting.repetition_penalty
-        logits[row, seen] = torch.where(values < 0, values * penalty, values / penalty)
-    return logits
+    """Biased, then penalised (repetition: arXiv 1909.05858; presence and frequency: OpenAI), in
+    float32. A row in which nothing would be left, since all that its grammar allows is forbidden,
+    stays as it is."""
+    asked = [(row, one) for row, one in enumerate(adjustments) if one is not None]
+    logits = logits.float()
+    adjusted = logits.clone()
+    at, bias = _entries(adjusted, [(row, one.biased, one.bias[None]) for row, one in asked])
+    adjusted[at] += bias[0]
+    penalties = [(row, one.seen, _penalties(settings[row], one.times)) for row, one in asked]
+    at, (repetition, taken_off) = _entries(adjusted, penalties)
+    values = adjusted[at]
+    adjusted[at] = torch.where(values < 0, values * repetition, values / repetition) - taken_off
+    empty = adjusted.amax(dim=-1, keepdim=True) == -torch.inf
+    return torch.where(empty, logits, adjusted)
+
+
+def _penalties(settings: FoReaLConfig, times: np.ndarray) -> np.ndarray:
+    """[2, N] float32: what logits of ids are divided by, and what is taken off them then; `times`
+    says how often the completion holds each."""
+    taken_off = settings.presence_penalty * (times > 0) + settings.frequency_penalty * times
+    repetition = np.full(len(times), settings.repetition_penalty)
+    return np.stack([repetition, taken_off]).astype(np.float32)
+
+
+def _entries(
+    logits: Tensor, parts: Sequence[tuple[int, np.ndarray, np.ndarray]]
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Where (row, ids [N], values [C, N]) lie in the logits, and the values [C, sum of N]; ids
+    beyond the model's vocabulary are left out."""
+    known = [(row, ids < logits.shape[-1], ids, values) for row, ids, values in parts]
+    rows = np.concatenate([np.full(np.count_nonzero(own), row) for row, own, *_ in known])
+    ids = np.concatenate([ids[own] for _, own, ids, _ in known])
+    values = np.concatenate([values[:, own] for _, own, _, values in known], axis=1)
+    device = logits.device
+    return (to_device(rows, device), to_device(ids, device)), to_device(values, device)
 
 
 def _warped(logits: Tensor, settings: Sequence[FoReaLConfig]) -> Tensor:
