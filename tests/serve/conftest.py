@@ -13,7 +13,8 @@ import pytest
 from foreal_core import FoReaLDecoder
 
 if TYPE_CHECKING:
-    from served import Served
+    from integrations import Passes
+    from served import Gate, Served
 
 
 @contextlib.contextmanager
@@ -73,3 +74,28 @@ def serve() -> Iterator[Callable[..., Served]]:
             return stack.enter_context(serving(decoder, **options))
 
         yield start
+
+
+@pytest.fixture
+def gate(passes: Passes) -> Iterator[Gate]:
+    """Models that stand still until it is opened."""
+    from served import Gate
+
+    one = Gate(passes)
+    yield one
+    one.open()
+
+
+@pytest.fixture
+def busy(serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate) -> Iterator[Served]:
+    """A server whose rows are taken and where nobody may wait, until the gate is opened."""
+    from served import long_chat, post, raw, until
+
+    own = serve(decoder, max_queue=0)
+    rows = decoder.stats()["max_batch_size"]
+    held = [raw(own, post(long_chat())) for _ in range(rows)]
+    until(lambda: own.under_way == rows)
+    yield own
+    for connection in held:
+        connection.close()
+    until(lambda: own.under_way == 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,9 +15,13 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
+from integrations import LONG, Passes
+
+from foreal_core import FoReaLDecoder
 from foreal_core.serve.server import Server
 
 MODEL = "foreal-demo"
+CHAT = "/v1/chat/completions"
 # Longer than anything takes; what waits for that long hangs.
 WAIT_S = 60
 QUESTION = [{"role": "user", "content": "Kim has 3 books. Tom has 5 books. How many has Kim?"}]
@@ -102,3 +108,53 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+class Gate:
+    """Holds the models' passes up until it is opened."""
+
+    def __init__(self, passes: Passes) -> None:
+        self._open = threading.Event()
+        passes.before = self._wait
+        self.reached = threading.Event()
+
+    def _wait(self) -> None:
+        self.reached.set()
+        assert self._open.wait(WAIT_S), "nobody opened the gate"
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def idle(decoder: FoReaLDecoder) -> bool:
+    stats = decoder.stats()
+    return stats["active"] == stats["queued"] == 0
+
+
+def long_chat(**fields: Any) -> dict[str, Any]:
+    return {"messages": QUESTION, **LONG, **fields}
+
+
+def raw(served: Served, data: bytes = b"") -> socket.socket:
+    """A bare connection on which these bytes were sent."""
+    connection = socket.create_connection(("127.0.0.1", served.server.port), timeout=WAIT_S)
+    connection.sendall(data)
+    return connection
+
+
+def post(body: Any) -> bytes:
+    """A chat's request as bytes."""
+    content = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    data = b""
+    try:
+        while piece := connection.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data

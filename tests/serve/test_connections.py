@@ -7,81 +7,35 @@ test lets them go on.
 from __future__ import annotations
 
 import json
-import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from integrations import LONG, Passes
+from integrations import Passes
 from scripted import ScriptedDecoder, pair_with_tools
-from served import MODEL, QUESTION, WAIT_S, Served, chunks, events, until
+from served import (
+    CHAT,
+    MODEL,
+    QUESTION,
+    WAIT_S,
+    Gate,
+    Served,
+    chunks,
+    events,
+    idle,
+    long_chat,
+    post,
+    raw,
+    received,
+    until,
+)
 
 from foreal_core import FoReaLDecoder, NonFiniteLogitsError
 from foreal_core.serve.connection import MOST_HEAD
 from foreal_core.serve.options import ServerOptions
 from foreal_core.serve.server import Server
-
-CHAT = "/v1/chat/completions"
-
-
-class Gate:
-    """Holds the models' passes up until it is opened."""
-
-    def __init__(self, passes: Passes) -> None:
-        self._open = threading.Event()
-        passes.before = self._wait
-        self.reached = threading.Event()
-
-    def _wait(self) -> None:
-        self.reached.set()
-        assert self._open.wait(WAIT_S), "nobody opened the gate"
-
-    def open(self) -> None:
-        self._open.set()
-
-
-@pytest.fixture
-def gate(passes: Passes) -> Iterator[Gate]:
-    one = Gate(passes)
-    yield one
-    one.open()
-
-
-def idle(decoder: FoReaLDecoder) -> bool:
-    stats = decoder.stats()
-    return stats["active"] == stats["queued"] == 0
-
-
-def long_chat(**fields: Any) -> dict[str, Any]:
-    return {"messages": QUESTION, **LONG, **fields}
-
-
-def raw(served: Served, data: bytes = b"") -> socket.socket:
-    """A bare connection on which these bytes were sent."""
-    connection = socket.create_connection(("127.0.0.1", served.server.port), timeout=WAIT_S)
-    connection.sendall(data)
-    return connection
-
-
-def post(body: Any) -> bytes:
-    """A chat's request as bytes."""
-    content = json.dumps(body).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-    return head.encode() + content
-
-
-def received(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
-    data = b""
-    try:
-        while piece := connection.recv(65536):
-            data += piece
-    except ConnectionResetError:
-        pass
-    return data
-
 
 # -- clients that leave ----------------------------------------------------------------------------
 
