@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,8 +21,6 @@ from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, pair_with_tools
 from served import MODEL, QUESTION, Gate, Served, idle, until
 from test_chat import CALLED
-
-from foreal_core import FoReaLDecoder
 
 ASK = [HumanMessage(QUESTION[0]["content"])]
 

@@ -44,9 +44,7 @@ def read(message: Any) -> tuple[str, str]:
 
 def test_a_whole_answer(served: Served, client: OpenAI) -> None:
     body: dict[str, Any] = {"lead_count": 8}
-    answer = client.chat.completions.create(
-        model=MODEL, messages=QUESTION, seed=3, extra_body=body
-    )
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, seed=3, extra_body=body)
     assert read(answer.choices[0].message) == text_of(served.decoder, seed=3, lead_count=8)
     assert answer.usage is not None and answer.usage.completion_tokens_details is not None
     assert answer.usage.completion_tokens_details.reasoning_tokens
