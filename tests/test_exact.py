@@ -334,7 +334,7 @@ def test_a_token_after_the_end_is_taken_back() -> None:
     draft = {".": " Wait", " Wait": "!", "!": "\n"}
     written = play(scripted_pair(leader, draft), " =", [True, False, False, False])
     assert written.text == " sum. Wait!\n"
-    assert shape(written) == [("ll", True), ("dd", False), ("d", False), ("d", False)]
+    assert shape(written) == [("ll", True), ("dddd", False)]  # the end of text is no sentence
     kept = play(scripted_pair(leader, draft), " =", [True, True])
     assert kept.text == " sum. Then we"
     assert shape(kept) == [("ll", True), ("lll", True)]
@@ -346,10 +346,10 @@ def test_who_opens_the_next_sentence_says_whether_the_text_ends() -> None:
     draft = {".": " So", " So": "!"}
     written = play(scripted_pair(leader, draft), " =", [True, False, False])
     assert written.text == " sum. So!"
-    assert shape(written) == [("ll", True), ("dd", False), ("d", False)]
+    assert shape(written) == [("ll", True), ("ddd", False)]
     ended = play(scripted_pair(leader, draft), " =", [True, True])
     assert ended.text == " sum."
-    assert shape(ended) == [("ll", True), ("l", True)]
+    assert shape(ended) == [("lll", True)]
     assert ended.finish_reason == "stop"
     in_the_lead = play(
         scripted_pair({" =": " sum", ".": " So"}, {" sum": "."}),
@@ -367,7 +367,7 @@ def test_half_a_character_is_taken_back_with_its_token() -> None:
     draft = {".": " So", " So": "!"}
     written = play(scripted_pair(leader, draft), " =", [True, False, False])
     assert written.text == " sum. So!"
-    assert shape(written) == [("ll", True), ("dd", False), ("d", False)]
+    assert shape(written) == [("ll", True), ("ddd", False)]
     kept = play(scripted_pair(leader, draft), " =", [True, True])
     assert kept.text == " sum.\ufffdé"
 
@@ -377,7 +377,7 @@ def test_a_mark_after_a_mark_is_the_one_that_counts() -> None:
     draft = {"2.": " Wait", " Wait": "!"}
     written = play(scripted_pair(leader, draft), " =", [True, False, False])
     assert written.text == " y3.2. Wait!"
-    assert shape(written) == [("llll", True), ("dd", False), ("d", False)]
+    assert shape(written) == [("llll", True), ("ddd", False)]
 
 
 def test_a_hand_over_at_a_pending_mark() -> None:
@@ -387,12 +387,12 @@ def test_a_hand_over_at_a_pending_mark() -> None:
     settings = {"lead_count": 2, "hit_threshold": 0}
     written = play(scripted_pair(leader, goes_on), " =", [True, False], **settings)
     assert written.text == " sum.1!"
-    assert shape(written)[0] == ("lldd", True)
+    assert shape(written) == [("llddd", True)]
     assert written.cost.handoffs == 1
     ends = {".": " So", " So": "!"}
     written = play(scripted_pair(leader, ends), " =", [True, False, False], **settings)
     assert written.text == " sum. So!"
-    assert shape(written) == [("ll", True), ("dd", False), ("d", False)]
+    assert shape(written) == [("ll", True), ("ddd", False)]
     assert [segment.reason for segment in written.segments[:1]] == ["sentence_end"]
     assert written.cost.handoffs == 0
     written = play(scripted_pair(leader, ends), " =", [True, True, False], **settings)
@@ -406,7 +406,7 @@ def test_a_cue_stands_where_a_sentence_would_be_led() -> None:
     two = scripted_pair({}, draft)
     written = play(two, " =", [False, True, False, False], policy="wait")
     assert written.text == " sum. Wait, so!\n"
-    assert shape(written) == [("dd", False), ("dddd", True), ("d", False), ("d", False)]
+    assert shape(written) == [("dd", False), ("dddddd", True)]
     assert [s.reason for s in written.segments[1:3]] == ["given", "sentence_end"]
     assert play(two, " =", [True], policy="wait", stop=" Wait").text == ""
     cut = play(two, " =", [True], policy="wait", max_new_tokens=1)
