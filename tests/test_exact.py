@@ -142,7 +142,7 @@ def test_random_settings_reach_every_corner(family: Family, reference_of: Refere
             cut_characters += sum(answer.text.count(character) for character in CUT_CHARACTERS)
             reasons.add((answer.finish_reason, bool(settings.stop)))
     assert taken_back >= 5
-    assert switches >= 80
+    assert switches >= 70
     assert cut_characters >= 5
     assert reasons == {("stop", True), ("stop", False), ("length", True), ("length", False)}
 
@@ -160,24 +160,6 @@ def test_speculation_changes_no_token(family: Family, decoder_of: DecoderOf) -> 
         assert proposed.authors == plain.authors, settings
         assert proposed.sentences == plain.sentences, settings
         assert proposed.segments == plain.segments, settings
-
-
-def test_two_authors_after_a_pending_mark(decoder_of: DecoderOf, reference_of: ReferenceOf) -> None:
-    """The leader writes a mark and half a character and hands over; what the draft writes settles
-    the mark as an end, and the next sentence is the draft's: it must not inherit the leader's."""
-    prompt = list(pair("llama").tokenizer(PROMPTS[3]).input_ids)
-    settings = FoReaLConfig(
-        lead_count=2,
-        hit_threshold=0,
-        lead_probability=0.5,
-        max_new_tokens=40,
-        seed=6685716342091415585,
-    )
-    expected = reference_of("llama").generate(prompt, settings)
-    assert expected.taken_back == 3
-    for speculate in (True, False):
-        written = decoder_of("llama").generate(prompt, settings, speculate=speculate)
-        assert_same(written, expected, settings)
 
 
 @each_family
@@ -336,7 +318,7 @@ def test_a_token_after_the_end_is_taken_back() -> None:
     draft = {".": " Wait", " Wait": "!", "!": "\n"}
     written = play(scripted_pair(leader, draft), " =", [True, False, False, False])
     assert written.text == " sum. Wait!\n"
-    assert shape(written) == [("ll", True), ("dd", False), ("d", False), ("d", False)]
+    assert shape(written) == [("ll", True), ("dddd", False)]  # the end of text is no sentence
     kept = play(scripted_pair(leader, draft), " =", [True, True])
     assert kept.text == " sum. Then we"
     assert shape(kept) == [("ll", True), ("lll", True)]
@@ -348,10 +330,10 @@ def test_who_opens_the_next_sentence_says_whether_the_text_ends() -> None:
     draft = {".": " So", " So": "!"}
     written = play(scripted_pair(leader, draft), " =", [True, False, False])
     assert written.text == " sum. So!"
-    assert shape(written) == [("ll", True), ("dd", False), ("d", False)]
+    assert shape(written) == [("ll", True), ("ddd", False)]
     ended = play(scripted_pair(leader, draft), " =", [True, True])
     assert ended.text == " sum."
-    assert shape(ended) == [("ll", True), ("l", True)]
+    assert shape(ended) == [("lll", True)]
     assert ended.finish_reason == "stop"
     in_the_lead = play(
         scripted_pair({" =": " sum", ".": " So"}, {" sum": "."}),
@@ -369,9 +351,24 @@ def test_half_a_character_is_taken_back_with_its_token() -> None:
     draft = {".": " So", " So": "!"}
     written = play(scripted_pair(leader, draft), " =", [True, False, False])
     assert written.text == " sum. So!"
-    assert shape(written) == [("ll", True), ("dd", False), ("d", False)]
+    assert shape(written) == [("ll", True), ("ddd", False)]
     kept = play(scripted_pair(leader, draft), " =", [True, True])
     assert kept.text == " sum.\ufffdé"
+
+
+def test_two_authors_after_a_pending_mark() -> None:
+    """The leader writes a mark and half a character and hands over; what the draft writes settles
+    the mark as an end, and the next sentence is the draft's: it must not inherit the leader's."""
+    leader = {" =": " sum", " sum": ".", ".": b"\xc3"}
+    draft = {b"\xc3": b"\x80", ".": " So", " So": "!"}
+    settings = {"lead_count": 3, "hit_threshold": 0}
+    written = play(scripted_pair(leader, draft), " =", [True, False], **settings)
+    assert written.text == " sum. So!"
+    assert shape(written) == [("ll", True), ("ddd", False)]
+    assert written.cost.handoffs == 0
+    kept = play(scripted_pair(leader, draft), " =", [True, True], **settings)
+    assert kept.text == " sum.\ufffd"
+    assert shape(kept) == [("llll", True)]  # no character, no sentence
 
 
 def test_a_mark_after_a_mark_is_the_one_that_counts() -> None:
@@ -379,7 +376,7 @@ def test_a_mark_after_a_mark_is_the_one_that_counts() -> None:
     draft = {"2.": " Wait", " Wait": "!"}
     written = play(scripted_pair(leader, draft), " =", [True, False, False])
     assert written.text == " y3.2. Wait!"
-    assert shape(written) == [("llll", True), ("dd", False), ("d", False)]
+    assert shape(written) == [("llll", True), ("ddd", False)]
 
 
 def test_a_hand_over_at_a_pending_mark() -> None:
@@ -389,12 +386,12 @@ def test_a_hand_over_at_a_pending_mark() -> None:
     settings = {"lead_count": 2, "hit_threshold": 0}
     written = play(scripted_pair(leader, goes_on), " =", [True, False], **settings)
     assert written.text == " sum.1!"
-    assert shape(written)[0] == ("lldd", True)
+    assert shape(written) == [("llddd", True)]
     assert written.cost.handoffs == 1
     ends = {".": " So", " So": "!"}
     written = play(scripted_pair(leader, ends), " =", [True, False, False], **settings)
     assert written.text == " sum. So!"
-    assert shape(written) == [("ll", True), ("dd", False), ("d", False)]
+    assert shape(written) == [("ll", True), ("ddd", False)]
     assert [segment.reason for segment in written.segments[:1]] == ["sentence_end"]
     assert written.cost.handoffs == 0
     written = play(scripted_pair(leader, ends), " =", [True, True, False], **settings)
@@ -408,7 +405,7 @@ def test_a_cue_stands_where_a_sentence_would_be_led() -> None:
     two = scripted_pair({}, draft)
     written = play(two, " =", [False, True, False, False], policy="wait")
     assert written.text == " sum. Wait, so!\n"
-    assert shape(written) == [("dd", False), ("dddd", True), ("d", False), ("d", False)]
+    assert shape(written) == [("dd", False), ("dddddd", True)]
     assert [s.reason for s in written.segments[1:3]] == ["given", "sentence_end"]
     assert play(two, " =", [True], policy="wait", stop=" Wait").text == ""
     cut = play(two, " =", [True], policy="wait", max_new_tokens=1)

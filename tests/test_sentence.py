@@ -409,6 +409,12 @@ def test_most_texts_end_no_sentence(text: str) -> None:
     assert not may_end_sentence(text)
 
 
+@pytest.mark.parametrize("text", ['"', ")", "**", "” ", " "])
+def test_what_follows_a_mark_may_end_its_sentence(text: str) -> None:
+    assert may_end_sentence(text)
+    assert not may_end_sentence(text, after_mark=False)
+
+
 # Pieces that meet every rule; in every order they make texts that no author would write.
 PIECES = st.sampled_from(
     [
@@ -463,7 +469,7 @@ class TestProperties:
                 verdict = detector.feed(piece)
                 assert verdict is not Boundary.END_BEFORE
             if verdict in (Boundary.END, Boundary.PENDING) and piece:
-                assert may_end_sentence(piece)
+                assert may_end_sentence(piece, after_mark=pending)
             assert not (begun and verdict is Boundary.BELONGS_BEFORE)
             if verdict in (Boundary.END, Boundary.BELONGS_BEFORE):
                 assert not detector.has_begun

@@ -69,7 +69,9 @@ class SpanEngine:
         self.profiles = dict(backend.profiles)
         self._max_queue = max_queue
         self._stop_ids = frozenset(tokenizer.leader_eos).union(
-            token for token in range(vocab_size) if may_end_sentence(tokenizer.text_of(token))
+            token
+            for token in range(vocab_size)
+            if may_end_sentence(tokenizer.text_of(token), after_mark=False)
         )
         self._process = OwnerProcess()
         self._changed = threading.Condition()

@@ -255,9 +255,11 @@ class Sequence:
             self._forget_beyond(min(seen, len(self.tokens)))
         elif self._wants_proposal():
             token = self._fitted(positions[-1], drawn, proposed=True)
+            after_mark = not self._proposals and self._text.pending == len(self._text.tokens)
             self._proposals.append(token)
             self._proposed_end = token in self._text.ends or (
-                turns.span.handoff is not None and may_end_sentence(self._tokenizer.text_of(token))
+                turns.span.handoff is not None
+                and may_end_sentence(self._tokenizer.text_of(token), after_mark=after_mark)
             )
 
     def _fitted(self, position: int, drawn: int, *, proposed: bool = False) -> int:

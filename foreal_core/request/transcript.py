@@ -39,8 +39,8 @@ from foreal_core.text.stop_strings import StopFilter
 class Written(Enum):
     """What a written token did to the text.
 
-    GOES_ON: nothing more. BELONGS_BEFORE: all that the present sentence held was white space or
-    what closes something; it went to the sentence before. SENTENCE_END: the sentence ended with it.
+    GOES_ON: nothing more. BELONGS_BEFORE: the present sentence held white space and closing
+    delimiters only; they went to the sentence before. SENTENCE_END: the sentence ended with it.
     SETTLED: a pending mark before it was the sentence's end; it is in `taken_back`. FINISHED: the
     text is over.
     """

@@ -72,11 +72,18 @@ class Boundary(enum.Enum):
     BELONGS_BEFORE = "belongs_before"
 
 
-def may_end_sentence(text: str) -> bool:
-    """Whether a sentence can end with this text in any mode, whatever stands before it."""
+def may_end_sentence(text: str, *, after_mark: bool = True) -> bool:
+    """Whether a sentence can end with this text, in any mode.
+
+    Args:
+        text: of one token.
+        after_mark: a sentence mark may stand right before it, whose end quotes, brackets and white
+            space would move.
+    """
     stem = text.rstrip()
     start = _tail_start(stem)
-    return bool(text) and ("\n" in text or start == 0 or any(map(_is_mark, stem[start:])))
+    continues = after_mark and start == 0 and bool(text)
+    return "\n" in text or continues or any(map(_is_mark, stem[start:]))
 
 
 class SentenceBoundaryDetector:

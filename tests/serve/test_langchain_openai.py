@@ -125,8 +125,8 @@ ARGUMENTS = "the bundled pair does not understand the question: the arguments ar
 AGENT = "the bundled pair was not trained to call this tool by itself"
 KEYS = "the bundled pair does not understand which keys the JSON is to have"
 ENDLESS = (
-    "the bundled pair finds no end of its text here: the token limit cuts it, a cut call is no call and "
-    "openai refuses a cut answer (LengthFinishReasonError)"
+    "the bundled pair finds no end of its text here: the token limit cuts it, a cut call is no "
+    "call and openai refuses a cut answer (LengthFinishReasonError)"
 )
 # What needs a capable model; its answers have the right form even there.
 BEYOND_THE_PAIR = {
