@@ -282,12 +282,13 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Tokens of the whole prompt, template and tools included, also of one that is longer than
-        the context (loads the pair); none without messages."""
+        the context (loads the pair); none without messages. Of a part of a chat that the template
+        refuses, about as many and no fewer."""
         if not messages:
             return 0
         formatted = [tool_json(tool) for tool in tools] if tools else None
         tokenizer = self._decoder().pair_tokenizer
-        return len(tokenizer.encode_chat(to_chat(messages), tools=formatted, **self._template({})))
+        return tokenizer.count_chat(to_chat(messages), tools=formatted, **self._template({}))
 
     def _complete_profile(self, decoder: FoReaLDecoder) -> None:
         """Adds what only the loaded pair can tell, for all copies of this model."""
