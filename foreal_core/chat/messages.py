@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from foreal_core import ConfigError, FoReaLConfig
+from foreal_core.grammar.schemas import moved
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
@@ -131,30 +132,13 @@ def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "type": "object",
                 "properties": {
                     "name": {"const": function["name"]},
-                    "arguments": _moved(arguments, place),
+                    "arguments": moved(arguments, place),
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
         )
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """The schema with its references to itself ("#/$defs/...") as they read inside another one.
-
-    Args:
-        schema: a JSON schema.
-        place: where it comes to stand there, as a JSON pointer.
-    """
-    if isinstance(schema, Mapping):
-        return {
-            name: f"#{place}{part[1:]}"
-            if name == "$ref" and isinstance(part, str) and part.startswith("#")
-            else _moved(part, place)
-            for name, part in schema.items()
-        }
-    return [_moved(part, place) for part in schema] if isinstance(schema, list) else schema
 
 
 # What says more of the very object that a schema describes.

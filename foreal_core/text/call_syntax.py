@@ -55,6 +55,17 @@ class CallSyntax:
             return ()
         return tuple(filter(None, (_mark_before(self.begin), _mark_after(self.end))))
 
+    def written(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+        """The text of a message's calls, by name and arguments."""
+        texts = []
+        for name, arguments in calls:
+            if self.middle is None:
+                body = json.dumps({self.name_key: name, self.arguments_key: arguments})
+            else:
+                body = name + self.middle + json.dumps(arguments)
+            texts.append(self.opening + body + self.closing)
+        return self.begin + self.separator.join(texts) + self.end
+
 
 HERMES: Final = CallSyntax()
 

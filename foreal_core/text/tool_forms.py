@@ -61,6 +61,13 @@ def shows_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     return found_once(tokenizer, "shows tools", attempt)
 
 
+def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether tools can be given: the chat template shows them, calls of them and results."""
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    return shows_tools(tokenizer) and tool_form(tokenizer, tools=True) is not None
+
+
 def tool_form(tokenizer: PreTrainedTokenizerBase, *, tools: bool) -> ToolForm | None:
     """The form in which the chat template shows tool calls; None where it shows them in none.
 
@@ -78,6 +85,20 @@ def call_syntax(tokenizer: PreTrainedTokenizerBase) -> CallSyntax:
         return HERMES
     form = tool_form(tokenizer, tools=True)
     return HERMES if form is None else form.syntax
+
+
+def hidden_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Ids and spellings of the special tokens that mark tool calls: decoded text leaves them
+    out."""
+
+    def attempt() -> dict[int, str]:
+        syntax = call_syntax(tokenizer)
+        marks = "".join((syntax.start_mark, syntax.stop_mark, *syntax.layout_marks))
+        marks += syntax.middle or ""
+        added = tokenizer.added_tokens_decoder.items()
+        return {i: str(one) for i, one in added if one.special and str(one) in marks}
+
+    return found_once(tokenizer, "hidden marks", attempt)
 
 
 def refuse_tools(tokenizer: PreTrainedTokenizerBase) -> None:

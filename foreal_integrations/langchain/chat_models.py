@@ -22,11 +22,12 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
-from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation, Prompt
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation, Prompt, TokenEvent
 from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import chosen_tools, held_to_calls
-from foreal_core.chat.replies import Part, ReplySplitter
+from foreal_core.chat.replies import Part, ReplySplitter, splitter_of
 from foreal_core.text.thinking import THINK_END
+from foreal_core.text.tool_forms import takes_tools
 from foreal_integrations.langchain.base import (
     AsyncManager,
     FoReaLModel,
@@ -63,20 +64,21 @@ class _Ask:
 
     settings: FoReaLConfig
     tools: list[dict[str, Any]] | None
+    parallel: bool
 
 
 class _Reader:
     """A reply as LangChain's generations."""
 
-    def __init__(self, splitter: ReplySplitter, model: str) -> None:
-        self._messages = MessageReader(splitter)
+    def __init__(self, splitter: ReplySplitter, model: str, *, parallel: bool) -> None:
+        self._messages = MessageReader(splitter, parallel=parallel)
         self._model = model
 
     def whole(self, generation: Generation) -> ChatGeneration:
         return ChatGeneration(message=self._messages.message(generation, self._model))
 
-    def chunks(self, text: str) -> Iterator[ChatGenerationChunk]:
-        return map(self._chunk, self._messages.feed(text))
+    def chunks(self, event: TokenEvent) -> Iterator[ChatGenerationChunk]:
+        return map(self._chunk, self._messages.feed(event.text, event.token_id))
 
     def last_chunks(self, generation: Generation) -> Iterator[ChatGenerationChunk]:
         yield from map(self._chunk, self._messages.flush())
@@ -295,7 +297,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         if not self._describes_itself or self.profile is None or "tool_calling" in self.profile:
             return
         tokenizer = decoder.tokenizer
-        shows_tools = "tools" in str(tokenizer.chat_template or "")
+        shows_tools = takes_tools(tokenizer)
         constrained = can_constrain() and bool(tokenizer.is_fast)
         self.profile["max_input_tokens"] = decoder.max_context - 1
         self.profile["reasoning_output"] = THINK_END in tokenizer.get_vocab()
@@ -344,9 +346,14 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             [tool_json(tool) for tool in arguments.get("tools") or ()],
             arguments.get("tool_choice"),
         )
-        return _Ask(held_to_calls(settings, tools, forced=forced), tools or None)
+        parallel = arguments.get("parallel_tool_calls")
+        return _Ask(
+            held_to_calls(settings, tools, forced=forced), tools or None, parallel is not False
+        )
 
     def _request(self, decoder: FoReaLDecoder, prompt: Prompt, ask: _Ask) -> Request[_Reader]:
         self._complete_profile(decoder)
-        splitter = ReplySplitter(thinking=prompt.opens_thinking, tools=ask.tools is not None)
-        return Request(decoder, prompt, ask.settings, _Reader(splitter, self.model_name))
+        tokenizer, tools = decoder.tokenizer, ask.tools is not None
+        splitter = splitter_of(tokenizer, thinking=prompt.opens_thinking, tools=tools)
+        reader = _Reader(splitter, self.model_name, parallel=ask.parallel)
+        return Request(decoder, prompt, ask.settings, reader)

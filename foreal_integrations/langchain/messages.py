@@ -22,15 +22,9 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from foreal_core import ConfigError, CostReport, Generation
+from foreal_core.chat.calls import BrokenCall, ToolCall
 from foreal_core.chat.messages import joined_neighbours, openai_call, text_alone
-from foreal_core.chat.replies import (
-    BrokenCall,
-    Part,
-    Piece,
-    ReplyReader,
-    ReplySplitter,
-    ToolCall,
-)
+from foreal_core.chat.replies import Part, Piece, ReplyReader, ReplySplitter
 
 PROVIDER = "foreal"
 # Chunks of one index are joined, and LangChain counts the blocks of a message from 0 without
@@ -110,13 +104,14 @@ def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
 class MessageReader(ReplyReader):
     """One reply as it is written, as LangChain's messages."""
 
-    def __init__(self, splitter: ReplySplitter) -> None:
-        super().__init__(splitter)
+    def __init__(self, splitter: ReplySplitter, *, parallel: bool = True) -> None:
+        super().__init__(splitter, parallel=parallel)
         self._calls = 0
 
     def message(self, generation: Generation, model: str) -> AIMessage:
         """The whole reply at once."""
-        parts = [part for text in generation.texts for part in self.feed(text)] + self.flush()
+        written = zip(generation.texts, generation.token_ids, strict=True)
+        parts = [part for text, token in written for part in self.feed(text, token)] + self.flush()
         pieces = [part for part in parts if isinstance(part, Piece)]
         reasoning = "".join(piece.text for piece in pieces if piece.kind == "reasoning")
         calls = [_call(part) for part in parts if not isinstance(part, Piece)]

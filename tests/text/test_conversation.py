@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 import pytest
+from families import FAMILIES, R1_DISTILL
 from hypothesis import given, settings, strategies as st
-from templates import FAMILIES, R1_DISTILL
 from transformers import AutoTokenizer
 
 from foreal_core.demo import pair_paths
