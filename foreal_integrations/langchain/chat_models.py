@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, ClassVar, TypeAlias
 
 from langchain_core.language_models import BaseChatModel, ModelProfile
@@ -18,7 +17,7 @@ from langchain_core.outputs import (
     Generation as TextGeneration,
     LLMResult,
 )
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
@@ -43,12 +42,13 @@ from foreal_integrations.langchain.structured import (
     answer_parser,
     call_parser,
     can_constrain,
+    raw_and_parsed,
     response_format,
     response_schema,
     tool_json,
 )
 
-_ASKED_FOR = ("tools", "tool_choice", "response_format")
+_ASKED_FOR = ("tools", "tool_choice", "parallel_tool_calls", "strict", "response_format")
 # Beside these, what LangChain passes to every chat model.
 _PASSED_ON = frozenset(
     {*_ASKED_FOR, "stream", "ls_structured_output_format", "structured_output_format"}
@@ -184,6 +184,8 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
         *,
         tool_choice: str | dict[str, Any] | bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Shows tools to the model and parses its calls of them.
@@ -193,13 +195,19 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             tool_choice: None or "auto" leaves it to the model, "none" hides the tools; "any",
                 "required", True or a tool's name force a call: after its thinking the model can
                 only write one that fits the tool's schema (needs the extra "json").
+            parallel_tool_calls: whether a message may hold several calls, where the chat template
+                shows several; None allows them unless a call is forced. False keeps the first.
+            strict: True holds calls that are not forced to their tools' schemas as well (needs the
+                extra "json"); forced ones always are.
             **kwargs: further arguments to bind: settings of the call, or `response_format` as in
                 OpenAI's interface; beside tools the model then writes a call or such an answer.
 
         Raises:
-            ConfigError: `tool_choice` names no tool; when called: the chat template shows no
-                tools.
+            ConfigError: `tool_choice` names no tool; another argument is neither True nor False;
+                when called: the chat template shows no tools, or no calls of them.
         """
+        flags = {"parallel_tool_calls": parallel_tool_calls, "strict": strict}
+        kwargs |= {name: flag for name in flags if (flag := _flag(name, flags)) is not None}
         formatted = [tool_json(tool) for tool in tools]
         chosen, forced = chosen_tools(formatted, tool_choice)
         if chosen:
@@ -223,7 +231,8 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             schema: a pydantic class (answers are instances of it), a TypedDict, a JSON schema or
                 a function in OpenAI's JSON (answers are dicts). "json_mode" needs none.
             include_raw: return {"raw": the message, "parsed": the answer or None,
-                "parsing_error": what was wrong or None} instead of raising the error.
+                "parsing_error": what was wrong or None} instead of raising the error; a stream
+                gives these parts as they come, and their sum is what `invoke` returns.
             method: "function_calling" forces a call of one tool, which the chat template shows to
                 the model; "json_schema" needs no tools in the template, and shows the schema to
                 nobody: say in the prompt what is wanted; "json_mode" is any JSON object.
@@ -250,15 +259,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             )
         traced = {"kwargs": {"method": method}, "schema": schema}
         model = self.bind(**asked, ls_structured_output_format=traced, **kwargs)
-        if not include_raw:
-            return model | parser
-        parsed = RunnablePassthrough.assign(
-            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
-        )
-        failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        # The model comes first: a map would keep the settings of a call from it.
-        raw: Runnable[AIMessage, Any] = RunnableMap(raw=RunnablePassthrough())
-        return model | raw | parsed.with_fallbacks([failed], exception_key="parsing_error")
+        return model | (raw_and_parsed(parser) if include_raw else parser)
 
     def _convert_cached_generations(self, cache_val: list[TextGeneration]) -> list[ChatGeneration]:
         # LangChain changes the objects, which a cache in memory would see.
@@ -346,10 +347,9 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             [tool_json(tool) for tool in arguments.get("tools") or ()],
             arguments.get("tool_choice"),
         )
-        parallel = arguments.get("parallel_tool_calls")
-        return _Ask(
-            held_to_calls(settings, tools, forced=forced), tools or None, parallel is not False
-        )
+        parallel, strict = (_flag(name, arguments) for name in ("parallel_tool_calls", "strict"))
+        held = held_to_calls(settings, tools, forced=forced, parallel=parallel, strict=bool(strict))
+        return _Ask(held, tools or None, parallel is not False)
 
     def _request(self, decoder: FoReaLDecoder, prompt: Prompt, ask: _Ask) -> Request[_Reader]:
         self._complete_profile(decoder)
@@ -357,3 +357,10 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         splitter = splitter_of(tokenizer, thinking=prompt.opens_thinking, tools=tools)
         reader = _Reader(splitter, self.model_name, parallel=ask.parallel)
         return Request(decoder, prompt, ask.settings, reader)
+
+
+def _flag(name: str, arguments: Mapping[str, Any]) -> bool | None:
+    flag = arguments.get(name)
+    if flag is not None and not isinstance(flag, bool):
+        raise ConfigError(f"{name}={flag!r} is not allowed: it must be True, False or None.")
+    return flag

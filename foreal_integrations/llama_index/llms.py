@@ -294,14 +294,15 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             tools, forced = chosen_tools(given, arguments.get("tool_choice"))
             overrides = {name: arguments[name] for name in SETTINGS if name in arguments}
             settings = self._settings(overrides.pop("stop", None), overrides)
+            parallel = arguments.get("allow_parallel_tool_calls")
             yield _Ask(
-                settings=held_to_calls(settings, tools, forced=forced),
+                settings=held_to_calls(settings, tools, forced=forced, parallel=parallel),
                 template=self._template(arguments),
                 told=template_options(arguments),
                 timeout=timeout,
                 tools=tools,
                 forced=forced,
-                parallel=bool(arguments.get("allow_parallel_tool_calls", True)),
+                parallel=parallel is None or bool(parallel),
                 raw_prompt=bool(arguments.get("raw_prompt", self.raw_prompt)),
                 account=account,
             )
