@@ -70,9 +70,12 @@ class FoReaLConfig:
             can be (finish reason "length"). Numbers to which the schema sets no bounds stay
             within those that every reader holds exactly (2**53). Alignment then compares what
             each model would write under the schema. Needs the extra "json".
-        call_schema: the same for an answer that calls a tool, "<tool_call>\\n{...}\\n</tool_call>"
-            as Hermes and Qwen write it; the schema is the call's, name and arguments. With
-            json_schema as well the answer is one or the other.
+        call_schema: the same for an answer that calls a tool, as the chat template writes calls;
+            "<tool_call>\\n{...}\\n</tool_call>" (Hermes, Qwen) where it shows none. The schema is
+            the call's, an object of "name" and "arguments"; one of an array of calls allows
+            several, if the template does. With json_schema as well the answer is one or the other.
+        call_required: False leaves the answer free, text with calls in it or without; what begins
+            as a call is then held to the call_schema. With json_schema it says nothing.
 
     Raises:
         ConfigError: a value has the wrong type or range; it names field, value and range.
@@ -106,6 +109,7 @@ class FoReaLConfig:
     draft_length: int | None = None
     json_schema: Mapping[str, Any] | str | None = None
     call_schema: Mapping[str, Any] | str | None = None
+    call_required: bool = True
 
     def __post_init__(self) -> None:
         self._check_int("lead_count", 0)
@@ -128,7 +132,7 @@ class FoReaLConfig:
         self._check_choice("hit_window", get_args(HitWindow))
         self._check_choice("sentence_boundary", get_args(SentenceBoundaryMode))
         self._check_policy()
-        for name in ("speculate", "stop_in_thinking", "logprobs"):
+        for name in ("speculate", "stop_in_thinking", "logprobs", "call_required"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "True or False")
         if self.top_logprobs and not self.logprobs:

@@ -21,6 +21,7 @@ from foreal_core import (
     TokenStream,
 )
 from foreal_core.engine.request import Finished
+from foreal_core.text.detokenizer import Detokenizer
 
 # Hermes' way to show tools, as in Qwen's templates; opens the thinking like the bundled one.
 TOOLS_TEMPLATE = """
@@ -115,7 +116,8 @@ class ScriptedDecoder:
         self.prompts.append(self._decoder.tokenizer.decode(ids))
         text = self._replies.pop(0)
         written = self._decoder.tokenizer(text)["input_ids"]
-        texts = tuple(self._decoder.tokenizer.decode([token]) for token in written)
+        detokenizer = Detokenizer(self._decoder.tokenizer)
+        texts = tuple(detokenizer.push(token) for token in written)
         assert "".join(texts) == text
         count = len(written)
         cost = replace(

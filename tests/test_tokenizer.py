@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -413,10 +414,15 @@ class TestEncoding:
         assert shared.encode_chat(MESSAGES) == tokenizer(text)["input_ids"]
 
     def test_template_arguments_and_tools_reach_the_template(self) -> None:
-        template = "{{ tools | length }}{% if think %}<think>{% endif %}"
+        template = (
+            "{{ tools | tojson }}{% for message in messages %}{{ message.content }}"
+            "{{ message.tool_calls | tojson if message.tool_calls }}{% endfor %}"
+            "{% if think %}<think>{% endif %}"
+        )
         shared = pair(chat_tokenizer(chat_template=template))
         tools = [{"type": "function", "function": {"name": "f"}}]
-        assert shared.decode(shared.encode_chat(MESSAGES, tools=tools, think=True)) == "1<think>"
+        shown = shared.decode(shared.encode_chat(MESSAGES, tools=tools, think=True))
+        assert shown == json.dumps(tools) + "hello<think>"
 
     @pytest.mark.parametrize("start", ["", "<bos>", "<bos><bos>"])
     @pytest.mark.parametrize("adds", [False, True])

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from foreal_core import ConfigError, FoReaLConfig
+from foreal_core.grammar.schemas import moved
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
@@ -106,15 +107,33 @@ def _named(choice: Mapping[str, Any]) -> Any:
 
 
 def held_to_calls(
-    settings: FoReaLConfig, tools: Sequence[Mapping[str, Any]], *, forced: bool
+    settings: FoReaLConfig,
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    forced: bool,
+    parallel: bool | None = None,
+    strict: bool = False,
 ) -> FoReaLConfig:
-    """The settings under which these tools may be called: a forced answer is a call and nothing
-    else, one that has a schema is a call or follows it."""
+    """The settings under which these tools may be called.
+
+    Args:
+        settings: without tools.
+        tools: OpenAI's JSON.
+        forced: the answer is a call and nothing else. If it is not, an answer that has a schema is
+            a call or follows it, and any other is free.
+        parallel: an answer may hold several calls, where the template shows several; None allows
+            them in free answers.
+        strict: calls in free answers follow their schema, too.
+    """
+    free = not forced and not settings.constrained
+    if not tools or (free and not strict):
+        return settings
+    schema = call_schema(tools)
+    if parallel or (free and parallel is None):
+        schema = {"type": "array", "items": moved(schema, "/items"), "minItems": 1}
     if forced:
-        return settings.with_overrides(call_schema=call_schema(tools), json_schema=None)
-    if tools and settings.constrained:
-        return settings.with_overrides(call_schema=call_schema(tools))
-    return settings
+        settings = settings.with_overrides(json_schema=None)
+    return settings.with_overrides(call_schema=schema, call_required=not free)
 
 
 def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -131,30 +150,13 @@ def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "type": "object",
                 "properties": {
                     "name": {"const": function["name"]},
-                    "arguments": _moved(arguments, place),
+                    "arguments": moved(arguments, place),
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
         )
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """The schema with its references to itself ("#/$defs/...") as they read inside another one.
-
-    Args:
-        schema: a JSON schema.
-        place: where it comes to stand there, as a JSON pointer.
-    """
-    if isinstance(schema, Mapping):
-        return {
-            name: f"#{place}{part[1:]}"
-            if name == "$ref" and isinstance(part, str) and part.startswith("#")
-            else _moved(part, place)
-            for name, part in schema.items()
-        }
-    return [_moved(part, place) for part in schema] if isinstance(schema, list) else schema
 
 
 # What says more of the very object that a schema describes.

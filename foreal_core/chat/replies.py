@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import uuid
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from foreal_core.chat.calls import (
+    BrokenCall,
+    JsonEnd,
+    OpenCall,
+    ToolCall,
+    call_start,
+    cut_call,
+    open_call,
+    read_calls,
+)
+from foreal_core.text.call_syntax import CallSyntax
 from foreal_core.text.thinking import THINK_END, THINK_START
+from foreal_core.text.tool_forms import call_syntax, hidden_marks
 
-CALL_START, CALL_END = "<tool_call>", "</tool_call>"
-
+_State = Literal["start", "thinking", "answer", "call"]
 PieceKind = Literal["reasoning", "text", "tool_call", "broken_tool_call"]
 
 
@@ -30,14 +40,26 @@ class ReplySplitter:
 
     Args:
         thinking: the prompt has already opened the thinking.
-        tools: tool calls are looked for; a call comes as one piece when its end is read.
+        calls: how the model writes the tool calls that are looked for; None looks for none. A call
+            comes as one piece when its end is read.
+        hidden_marks: the spellings of special tokens among their marks, by id: texts of tokens
+            leave them out, whoever feeds texts must add them.
     """
 
-    def __init__(self, *, thinking: bool, tools: bool) -> None:
-        self._state: Literal["start", "thinking", "answer", "call"] = (
-            "thinking" if thinking else "start"
-        )
-        self._tools = tools
+    def __init__(
+        self,
+        *,
+        thinking: bool,
+        calls: CallSyntax | None,
+        hidden_marks: Mapping[int, str] | None = None,
+    ) -> None:
+        self.calls = calls
+        self.hidden_marks = hidden_marks or {}
+        self._state: _State = "thinking" if thinking else "start"
+        self._marks = (calls.start_mark, *calls.layout_marks) if calls is not None else ()
+        # Where no mark begins a call, a call is an answer that begins like one.
+        self._bare_start = call_start(calls) if calls is not None and not calls.start_mark else None
+        self._json_end = JsonEnd()
         self._held = ""
         self._leading = True  # white space that opens a part is layout, not text
 
@@ -47,9 +69,11 @@ class ReplySplitter:
         return self._state == "thinking"
 
     @property
-    def open_call(self) -> str:
-        """What is written of a tool call that has not ended; "" outside of one."""
-        return _without_tag_start(self._held, CALL_END).strip() if self._state == "call" else ""
+    def open_call(self) -> OpenCall | None:
+        """The tool call that is being written; None outside of one, and before its arguments."""
+        if self.calls is None or self._state != "call":
+            return None
+        return open_call(_without_tag_start(self._held, (self.calls.stop_mark,)), self.calls)
 
     def feed(self, delta: str) -> list[Piece]:
         """The pieces that became certain with this delta."""
@@ -61,10 +85,10 @@ class ReplySplitter:
 
     def flush(self) -> list[Piece]:
         """What is still held, at the end of the text."""
-        if self._state == "call" and CALL_END in self._held:
-            # In a string that never ends, so this is no JSON and the tag is one after all.
+        if self._state == "call" and self._stop_mark and self._stop_mark in self._held:
+            # In a string that never ends, so this is no JSON and the mark is one after all.
             pieces: list[Piece] = []
-            self._end_call(self._held.find(CALL_END), pieces)
+            self._end_call(self._held.find(self._stop_mark), pieces)
             return [*pieces, *self.feed(""), *self.flush()]
         held, self._held = self._held, ""
         if self._state == "call":
@@ -74,6 +98,10 @@ class ReplySplitter:
         if kind == "reasoning":
             text = text.rstrip()
         return [Piece(kind, text)] if text else []
+
+    @property
+    def _stop_mark(self) -> str:
+        return "" if self.calls is None else self.calls.stop_mark
 
     def _advance(self, pieces: list[Piece]) -> bool:
         """Moves on by one tag; False when more text is needed."""
@@ -87,42 +115,61 @@ class ReplySplitter:
             self._state = "answer"
             return True
         if self._state == "thinking":
-            return self._until(THINK_END, "reasoning", "answer", pieces)
+            return self._until((THINK_END,), "reasoning", pieces)
         if self._state == "call":
-            end = _end_of_call(self._held)
+            end = self._end_of_call()
             if end < 0:
                 return False
             self._end_call(end, pieces)
             return True
-        if self._tools:
-            return self._until(CALL_START, "text", "call", pieces)
+        if self._bare_start is None and self._marks:
+            return self._until(self._marks, "text", pieces)
+        if self._bare_start is not None and self._leading:
+            start = self._bare_start.match(self._held, partial=True)
+            if start is not None:
+                if not start.partial:
+                    self._state = "call"
+                return not start.partial
         self._emit("text", len(self._held), pieces)
         return False
 
-    def _until(
-        self,
-        tag: str,
-        kind: PieceKind,
-        then: Literal["answer", "call"],
-        pieces: list[Piece],
-    ) -> bool:
-        at = self._held.find(tag)
-        if at >= 0:
+    def _until(self, tags: Sequence[str], kind: PieceKind, pieces: list[Piece]) -> bool:
+        """Emits what stands before the first of these tags, and enters what that begins."""
+        found = [(at, tag) for tag in tags if (at := self._held.find(tag)) >= 0]
+        if found:
+            at, tag = min(found)
             rest = self._held[at + len(tag) :]
             self._held = self._held[:at].rstrip()
             self._emit(kind, len(self._held), pieces)
-            self._enter(then, rest)
+            begins_call = self.calls is not None and tag == self.calls.start_mark
+            self._enter("call" if begins_call else "answer", rest)
             return True
         # White space before a tag goes with it, so both are held.
-        self._emit(kind, len(_without_tag_start(self._held, tag).rstrip()), pieces)
+        self._emit(kind, len(_without_tag_start(self._held, tags).rstrip()), pieces)
         return False
+
+    def _end_of_call(self) -> int:
+        """Where the call that is held ends: at the stop mark that stands in no JSON string, or,
+        where there is no such mark, at the end of its JSON; -1 where neither is there yet."""
+        assert self.calls is not None
+        if self._stop_mark:
+            return _outside_strings(self._held, self._stop_mark)
+        start = 0
+        if self.calls.middle is not None:
+            middle = self.calls.middle.strip()
+            at = self._held.find(middle)
+            if at < 0:
+                return -1
+            start = at + len(middle)
+        return self._json_end.find(self._held, start)
 
     def _end_call(self, end: int, pieces: list[Piece]) -> None:
         pieces.append(Piece("tool_call", self._held[:end].strip()))
-        self._enter("answer", self._held[end + len(CALL_END) :])
+        self._enter("answer", self._held[end + len(self._stop_mark) :])
 
-    def _enter(self, state: Literal["thinking", "answer", "call"], rest: str) -> None:
+    def _enter(self, state: _State, rest: str) -> None:
         self._state, self._held, self._leading = state, rest, True
+        self._json_end = JsonEnd()
 
     def _emit(self, kind: PieceKind, length: int, pieces: list[Piece]) -> None:
         text, self._held = self._held[:length], self._held[length:]
@@ -133,9 +180,22 @@ class ReplySplitter:
             pieces.append(Piece(kind, text))
 
 
-def _end_of_call(text: str) -> int:
-    """Where the end tag is that stands in no JSON string; -1 where there is none."""
-    if CALL_END not in text:
+def splitter_of(tokenizer: Any, *, thinking: bool, tools: bool) -> ReplySplitter:
+    """A splitter of replies to chats in a tokenizer's template.
+
+    Args:
+        thinking: the prompt has already opened the thinking.
+        tools: the prompt shows tools.
+    """
+    if not tools:
+        return ReplySplitter(thinking=thinking, calls=None)
+    marks = hidden_marks(tokenizer)
+    return ReplySplitter(thinking=thinking, calls=call_syntax(tokenizer), hidden_marks=marks)
+
+
+def _outside_strings(text: str, mark: str) -> int:
+    """Where a mark is that stands in no JSON string; -1 where there is none."""
+    if mark not in text:
         return -1
     quoted = escaped = False
     for at, character in enumerate(text):
@@ -145,69 +205,18 @@ def _end_of_call(text: str) -> int:
             escaped = quoted
         elif character == '"':
             quoted = not quoted
-        elif not quoted and text.startswith(CALL_END, at):
+        elif not quoted and text.startswith(mark, at):
             return at
     return -1
 
 
-def _without_tag_start(text: str, tag: str) -> str:
-    """The text without a tail that `tag` may begin with."""
-    for length in range(min(len(tag) - 1, len(text)), 0, -1):
-        if text.endswith(tag[:length]):
+def _without_tag_start(text: str, tags: Sequence[str]) -> str:
+    """The text without a tail that one of these tags may begin with."""
+    for length in range(min(max(map(len, tags)) - 1, len(text)), 0, -1):
+        tail = text[-length:]
+        if any(tag.startswith(tail) for tag in tags if len(tag) > length):
             return text[:-length]
     return text
-
-
-def _new_id() -> str:
-    return f"call_{uuid.uuid4().hex}"
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that a model wrote."""
-
-    name: str
-    arguments: dict[str, Any]
-    id: str = field(default_factory=_new_id)
-
-
-@dataclass(frozen=True)
-class BrokenCall:
-    """What was to be a call and is none: its name if it has one, the text from the opening tag on,
-    and what is wrong."""
-
-    name: str | None
-    text: str
-    error: str
-    id: str = field(default_factory=_new_id)
-
-
-def parse_call(body: str) -> ToolCall | BrokenCall:
-    """A call as Hermes and Qwen write it between their tags: {"name": ..., "arguments": {...}}."""
-    name: str | None = None
-
-    def broken(error: str) -> BrokenCall:
-        return BrokenCall(name, CALL_START + body, error)
-
-    try:
-        call = json.loads(body, strict=False)
-    except ValueError as error:
-        return broken(f"the tool call is no JSON: {error}")
-    given = call.get("name") if isinstance(call, dict) else None
-    if not isinstance(given, str) or not given:
-        return broken('the tool call is no object with a "name"')
-    name = given
-    arguments = call.get("arguments", call.get("parameters"))
-    if arguments in (None, ""):  # of a function that takes none
-        arguments = {}
-    if isinstance(arguments, str):  # some models quote the object once more
-        try:
-            arguments = json.loads(arguments, strict=False)
-        except ValueError as error:
-            return broken(f"the arguments are no JSON: {error}")
-    if not isinstance(arguments, dict):
-        return broken("the arguments are no object")
-    return ToolCall(name, arguments)
 
 
 Part: TypeAlias = Piece | ToolCall | BrokenCall
@@ -218,36 +227,52 @@ class ReplyReader:
 
     Args:
         splitter: tells thinking, answer and tool calls apart.
+        parallel: all tool calls count, not the first one alone.
 
     Attributes:
         reasoning_tokens: tokens of the thinking so far, its end tag included.
     """
 
-    def __init__(self, splitter: ReplySplitter) -> None:
+    def __init__(self, splitter: ReplySplitter, *, parallel: bool = True) -> None:
         self.reasoning_tokens = 0
         self._splitter = splitter
+        self._parallel = parallel
+        self._called = False
 
     @property
-    def open_call(self) -> str:
-        """What is written of a tool call that has not ended; "" outside of one."""
+    def open_call(self) -> OpenCall | None:
+        """The tool call that is being written; None outside of one, and before its arguments."""
         return self._splitter.open_call
 
-    def feed(self, text: str) -> list[Part]:
-        """The parts that became certain with one more token, whose text this is."""
+    def feed(self, text: str, token_id: int) -> list[Part]:
+        """The parts that became certain with one more token, whose text and id these are."""
         was_thinking = self._splitter.thinking
-        pieces = self._splitter.feed(text)
+        pieces = self._splitter.feed(text + self._splitter.hidden_marks.get(token_id, ""))
         if was_thinking or self._splitter.thinking:
             self.reasoning_tokens += 1
-        return [_part(piece) for piece in pieces]
+        return self._parts(pieces)
 
     def flush(self) -> list[Part]:
         """The parts that were still held at the end of the text."""
-        return [_part(piece) for piece in self._splitter.flush()]
+        return self._parts(self._splitter.flush())
 
+    def _parts(self, pieces: Sequence[Piece]) -> list[Part]:
+        parts: list[Part] = []
+        syntax = self._splitter.calls
+        for piece in pieces:
+            if syntax is None or piece.kind not in ("tool_call", "broken_tool_call"):
+                parts.append(piece)
+            elif piece.kind == "broken_tool_call":
+                parts.append(cut_call(piece.text, syntax))
+            else:
+                parts += read_calls(piece.text, syntax)
+        if self._parallel:
+            return parts
+        return [part for part in parts if self._counts(part)]
 
-def _part(piece: Piece) -> Part:
-    if piece.kind == "tool_call":
-        return parse_call(piece.text)
-    if piece.kind == "broken_tool_call":
-        return BrokenCall(None, CALL_START + piece.text, "the text ended inside the tool call")
-    return piece
+    def _counts(self, part: Part) -> bool:
+        """Whether a part counts where one call is the most."""
+        if not isinstance(part, ToolCall):
+            return True
+        first, self._called = not self._called, True
+        return first

@@ -7,6 +7,7 @@ tokens that ends the text; whoever holds one at every step can stop the model in
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from typing import Any
 _QUOTE, _BACKSLASH = b'"\\'
 _OUTSIDE_STRINGS = bytes(dict.fromkeys(b'}],"0123456789ntf-.[{' + bytes(range(256))))
 _INSIDE_STRINGS = bytes(dict.fromkeys(b'"' + bytes(range(0x20, 0x7F)) + bytes(range(256))))
+# A special token in llguidance's bytes, which are no UTF-8 there.
+_SPECIAL = re.compile(rb"\xff\[(\d+)\]")
 # Steps after which a search gives up: the grammar may lead it ever deeper. Then it is tried again
 # every so many tokens only, until few are left.
 _MOST_STEPS = 512
@@ -102,6 +105,9 @@ class EndingFinder:
     def _forced(self, matcher: Any) -> list[int]:
         """What can only come next, if the tokenizer can spell it."""
         forced = matcher.compute_ff_bytes()
+        if special := _SPECIAL.match(forced):
+            return [int(special[1])]
+        forced = forced.partition(b"\xff")[0]  # up to the next special token
         tokens: list[int] = self._tokenizer.tokenize_bytes(forced) if forced else []
         return tokens if self._tokenizer.decode_bytes(tokens) == forced else []
 

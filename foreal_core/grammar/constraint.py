@@ -17,18 +17,16 @@ import numpy as np
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
+from foreal_core.grammar.call_grammar import CallGrammar
 from foreal_core.grammar.completion import Ending, EndingFinder
 from foreal_core.text.thinking import THINK_END, THINK_START
+from foreal_core.text.tool_forms import call_syntax, hidden_marks
 
 # The spacing of json.dumps, which models have seen most.
 _SPACING = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
 # The whole numbers that every reader of JSON holds exactly (RFC 8259, section 6).
 _MOST = 2**53 - 1
-# What an answer of each setting looks like around its JSON, in llguidance's Lark.
-_ANSWERS = {
-    "json_schema": "{json}",
-    "call_schema": r'"<tool_call>\n" {json} "\n</tool_call>"',
-}
+_SCHEMAS = ("json_schema", "call_schema")
 
 
 class ConstraintFactory:
@@ -65,6 +63,7 @@ class ConstraintFactory:
             raise ConfigError(
                 f"a JSON schema needs a fast tokenizer; {type(tokenizer).__name__} gave: {error}"
             ) from error
+        self._source = tokenizer
         self._matcher = llguidance.LLMatcher
         self._ways = EndingFinder(self._tokenizer)
         self._vocabulary = vocabulary
@@ -84,12 +83,11 @@ class ConstraintFactory:
         Raises:
             ConfigError: llguidance cannot compile a schema; the message says why.
         """
-        schemas = {name: getattr(config, name) for name in _ANSWERS}
-        given = {name: schema for name, schema in schemas.items() if schema is not None}
-        grammar = _grammar(given, bounded=True)
+        given = [name for name in _SCHEMAS if getattr(config, name) is not None]
+        grammar = self._grammar(config, bounded=True)
         if self._matcher.validate_grammar(grammar, self._tokenizer):
             # llguidance knows no bounds beside some other keywords.
-            grammar = _grammar(given, bounded=False)
+            grammar = self._grammar(config, bounded=False)
         if problem := self._matcher.validate_grammar(grammar, self._tokenizer):
             raise ConfigError(f"{' or '.join(given)} is not allowed: {problem.strip()}")
         return Constraint(
@@ -102,6 +100,28 @@ class ConstraintFactory:
             think_end=self._think_end,
             thinking=self._is_thinking(prompt),
         )
+
+    def _grammar(self, config: FoReaLConfig, *, bounded: bool) -> str:
+        """A grammar of answers of any of the schemas, after a little white space."""
+
+        def json_rule(schema: Mapping[str, Any]) -> str:
+            described = _bounded(schema) if bounded else schema
+            return f"%json {json.dumps({**described, 'x-guidance': _SPACING})}"
+
+        rules: list[str] = []
+        ways: list[str] = []
+        if config.json_schema is not None:
+            ways.append("json_schema")
+            rules.append(f"json_schema: {json_rule(json.loads(str(config.json_schema)))}")
+        if config.call_schema is not None:
+            ways.append("call_schema")
+            marks = {mark: token for token, mark in hidden_marks(self._source).items()}
+            calls = CallGrammar(call_syntax(self._source), marks, json_rule)
+            schema = json.loads(str(config.call_schema))
+            required = config.call_required or config.json_schema is not None
+            rules += calls.rules("call_schema", schema, required=required)
+        start = f"start: /[ \\n]{{0,2}}/ ({' | '.join(ways)})"
+        return "\n".join([start, *rules]) + "\n"
 
     def _is_past_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt ends with a closed thinking part, as templates do without thinking:
@@ -117,17 +137,6 @@ class ConstraintFactory:
             if token in (self._think_start, self._think_end):
                 return token == self._think_start
         return False
-
-
-def _grammar(schemas: Mapping[str, str], *, bounded: bool) -> str:
-    """A grammar of answers of any of these settings, after a little white space."""
-    lines = [f"start: /[ \\n]{{0,2}}/ ({' | '.join(schemas)})"]
-    for name, text in schemas.items():
-        schema = json.loads(text)
-        described = {**(_bounded(schema) if bounded else schema), "x-guidance": _SPACING}
-        lines.append(f"{name}: {_ANSWERS[name].format(json=name + '_json')}")
-        lines.append(f"{name}_json: %json {json.dumps(described)}")
-    return "\n".join(lines) + "\n"
 
 
 def _bounded(schema: Any) -> Any:

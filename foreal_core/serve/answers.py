@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foreal_core.chat.replies import ToolCall
+from foreal_core.chat.calls import ToolCall
 from foreal_core.cost import CostReport
 from foreal_core.events import Generation
 from foreal_core.serve.asks import Ask
@@ -46,7 +46,7 @@ def chat_answer(
 
 def _chat_choice(index: int, reply: ChatReply, generation: Generation) -> Record:
     texts: dict[str, str] = {}
-    deltas = reply.feed(generation.texts)
+    deltas = reply.feed(zip(generation.texts, generation.token_ids, strict=True))
     ending = reply.end(generation)
     for delta in [*deltas, *ending.deltas]:
         texts[delta.field] = texts.get(delta.field, "") + delta.text

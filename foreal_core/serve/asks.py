@@ -22,7 +22,7 @@ from foreal_core.serve.requests import (
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(FoReaLConfig))
 # Fields that would change the answer and are not known here, and what to give instead.
 _REFUSED = {
-    **{"json_schema": "response_format", "call_schema": "tools"},
+    **{"json_schema": "response_format", "call_schema": "tools", "call_required": "tool_choice"},
     **{"functions": "tools", "function_call": "tool_choice"},
 }
 # OpenAI's settings that FoReaLConfig may lack, and their values that change nothing.
@@ -100,10 +100,12 @@ def of_chat(request: ChatRequest, defaults: Defaults) -> Ask:
         prompt["tools"] = tools
     if request.chat_template_kwargs:
         prompt["chat_template_kwargs"] = request.chat_template_kwargs
+    parallel = request.parallel_tool_calls
+    strict = any(tool.function.strict for tool in request.tools or ())
     return _ask(
         request,
         (prompt,),
-        held_to_calls(settings, tools, forced=forced),
+        held_to_calls(settings, tools, forced=forced, parallel=parallel, strict=strict),
         defaults,
         tools=bool(tools),
         single_call=request.parallel_tool_calls is False,

@@ -84,7 +84,7 @@ def _arguments(given: str | Mapping[str, Any] | None) -> Any:
 
 
 def to_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
-    """The tools in OpenAI's JSON, without what only clients know of ("strict").
+    """The tools in OpenAI's JSON, without what no template shows ("strict").
 
     Raises:
         ConfigError: a tool is no function.

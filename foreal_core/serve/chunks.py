@@ -89,7 +89,7 @@ class ChatWriter(_Writer):
         return self._delta("{}")
 
     def feed(self, events: Sequence[TokenEvent]) -> bytes:
-        deltas = self._reply.feed(event.text for event in events)
+        deltas = self._reply.feed((event.text, event.token_id) for event in events)
         tokens = self._tokens(events)
         if not deltas and tokens:
             return self._delta("{}", tokens)

@@ -64,7 +64,8 @@ class Endpoints:
 
         def reply(prompt: _Prompt) -> ChatReply:
             field = self._service.options.reasoning
-            return ChatReply(ask, field, thinking=prompt.opens_thinking)
+            tokenizer = self._service.decoder.tokenizer
+            return ChatReply(ask, field, tokenizer, thinking=prompt.opens_thinking)
 
         def writer(prompt: _Prompt) -> EventWriter:
             return ChatWriter(head, ask, reply(prompt))

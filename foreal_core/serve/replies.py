@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from foreal_core.chat.replies import (
-    CALL_END,
-    CALL_START,
-    BrokenCall,
-    Part,
-    ReplyReader,
-    ReplySplitter,
-    ToolCall,
-)
+from foreal_core.chat.calls import BrokenCall, ToolCall
+from foreal_core.chat.replies import Part, ReplyReader, splitter_of
 from foreal_core.events import Generation
 from foreal_core.serve.asks import Ask
 from foreal_core.serve.options import ReasoningField
+from foreal_core.text.call_syntax import HERMES
 from foreal_core.text.thinking import THINK_END, THINK_START
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -50,12 +43,16 @@ class ChatReply:
     Args:
         ask: what the request asks for.
         reasoning: the field of the thinking; "content" keeps it in the answer, in its marks.
+        tokenizer: the leader's.
         thinking: the prompt has opened the thinking.
     """
 
-    def __init__(self, ask: Ask, reasoning: ReasoningField, *, thinking: bool) -> None:
-        self._reader = ReplyReader(ReplySplitter(thinking=thinking, tools=ask.tools))
-        self._single_call = ask.single_call
+    def __init__(
+        self, ask: Ask, reasoning: ReasoningField, tokenizer: Any, *, thinking: bool
+    ) -> None:
+        splitter = splitter_of(tokenizer, thinking=thinking, tools=ask.tools)
+        self._reader = ReplyReader(splitter, parallel=not ask.single_call)
+        self._syntax = splitter.calls or HERMES
         self._reasoning: ReasoningField = reasoning
         self._in_marks = False  # the answer's text is inside the marks of the thinking
         self._calls: list[ToolCall] = []
@@ -65,9 +62,13 @@ class ChatReply:
         """Tokens of the thinking so far."""
         return self._reader.reasoning_tokens
 
-    def feed(self, texts: Iterable[str]) -> list[Delta]:
-        """The deltas that became certain with these tokens, neighbours of one field as one."""
-        return self._deltas(part for text in texts for part in self._reader.feed(text))
+    def feed(self, tokens: Iterable[tuple[str, int]]) -> list[Delta]:
+        """The deltas that became certain with these tokens, neighbours of one field as one.
+
+        Args:
+            tokens: their texts and ids.
+        """
+        return self._deltas(part for token in tokens for part in self._reader.feed(*token))
 
     def end(self, generation: Generation) -> Ending:
         """What is left at the end of the text."""
@@ -75,14 +76,14 @@ class ChatReply:
         cut = generation.finish_reason == "length"
         if cut and generation.cost.settings.get("call_schema") is not None:
             # The grammar closed the call in time.
-            deltas += [Delta("content", _as_text(call)) for call in self._calls]
+            written = [(call.name, call.arguments) for call in self._calls]
+            deltas += [Delta("content", self._syntax.written(written))] if written else []
             self._calls = []
         if self._in_marks:
             deltas.append(Delta("content", f"\n{THINK_END}"))
             self._in_marks = False
-        calls = self._calls[:1] if self._single_call else self._calls
-        reason: FinishReason = "length" if cut else "tool_calls" if calls else "stop"
-        return Ending(_joined(deltas), calls, reason)
+        reason: FinishReason = "length" if cut else "tool_calls" if self._calls else "stop"
+        return Ending(_joined(deltas), self._calls, reason)
 
     def _deltas(self, parts: Iterable[Part]) -> list[Delta]:
         deltas: list[Delta] = []
@@ -118,8 +119,3 @@ def _joined(deltas: list[Delta]) -> list[Delta]:
         else:
             joined.append(delta)
     return joined
-
-
-def _as_text(call: ToolCall) -> str:
-    body = json.dumps({"name": call.name, "arguments": call.arguments})
-    return f"{CALL_START}\n{body}\n{CALL_END}"

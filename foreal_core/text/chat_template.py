@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from foreal_core.errors import ConfigError
+from foreal_core.text.conversation import render_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +37,7 @@ def render_chat(
     Raises:
         ConfigError: malformed messages, no chat template, or an error of the template.
     """
-    _check_messages(messages)
+    check_messages(messages)
     for message in messages:
         if isinstance(content := message.get("content"), str):
             refuse_surrogates(content)
@@ -45,29 +46,23 @@ def render_chat(
             "messages need a chat template and this tokenizer has none: pass a str prompt, "
             "use an instruction-tuned model, or set tokenizer.chat_template."
         )
-    if tools and "tools" not in str(tokenizer.chat_template):
-        raise ConfigError(
-            "tools were given, but the chat template of this tokenizer knows no tools: use a "
-            "model that was trained to call them, or set tokenizer.chat_template to a template "
-            "that shows `tools`."
-        )
     if refused := _TEMPLATE_ARGUMENTS.intersection(template_kwargs):
         raise ConfigError(
             f"chat template argument {min(refused)!r} is not allowed: "
             "the result is always one list of ids."
         )
-    arguments = {"add_generation_prompt": True, **template_kwargs}
-    try:
-        rendered: list[int] = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tools=None if tools is None else list(tools),
-            tokenize=True,
-            return_dict=False,
-            **arguments,
+    shown = list(tools) if tools else None
+
+    def render(chat: Sequence[Mapping[str, Any]], prelude: str) -> list[int]:
+        arguments = {"add_generation_prompt": True, **template_kwargs}
+        if prelude:
+            arguments["chat_template"] = prelude + tokenizer.get_chat_template(tools=shown)
+        ids: list[int] = tokenizer.apply_chat_template(
+            list(chat), tools=shown, tokenize=True, return_dict=False, **arguments
         )
-    except Exception as error:
-        raise ConfigError(f"the chat template refused these messages: {error}") from error
-    return rendered
+        return ids
+
+    return render_conversation(tokenizer, messages, tools, render)
 
 
 def refuse_surrogates(text: str) -> None:
@@ -81,7 +76,7 @@ def refuse_surrogates(text: str) -> None:
         ) from None
 
 
-def _check_messages(messages: object) -> None:
+def check_messages(messages: object) -> None:
     expected = 'a non-empty list of {"role": ..., "content": ...} dicts'
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ConfigError(f"messages must be {expected}, not {type(messages).__name__}.")

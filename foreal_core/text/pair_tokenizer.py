@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from foreal_core.errors import ConfigError
-from foreal_core.text.chat_template import has_chat_template, refuse_surrogates, render_chat
+from foreal_core.text.chat_template import (
+    check_messages,
+    has_chat_template,
+    refuse_surrogates,
+    render_chat,
+)
 from foreal_core.text.detokenizer import decode
+from foreal_core.text.turns import with_text
 from foreal_core.text.vocabularies import Vocabulary, map_ids
 
 if TYPE_CHECKING:
@@ -127,6 +134,30 @@ class PairTokenizer:
         rendered = render_chat(self.tokenizer, messages, tools=tools, **template_kwargs)
         return self._with_one_bos(rendered)
 
+    def count_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        **template_kwargs: Any,
+    ) -> int:
+        """Tokens that a chat becomes; of one that the template refuses, a part of a history say,
+        about as many and no fewer.
+
+        Raises:
+            ConfigError: as `encode_chat`, for what is wrong whatever the messages say.
+        """
+        check_messages(messages)
+        said = with_text(messages)
+        try:
+            return len(self.encode_chat(said, tools=tools, **template_kwargs))
+        except ConfigError:
+            # A lone question that is refused tells what is wrong with everything else.
+            question = [{"role": "user", "content": "1"}]
+            frame = len(self.encode_chat(question, tools=tools, **template_kwargs))
+            turn = len(self.encode_chat(question, **template_kwargs))
+            return frame + sum(turn + self._count(message) for message in said)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
         return decode(self.tokenizer, ids)
@@ -147,6 +178,11 @@ class PairTokenizer:
     def from_draft(self, token_id: int) -> int:
         """An id that the draft wrote, as the leader's."""
         return self._map.from_draft.get(token_id, token_id)
+
+    def _count(self, message: Mapping[str, Any]) -> int:
+        """Tokens of what a message says and calls."""
+        called = json.dumps(message["tool_calls"]) if message.get("tool_calls") else ""
+        return len(self.encode_plain(message["content"])) + len(self.encode_plain(called))
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
         if self._bos is None or not (self._adds_bos or ids[:1] == [self._bos]):

@@ -30,7 +30,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_config_list
 from pydantic import PrivateAttr, SecretStr
 
-from foreal_core import FoReaLConfig, Generation
+from foreal_core import FoReaLConfig, Generation, TokenEvent
 from foreal_core.chat.ledger import CostLedger
 from foreal_core.chat.settings import SETTINGS, TEMPLATE_OPTIONS, canonical, refuse_unknown
 from foreal_core.chat.timeouts import events_in_time, in_time, timed_out
@@ -57,8 +57,8 @@ Chunk = TypeVar("Chunk", covariant=True)
 class ChunkReader(Protocol[Chunk]):
     """Makes LangChain's chunks of one text as it is written."""
 
-    def chunks(self, text: str) -> Iterable[Chunk]:
-        """Those that became certain with one more token, whose text this is."""
+    def chunks(self, event: TokenEvent) -> Iterable[Chunk]:
+        """Those that became certain with one more token."""
         ...
 
     def last_chunks(self, generation: Generation) -> Iterable[Chunk]:
@@ -252,7 +252,7 @@ class FoReaLModel(PairFields, _Framework):
             stream = decoder.stream(prompt, settings, on_done=account.settle)
             with in_time([stream], self.timeout):
                 for event in stream:
-                    yield from request.reader.chunks(event.text)
+                    yield from request.reader.chunks(event)
                 # A time-out is raised at once, not behind a last chunk.
                 if stream.result.finish_reason == "cancelled":
                     raise timed_out(self.timeout)
@@ -268,7 +268,7 @@ class FoReaLModel(PairFields, _Framework):
         try:
             async with contextlib.aclosing(events_in_time(stream, self.timeout)) as events:
                 async for event in events:
-                    for chunk in request.reader.chunks(event.text):
+                    for chunk in request.reader.chunks(event):
                         yield chunk
             for chunk in request.reader.last_chunks(stream.result):
                 yield chunk

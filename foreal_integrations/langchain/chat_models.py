@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, ClassVar, TypeAlias
 
 from langchain_core.language_models import BaseChatModel, ModelProfile
@@ -18,15 +17,16 @@ from langchain_core.outputs import (
     Generation as TextGeneration,
     LLMResult,
 )
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
-from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation, Prompt
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation, Prompt, TokenEvent
 from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import chosen_tools, held_to_calls
-from foreal_core.chat.replies import Part, ReplySplitter
+from foreal_core.chat.replies import Part, ReplySplitter, splitter_of
 from foreal_core.text.thinking import THINK_END
+from foreal_core.text.tool_forms import takes_tools
 from foreal_integrations.langchain.base import (
     AsyncManager,
     FoReaLModel,
@@ -42,12 +42,13 @@ from foreal_integrations.langchain.structured import (
     answer_parser,
     call_parser,
     can_constrain,
+    raw_and_parsed,
     response_format,
     response_schema,
     tool_json,
 )
 
-_ASKED_FOR = ("tools", "tool_choice", "response_format")
+_ASKED_FOR = ("tools", "tool_choice", "parallel_tool_calls", "strict", "response_format")
 # Beside these, what LangChain passes to every chat model.
 _PASSED_ON = frozenset(
     {*_ASKED_FOR, "stream", "ls_structured_output_format", "structured_output_format"}
@@ -63,20 +64,21 @@ class _Ask:
 
     settings: FoReaLConfig
     tools: list[dict[str, Any]] | None
+    parallel: bool
 
 
 class _Reader:
     """A reply as LangChain's generations."""
 
-    def __init__(self, splitter: ReplySplitter, model: str) -> None:
-        self._messages = MessageReader(splitter)
+    def __init__(self, splitter: ReplySplitter, model: str, *, parallel: bool) -> None:
+        self._messages = MessageReader(splitter, parallel=parallel)
         self._model = model
 
     def whole(self, generation: Generation) -> ChatGeneration:
         return ChatGeneration(message=self._messages.message(generation, self._model))
 
-    def chunks(self, text: str) -> Iterator[ChatGenerationChunk]:
-        return map(self._chunk, self._messages.feed(text))
+    def chunks(self, event: TokenEvent) -> Iterator[ChatGenerationChunk]:
+        return map(self._chunk, self._messages.feed(event.text, event.token_id))
 
     def last_chunks(self, generation: Generation) -> Iterator[ChatGenerationChunk]:
         yield from map(self._chunk, self._messages.flush())
@@ -182,6 +184,8 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
         *,
         tool_choice: str | dict[str, Any] | bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Shows tools to the model and parses its calls of them.
@@ -191,13 +195,19 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             tool_choice: None or "auto" leaves it to the model, "none" hides the tools; "any",
                 "required", True or a tool's name force a call: after its thinking the model can
                 only write one that fits the tool's schema (needs the extra "json").
+            parallel_tool_calls: whether a message may hold several calls, where the chat template
+                shows several; None allows them unless a call is forced. False keeps the first.
+            strict: True holds calls that are not forced to their tools' schemas as well (needs the
+                extra "json"); forced ones always are.
             **kwargs: further arguments to bind: settings of the call, or `response_format` as in
                 OpenAI's interface; beside tools the model then writes a call or such an answer.
 
         Raises:
-            ConfigError: `tool_choice` names no tool; when called: the chat template shows no
-                tools.
+            ConfigError: `tool_choice` names no tool; another argument is neither True nor False;
+                when called: the chat template shows no tools, or no calls of them.
         """
+        flags = {"parallel_tool_calls": parallel_tool_calls, "strict": strict}
+        kwargs |= {name: flag for name in flags if (flag := _flag(name, flags)) is not None}
         formatted = [tool_json(tool) for tool in tools]
         chosen, forced = chosen_tools(formatted, tool_choice)
         if chosen:
@@ -221,7 +231,8 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             schema: a pydantic class (answers are instances of it), a TypedDict, a JSON schema or
                 a function in OpenAI's JSON (answers are dicts). "json_mode" needs none.
             include_raw: return {"raw": the message, "parsed": the answer or None,
-                "parsing_error": what was wrong or None} instead of raising the error.
+                "parsing_error": what was wrong or None} instead of raising the error; a stream
+                gives these parts as they come, and their sum is what `invoke` returns.
             method: "function_calling" forces a call of one tool, which the chat template shows to
                 the model; "json_schema" needs no tools in the template, and shows the schema to
                 nobody: say in the prompt what is wanted; "json_mode" is any JSON object.
@@ -248,15 +259,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             )
         traced = {"kwargs": {"method": method}, "schema": schema}
         model = self.bind(**asked, ls_structured_output_format=traced, **kwargs)
-        if not include_raw:
-            return model | parser
-        parsed = RunnablePassthrough.assign(
-            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
-        )
-        failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        # The model comes first: a map would keep the settings of a call from it.
-        raw: Runnable[AIMessage, Any] = RunnableMap(raw=RunnablePassthrough())
-        return model | raw | parsed.with_fallbacks([failed], exception_key="parsing_error")
+        return model | (raw_and_parsed(parser) if include_raw else parser)
 
     def _convert_cached_generations(self, cache_val: list[TextGeneration]) -> list[ChatGeneration]:
         # LangChain changes the objects, which a cache in memory would see.
@@ -282,19 +285,20 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Tokens of the whole prompt, template and tools included, also of one that is longer than
-        the context (loads the pair); none without messages."""
+        the context (loads the pair); none without messages. Of a part of a chat that the template
+        refuses, about as many and no fewer."""
         if not messages:
             return 0
         formatted = [tool_json(tool) for tool in tools] if tools else None
         tokenizer = self._decoder().pair_tokenizer
-        return len(tokenizer.encode_chat(to_chat(messages), tools=formatted, **self._template({})))
+        return tokenizer.count_chat(to_chat(messages), tools=formatted, **self._template({}))
 
     def _complete_profile(self, decoder: FoReaLDecoder) -> None:
         """Adds what only the loaded pair can tell, for all copies of this model."""
         if not self._describes_itself or self.profile is None or "tool_calling" in self.profile:
             return
         tokenizer = decoder.tokenizer
-        shows_tools = "tools" in str(tokenizer.chat_template or "")
+        shows_tools = takes_tools(tokenizer)
         constrained = can_constrain() and bool(tokenizer.is_fast)
         self.profile["max_input_tokens"] = decoder.max_context - 1
         self.profile["reasoning_output"] = THINK_END in tokenizer.get_vocab()
@@ -343,9 +347,20 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
             [tool_json(tool) for tool in arguments.get("tools") or ()],
             arguments.get("tool_choice"),
         )
-        return _Ask(held_to_calls(settings, tools, forced=forced), tools or None)
+        parallel, strict = (_flag(name, arguments) for name in ("parallel_tool_calls", "strict"))
+        held = held_to_calls(settings, tools, forced=forced, parallel=parallel, strict=bool(strict))
+        return _Ask(held, tools or None, parallel is not False)
 
     def _request(self, decoder: FoReaLDecoder, prompt: Prompt, ask: _Ask) -> Request[_Reader]:
         self._complete_profile(decoder)
-        splitter = ReplySplitter(thinking=prompt.opens_thinking, tools=ask.tools is not None)
-        return Request(decoder, prompt, ask.settings, _Reader(splitter, self.model_name))
+        tokenizer, tools = decoder.tokenizer, ask.tools is not None
+        splitter = splitter_of(tokenizer, thinking=prompt.opens_thinking, tools=tools)
+        reader = _Reader(splitter, self.model_name, parallel=ask.parallel)
+        return Request(decoder, prompt, ask.settings, reader)
+
+
+def _flag(name: str, arguments: Mapping[str, Any]) -> bool | None:
+    flag = arguments.get(name)
+    if flag is not None and not isinstance(flag, bool):
+        raise ConfigError(f"{name}={flag!r} is not allowed: it must be True, False or None.")
+    return flag

@@ -12,7 +12,7 @@ from langchain_core.outputs import Generation as TextGeneration, GenerationChunk
 from langchain_core.runnables import Runnable
 from pydantic import PrivateAttr
 
-from foreal_core import FoReaLDecoder, Generation
+from foreal_core import FoReaLDecoder, Generation, TokenEvent
 from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import asking
 from foreal_integrations.langchain.base import (
@@ -193,8 +193,8 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
 
 
 class _TextReader:
-    def chunks(self, text: str) -> list[GenerationChunk]:
-        return [GenerationChunk(text=text)] if text else []
+    def chunks(self, event: TokenEvent) -> list[GenerationChunk]:
+        return [GenerationChunk(text=event.text)] if event.text else []
 
     def last_chunks(self, generation: Generation) -> list[GenerationChunk]:
         return [GenerationChunk(text="", generation_info=_info(generation))]

@@ -22,23 +22,21 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from foreal_core import ConfigError, CostReport, Generation
+from foreal_core.chat.calls import BrokenCall, ToolCall
 from foreal_core.chat.messages import joined_neighbours, openai_call, text_alone
-from foreal_core.chat.replies import (
-    BrokenCall,
-    Part,
-    Piece,
-    ReplyReader,
-    ReplySplitter,
-    ToolCall,
-)
+from foreal_core.chat.replies import Part, Piece, ReplyReader, ReplySplitter
+from foreal_integrations.langchain.chunks import ReplyChunk, mark_broken
 
 PROVIDER = "foreal"
 # Chunks of one index are joined, and LangChain counts the blocks of a message from 0 without
 # looking at the calls': theirs must not meet.
 _FIRST_CALL = 1000
-# Blocks of an AI message that say nothing new to the model: its calls are in `tool_calls`, its
-# thinking in `reasoning_content`.
-_LEFT_OUT = frozenset({"tool_use", "tool_call", "thinking", "reasoning", "redacted_thinking"})
+# Blocks of an AI message that say nothing new to the model: its calls are in `tool_calls` and
+# `invalid_tool_calls`, its thinking in `reasoning_content`.
+_LEFT_OUT = frozenset(
+    {"tool_use", "tool_call", "thinking", "reasoning", "redacted_thinking"}
+    | {"tool_call_chunk", "invalid_tool_call"}
+)
 
 
 # -- chats in -----------------------------------------------------------------------------------
@@ -64,7 +62,7 @@ def _to_dict(message: BaseMessage) -> dict[str, Any]:
         own: dict[str, Any] = {"role": "assistant", "content": text}
         if reasoning := message.additional_kwargs.get("reasoning_content"):
             own["reasoning_content"] = reasoning
-        broken = [call["args"] for call in message.invalid_tool_calls if call["args"]]
+        broken = [call["args"] for call in _broken_calls(message) if call["args"]]
         own["content"] = "\n".join(part for part in (text, *broken) if part)
         if message.tool_calls:
             own["tool_calls"] = [
@@ -86,6 +84,20 @@ def _to_dict(message: BaseMessage) -> dict[str, Any]:
         f"a message of type {type(message).__name__} is not allowed: system, human, AI and tool "
         "messages are."
     )
+
+
+def _broken_calls(message: AIMessage) -> list[Any]:
+    """Those that the message names, and those that only its blocks hold."""
+    named = {call["id"] for call in message.invalid_tool_calls}
+    blocks = message.content if isinstance(message.content, list) else []
+    others = [
+        block
+        for block in blocks
+        if isinstance(block, dict)
+        and block.get("type") == "invalid_tool_call"
+        and block.get("id") not in named
+    ]
+    return [*message.invalid_tool_calls, *others]
 
 
 def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
@@ -110,13 +122,16 @@ def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:
 class MessageReader(ReplyReader):
     """One reply as it is written, as LangChain's messages."""
 
-    def __init__(self, splitter: ReplySplitter) -> None:
-        super().__init__(splitter)
+    def __init__(self, splitter: ReplySplitter, *, parallel: bool = True) -> None:
+        super().__init__(splitter, parallel=parallel)
         self._calls = 0
+        # LangChain makes a message of a chunk that stands alone, which only its own class allows.
+        self._chunk: type[AIMessageChunk] = AIMessageChunk
 
     def message(self, generation: Generation, model: str) -> AIMessage:
         """The whole reply at once."""
-        parts = [part for text in generation.texts for part in self.feed(text)] + self.flush()
+        written = zip(generation.texts, generation.token_ids, strict=True)
+        parts = [part for text, token in written for part in self.feed(text, token)] + self.flush()
         pieces = [part for part in parts if isinstance(part, Piece)]
         reasoning = "".join(piece.text for piece in pieces if piece.kind == "reasoning")
         calls = [_call(part) for part in parts if not isinstance(part, Piece)]
@@ -131,12 +146,11 @@ class MessageReader(ReplyReader):
 
     def chunk(self, part: Part) -> AIMessageChunk:
         """One part as a chunk of a message."""
+        self._chunk = ReplyChunk
         if isinstance(part, Piece):
             if part.kind == "reasoning":
-                return AIMessageChunk(
-                    content="", additional_kwargs={"reasoning_content": part.text}
-                )
-            return AIMessageChunk(content=part.text)
+                return ReplyChunk(content="", additional_kwargs={"reasoning_content": part.text})
+            return ReplyChunk(content=part.text)
         piece = tool_call_chunk(
             name=part.name,
             args=part.text if isinstance(part, BrokenCall) else json.dumps(part.arguments),
@@ -144,11 +158,14 @@ class MessageReader(ReplyReader):
             index=_FIRST_CALL + self._calls,
         )
         self._calls += 1
-        return AIMessageChunk(content="", tool_call_chunks=[piece])
+        chunk = ReplyChunk(content="", tool_call_chunks=[piece])
+        if isinstance(part, BrokenCall):
+            mark_broken(chunk, [_broken(part)])
+        return chunk
 
     def last_chunk(self, generation: Generation, model: str) -> AIMessageChunk:
         """What only the end of the text tells: usage, finish reason, cost."""
-        return AIMessageChunk(
+        return self._chunk(
             content="",
             usage_metadata=self._usage(generation.cost),
             response_metadata=_metadata(generation, model),
@@ -172,8 +189,10 @@ class MessageReader(ReplyReader):
 def _call(call: ToolCall | BrokenCall) -> LangChainToolCall | InvalidToolCall:
     if isinstance(call, ToolCall):
         return tool_call(name=call.name, args=call.arguments, id=call.id)
-    # LangChain mends half a JSON object in a stream; with its tag the text stays what it is, and
-    # streams and `invoke` agree.
+    return _broken(call)
+
+
+def _broken(call: BrokenCall) -> InvalidToolCall:
     return invalid_tool_call(name=call.name, args=call.text, id=call.id, error=call.error)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
 from langchain_core.exceptions import OutputParserException
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage, BaseMessageChunk
 from langchain_core.output_parsers import (
+    BaseCumulativeTransformOutputParser,
     BaseOutputParser,
     JsonOutputParser,
     PydanticOutputParser,
@@ -17,13 +19,15 @@ from langchain_core.output_parsers import (
 )
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
 from langchain_core.outputs import ChatGeneration, Generation
+from langchain_core.runnables import Runnable, RunnableGenerator
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from foreal_core import ConfigError
 from foreal_core.chat.messages import closed
 
+T = TypeVar("T")
 StructureMethod = Literal["function_calling", "json_schema", "json_mode"]
 
 
@@ -130,36 +134,133 @@ def call_parser(schema: dict[str, Any] | type) -> BaseOutputParser[Any]:
     return _JsonCallParser(key_name=name, first_tool_only=True)
 
 
-# LangChain's parsers complete half a JSON text and return None where there is no call. Here an
-# answer that is not whole is an error.
+# LangChain's parsers complete half a JSON text, return None where there is no call, and never look
+# at a stream's end. Here an answer that is not whole is an error, streamed or not.
 
 
-class _JsonAnswerParser(JsonOutputParser):
+class _Whole(BaseCumulativeTransformOutputParser[Any]):
+    """Refuses an answer that is not whole, also at the end of its stream."""
+
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
+        seen: list[Any] = []
+        yield from super()._transform(_noted(input, seen))
+        self._check_end(seen)
+
+    async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
+        seen: list[Any] = []
+        async for parsed in super()._atransform(_anoted(input, seen)):
+            yield parsed
+        self._check_end(seen)
+
+    def _check_end(self, seen: list[Any]) -> None:
+        if seen:
+            whole = sum(seen[1:], seen[0])
+            is_message = isinstance(whole, BaseMessage)
+            self.parse_result(
+                [ChatGeneration(message=whole) if is_message else Generation(text=whole)]
+            )
+
+
+def _noted(input: Iterator[T], seen: list[T]) -> Iterator[T]:
+    for chunk in input:
+        seen.append(chunk)
+        yield chunk
+
+
+async def _anoted(input: AsyncIterator[T], seen: list[T]) -> AsyncIterator[T]:
+    async for chunk in input:
+        seen.append(chunk)
+        yield chunk
+
+
+class _JsonAnswerParser(_Whole, JsonOutputParser):
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         if not partial:
             _refuse_half_json(result[0])
         return super().parse_result(result, partial=partial)
 
 
-class _PydanticAnswerParser(PydanticOutputParser[Any]):
+class _PydanticAnswerParser(_Whole, PydanticOutputParser[Any]):
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         if not partial:
             _refuse_half_json(result[0])
         return super().parse_result(result, partial=partial)
 
 
-class _JsonCallParser(JsonOutputKeyToolsParser):
+class _JsonCallParser(_Whole, JsonOutputKeyToolsParser):
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         if not partial:
             _refuse_no_call(result[0])
         return super().parse_result(result, partial=partial)
 
 
-class _PydanticCallParser(PydanticToolsParser):
+class _PydanticCallParser(_Whole, PydanticToolsParser):
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         if not partial:
             _refuse_no_call(result[0])
         return super().parse_result(result, partial=partial)
+
+
+class RawAndParsed(dict[str, Any]):
+    """Some of an answer's "raw" message, "parsed" value and "parsing_error". Sums join messages,
+    and the later value takes the earlier one's place."""
+
+    def __add__(self, other: Any) -> RawAndParsed:
+        joined = RawAndParsed({**self, **other})
+        if "raw" in self and "raw" in other:
+            joined["raw"] = self["raw"] + other["raw"]
+        return joined
+
+
+def raw_and_parsed(parser: BaseOutputParser[Any]) -> Runnable[AIMessage, Any]:
+    """Hands messages on, beside what the parser makes of them while they grow, and what was wrong
+    in the end."""
+
+    def parts(messages: Iterator[AIMessage]) -> Iterator[RawAndParsed]:
+        reading = _Reading(parser)
+        for message in messages:
+            yield from reading.take(message)
+        if reading.whole is not None:
+            yield reading.end()
+
+    async def aparts(messages: AsyncIterator[AIMessage]) -> AsyncIterator[RawAndParsed]:
+        reading = _Reading(parser)
+        async for message in messages:
+            for part in reading.take(message):
+                yield part
+        if reading.whole is not None:
+            yield reading.end()
+
+    return RunnableGenerator(parts, aparts)
+
+
+class _Reading:
+    """One answer and what a parser makes of it."""
+
+    def __init__(self, parser: BaseOutputParser[Any]) -> None:
+        self.whole: Any = None
+        self._parser = parser
+        self._parsed: Any = None
+
+    def take(self, message: AIMessage) -> Iterator[RawAndParsed]:
+        """What is new with one more part of the message."""
+        yield RawAndParsed(raw=message)
+        self.whole = message if self.whole is None else self.whole + message
+        if not isinstance(message, BaseMessageChunk):
+            return
+        parsed = None
+        with contextlib.suppress(OutputParserException, ValidationError):
+            parsed = self._parser.parse_result([ChatGeneration(message=self.whole)], partial=True)
+        if parsed is not None and parsed != self._parsed:
+            self._parsed = parsed
+            yield RawAndParsed(parsed=parsed)
+
+    def end(self) -> RawAndParsed:
+        """The answer, or what is wrong with it."""
+        try:
+            return RawAndParsed(parsed=self._parser.invoke(self.whole), parsing_error=None)
+        except Exception as error:  # any that a user's class raises, too
+            return RawAndParsed(parsed=None, parsing_error=error)
 
 
 def _refuse_half_json(generation: Generation) -> None:

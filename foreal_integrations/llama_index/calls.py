@@ -75,14 +75,14 @@ class Call:
         """
         with contextlib.closing(self._events()) as events:
             for event in events:
-                yield from self.reply.feed(event.text)
+                yield from self.reply.feed(event.text, event.token_id)
         yield from self.reply.flush()
 
     async def adeltas(self) -> AsyncGenerator[Delta, None]:
         """`deltas` for an event loop; cancelling the task stops the work within one step."""
         async with contextlib.aclosing(self._aevents()) as events:
             async for event in events:
-                for delta in self.reply.feed(event.text):
+                for delta in self.reply.feed(event.text, event.token_id):
                     yield delta
         for delta in self.reply.flush():
             yield delta

@@ -29,7 +29,7 @@ from pydantic import PrivateAttr
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Prompt
 from foreal_core.chat.ledger import KEPT_RECORDS
 from foreal_core.chat.messages import asking, chosen_tools, held_to_calls
-from foreal_core.chat.replies import CALL_START, ReplyReader, ReplySplitter
+from foreal_core.chat.replies import ReplyReader, splitter_of
 from foreal_core.chat.settings import (
     SETTINGS,
     TEMPLATE_OPTIONS,
@@ -37,6 +37,7 @@ from foreal_core.chat.settings import (
     refuse_unknown,
     template_options,
 )
+from foreal_core.text.tool_forms import takes_tools
 from foreal_integrations.fields import PairFields, check_timeout
 from foreal_integrations.llama_index.calls import Call, RequestRefusedError, refusing
 from foreal_integrations.llama_index.costs import Account, Bill, Meter
@@ -246,16 +247,13 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
     def metadata(self) -> LLMMetadata:
         """Loads the pair if need be: what it takes is not known before."""
         decoder = self._decoder()
-        template = str(decoder.tokenizer.chat_template or "")
         output = self._settings(None, {}).max_new_tokens
         return LLMMetadata(
             context_window=decoder.max_context,
             num_output=min(output, decoder.max_context // _OUTPUT_SHARE),
             is_chat_model=decoder.has_chat_template,
-            # A template that shows tools may ask for calls in another way than we can read.
             is_function_calling_model=self._uses_template(decoder)
-            and "tools" in template
-            and CALL_START in template,
+            and takes_tools(decoder.tokenizer),
             model_name=self.model_name,
         )
 
@@ -296,14 +294,15 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
             tools, forced = chosen_tools(given, arguments.get("tool_choice"))
             overrides = {name: arguments[name] for name in SETTINGS if name in arguments}
             settings = self._settings(overrides.pop("stop", None), overrides)
+            parallel = arguments.get("allow_parallel_tool_calls")
             yield _Ask(
-                settings=held_to_calls(settings, tools, forced=forced),
+                settings=held_to_calls(settings, tools, forced=forced, parallel=parallel),
                 template=self._template(arguments),
                 told=template_options(arguments),
                 timeout=timeout,
                 tools=tools,
                 forced=forced,
-                parallel=bool(arguments.get("allow_parallel_tool_calls", True)),
+                parallel=parallel is None or bool(parallel),
                 raw_prompt=bool(arguments.get("raw_prompt", self.raw_prompt)),
                 account=account,
             )
@@ -374,8 +373,9 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
         bos = decoder.tokenizer.bos_token_id
         while bos is not None and prompt.ids[:2] == (bos, bos):  # of the text and of the tokenizer
             prompt = replace(prompt, ids=prompt.ids[1:])
-        splitter = ReplySplitter(thinking=prompt.opens_thinking, tools=bool(ask.tools))
-        reply = Reply(ReplyReader(splitter), forced=ask.forced, parallel=ask.parallel)
+        tokenizer, tools = decoder.tokenizer, bool(ask.tools)
+        splitter = splitter_of(tokenizer, thinking=prompt.opens_thinking, tools=tools)
+        reply = Reply(ReplyReader(splitter, parallel=ask.parallel), forced=ask.forced)
         return Call(self.model_name, decoder, prompt, ask.settings, ask.timeout, ask.account, reply)
 
 

@@ -20,8 +20,9 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.utils import parse_partial_json
 
 from foreal_core import ConfigError
+from foreal_core.chat.calls import BrokenCall, ToolCall
 from foreal_core.chat.messages import joined_neighbours, openai_call, text_alone
-from foreal_core.chat.replies import BrokenCall, Part, Piece, ReplyReader, ToolCall, parse_call
+from foreal_core.chat.replies import Part, Piece, ReplyReader
 from foreal_core.text.thinking import THINK_END
 
 _ROLES = {
@@ -126,16 +127,14 @@ class Reply:
     Args:
         reader: tells thinking, answer and tool calls apart.
         forced: the answer is a tool call; its arguments show while they are written.
-        parallel: all tool calls count, not the first one alone.
     """
 
-    def __init__(self, reader: ReplyReader, *, forced: bool, parallel: bool) -> None:
+    def __init__(self, reader: ReplyReader, *, forced: bool) -> None:
         self.text = ""
         self.thinking = ""
         self.calls: list[ToolCall] = []
         self._reader = reader
         self._forced = forced
-        self._parallel = parallel
         self._open: ToolCall | None = None
 
     @property
@@ -143,9 +142,9 @@ class Reply:
         """Tokens of the thinking, its end tag included."""
         return self._reader.reasoning_tokens
 
-    def feed(self, text: str) -> list[Delta]:
-        """What one more token, whose text this is, made of it."""
-        deltas = self._take(self._reader.feed(text))
+    def feed(self, text: str, token_id: int) -> list[Delta]:
+        """What one more token, whose text and id these are, made of it."""
+        deltas = self._take(self._reader.feed(text, token_id))
         if self._forced and self._grow_open_call():
             deltas.append(Delta())
         return deltas
@@ -188,8 +187,7 @@ class Reply:
             if isinstance(part, ToolCall):
                 if self._open is not None:
                     part, self._open = replace(part, id=self._open.id), None
-                if self._parallel or not self.calls:
-                    self.calls.append(part)
+                self.calls.append(part)
                 delta = Delta()
             elif isinstance(part, Piece) and part.kind == "reasoning":
                 delta = Delta(thinking=part.text)
@@ -204,15 +202,16 @@ class Reply:
 
     def _grow_open_call(self) -> bool:
         """Reads the arguments that are there by now; False where nothing can be read yet."""
+        written = self._reader.open_call
+        if written is None:
+            return False
         try:
-            written = parse_partial_json(self._reader.open_call)
-        except ValueError:
+            arguments = parse_partial_json('{"arguments": ' + written.arguments)["arguments"]
+        except (ValueError, KeyError):
             return False
-        if not isinstance(written, dict) or "arguments" not in written:
-            return False  # the name may not be whole yet
-        call = parse_call(json.dumps(written))
-        if not isinstance(call, ToolCall):
+        if not isinstance(arguments, dict):
             return False
+        call = ToolCall(written.name, arguments)
         self._open = call if self._open is None else replace(call, id=self._open.id)
         return True
 

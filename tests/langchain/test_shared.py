@@ -7,15 +7,17 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from foreal_core.chat.replies import BrokenCall, ReplySplitter, ToolCall, parse_call
+from foreal_core.chat.calls import BrokenCall, ToolCall, read_calls
+from foreal_core.chat.replies import ReplySplitter
 from foreal_core.chat.settings import joined_stops
+from foreal_core.text.call_syntax import HERMES
 
 PARTS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<", "</", "a", " ", "\n", "{}", "t"]
 
 
 def split(deltas: list[str], *, thinking: bool, tools: bool) -> list[tuple[str, str]]:
     """Pieces with neighbours of one kind joined; each call stays a piece of its own."""
-    splitter = ReplySplitter(thinking=thinking, tools=tools)
+    splitter = ReplySplitter(thinking=thinking, calls=HERMES if tools else None)
     pieces = [piece for delta in deltas for piece in splitter.feed(delta)] + splitter.flush()
     joined: list[tuple[str, str]] = []
     for piece in pieces:
@@ -75,6 +77,7 @@ def test_stop_strings_are_joined() -> None:
 
 @pytest.mark.parametrize("arguments", ["null", '""', "{}"])
 def test_a_call_without_arguments(arguments: str) -> None:
-    call = parse_call('{"name": "now", "arguments": ' + arguments + "}")
+    (call,) = read_calls('{"name": "now", "arguments": ' + arguments + "}", HERMES)
     assert isinstance(call, ToolCall) and (call.name, call.arguments) == ("now", {})
-    assert isinstance(parse_call('{"name": "now", "arguments": [1]}'), BrokenCall)
+    (broken,) = read_calls('{"name": "now", "arguments": [1]}', HERMES)
+    assert isinstance(broken, BrokenCall)

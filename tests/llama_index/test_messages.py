@@ -20,6 +20,7 @@ from llama_index.core.base.llms.types import (
 
 from foreal_core import ConfigError
 from foreal_core.chat.replies import ReplyReader, ReplySplitter
+from foreal_core.text.call_syntax import HERMES
 from foreal_integrations.llama_index.messages import Reply, to_chat
 
 PARTS = [
@@ -30,11 +31,11 @@ PARTS = [
 
 def read(deltas: list[str], *, thinking: bool, tools: bool, forced: bool) -> Reply:
     """A whole reply; checks on the way that what is streamed is what is there."""
-    splitter = ReplySplitter(thinking=thinking, tools=tools)
-    reply = Reply(ReplyReader(splitter), forced=forced, parallel=True)
+    splitter = ReplySplitter(thinking=thinking, calls=HERMES if tools else None)
+    reply = Reply(ReplyReader(splitter), forced=forced)
     text = thought = ""
     for delta in [*deltas, None]:
-        for change in reply.flush() if delta is None else reply.feed(delta):
+        for change in reply.flush() if delta is None else reply.feed(delta, 0):
             response = reply.chat(change)
             text += response.delta or ""
             thought += response.additional_kwargs.get("thinking_delta", "")
