@@ -27,14 +27,7 @@ from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import chosen_tools, held_to_calls
 from foreal_core.chat.replies import Part, ReplySplitter
 from foreal_core.text.thinking import THINK_END
-from foreal_integrations.langchain.base import (
-    AsyncManager,
-    FoReaLModel,
-    Manager,
-    Request,
-    Stop,
-    package_version,
-)
+from foreal_integrations.langchain.base import AsyncManager, FoReaLModel, Manager, Request, Stop
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.langchain.messages import MessageReader, to_chat
 from foreal_integrations.langchain.structured import (
@@ -112,7 +105,6 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._add_version(*package_version())
         self._describes_itself = self.profile is None
         if self._describes_itself:
             self.profile = ModelProfile(
