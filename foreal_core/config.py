@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, NoReturn, get_args
 
-from foreal_core.errors import ConfigError
+from foreal_core.errors import ConfigError, did_you_mean
 from foreal_core.policies import PolicyFactory, PolicySpec, find_policy
 
 HitWindow = Literal["after_lead", "sentence"]
@@ -166,10 +165,9 @@ class FoReaLConfig:
         known = {field.name for field in fields(self)}
         for name in overrides:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise ConfigError(
-                    f"unknown setting {name!r}.{hint} Known settings: {', '.join(sorted(known))}."
+                    f"unknown setting {name!r}.{did_you_mean(name, known)} Known settings: "
+                    f"{', '.join(sorted(known))}."
                 )
         if "policy" in overrides:
             overrides.setdefault("policy_options", None)  # those of another policy mean nothing

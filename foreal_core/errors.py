@@ -17,6 +17,9 @@ no ValueError: frameworks swallow those while they assemble an answer.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from foreal_core.cost import CostReport
 
 
@@ -65,3 +68,9 @@ class QueueFullError(FoReaLError, RuntimeError):
 
 class EngineClosedError(FoReaLError, RuntimeError):
     """The decoder was closed before or while this request ran."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The part of a message that names what comes closest; "" where nothing does."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

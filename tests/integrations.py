@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
@@ -24,6 +25,12 @@ LONG: dict[str, Any] = {
     **{"policy": "wait", "lead_probability": 1.0},
     **{"max_new_tokens": 1500, "repetition_penalty": 1.3},
 }
+
+
+def pieces_of(text: str, cuts: set[int]) -> list[str]:
+    """The text in pieces; cuts beyond its end do not count."""
+    edges = [0, *sorted(at for at in cuts if at < len(text)), len(text)]
+    return [text[start:end] for start, end in pairwise(edges)]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:

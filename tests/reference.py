@@ -21,7 +21,7 @@ silent, the readings are:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -29,7 +29,7 @@ from random import Random
 
 import torch
 from torch import Tensor
-from toy import PROMPTS, SPECIALS, Pair, readable, vocabulary
+from toy import PROMPTS, SPECIALS, Family, Pair, readable, vocabulary
 
 from foreal_core.backends.local.sampling import draw
 from foreal_core.config import FoReaLConfig
@@ -222,6 +222,10 @@ class Reference:
         before = str(self._pair.tokenizer.decode(context[-1], skip_special_tokens=True))
         cue = "Wait," if not before or before[-1].isspace() else " Wait,"
         return list(self._pair.tokenizer(cue).input_ids)
+
+
+# The fixture `reference_of`.
+ReferenceOf = Callable[[Family], Reference]
 
 
 class _Detector:

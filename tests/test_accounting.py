@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -11,11 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from reference import Reference, assert_structure, random_prompt, random_settings
+from reference import ReferenceOf, assert_structure, random_prompt, random_settings
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from toy import FAMILIES, PROMPTS, Family, Pair, build_model, fresh_pair, pair, tokenizer, weakened
+from toy import (
+    FAMILIES,
+    PROMPTS,
+    DecoderOf,
+    Family,
+    Pair,
+    build_model,
+    fresh_pair,
+    pair,
+    tokenizer,
+    weakened,
+)
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
@@ -29,9 +40,6 @@ from transformers import (
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.backends.local.runner import profile_model
-
-DecoderOf = Callable[[Family], FoReaLDecoder]
-ReferenceOf = Callable[[Family], Reference]
 
 KINDS = {"prefill", "catch_up", "decode", "verify", "discarded"}
 each_family = pytest.mark.parametrize("family", FAMILIES)

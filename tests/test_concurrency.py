@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Literal
 
 import pytest
-from reference import Reference, assert_same, random_prompt, random_settings
+from reference import ReferenceOf, assert_same, random_prompt, random_settings
 from toy import MAX_BATCH_SIZE, Family, fresh_pair, pair
 
 from foreal_core import (
@@ -24,8 +24,6 @@ from foreal_core import (
     Generation,
     TokenStream,
 )
-
-ReferenceOf = Callable[[Family], Reference]
 
 FAMILY: Family = "qwen2"
 REQUESTS = 64

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import count, pairwise
 from pathlib import Path
@@ -15,15 +15,23 @@ from random import Random
 
 import pytest
 import torch
-from reference import Reference, assert_same, random_prompt, random_settings
-from toy import CUT_CHARACTERS, FAMILIES, PROMPTS, Family, Pair, fresh_pair, pair, scripted_pair
+from reference import Reference, ReferenceOf, assert_same, random_prompt, random_settings
+from toy import (
+    CUT_CHARACTERS,
+    FAMILIES,
+    PROMPTS,
+    DecoderOf,
+    Family,
+    Pair,
+    fresh_pair,
+    pair,
+    scripted_pair,
+    with_and_without_speculation,
+)
 from transformers import PreTrainedModel
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.policies import EvenGate, gate_draw
-
-DecoderOf = Callable[[Family], FoReaLDecoder]
-ReferenceOf = Callable[[Family], Reference]
 
 CHUNKS = 8
 SETTINGS_PER_CHUNK = 12  # times CHUNKS and four families: 384 random settings
@@ -152,10 +160,7 @@ def test_speculation_changes_no_token(family: Family, decoder_of: DecoderOf) -> 
     rng = Random(family)
     for _ in range(20):
         prompt, settings = random_prompt(rng, pair(family)), random_settings(rng)
-        plain, proposed = (
-            decoder_of(family).generate(prompt, settings, speculate=speculate)
-            for speculate in (False, True)
-        )
+        proposed, plain = with_and_without_speculation(decoder_of(family), prompt, settings)
         assert proposed.token_ids == plain.token_ids, settings
         assert proposed.authors == plain.authors, settings
         assert proposed.sentences == plain.sentences, settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from toy import PROMPTS, Family, Pair, fresh_pair
+from toy import PROMPTS, DecoderOf, Pair, fresh_pair
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, ModelLoadError
@@ -19,8 +18,6 @@ from foreal_core.backends.local import memory
 from foreal_core.demo import pair_paths, problems
 from foreal_core.engine.engine import Engine
 from foreal_core.loading import placement
-
-DecoderOf = Callable[[Family], FoReaLDecoder]
 
 SETTINGS = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=30, seed=3)
 

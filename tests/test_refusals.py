@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from reference import Reference, assert_same
+from reference import ReferenceOf, assert_same
 from tokenizers import Tokenizer
 from toy import (
     EOS,
     PROMPTS,
     SPECIALS,
+    DecoderOf,
     Family,
     Pair,
     build_model,
@@ -49,9 +50,6 @@ from foreal_core import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-
-DecoderOf = Callable[[Family], FoReaLDecoder]
-ReferenceOf = Callable[[Family], Reference]
 
 WAIT_S = 60.0
 SETTINGS = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=25, seed=6)

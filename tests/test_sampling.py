@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
 
 import pytest
 import torch
-from reference import Reference, assert_same, random_prompt, random_settings
+from reference import ReferenceOf, assert_same, random_prompt, random_settings
 from torch import Tensor
-from toy import FAMILIES, PROMPTS, Family, fresh_pair, pair
+from toy import FAMILIES, PROMPTS, DecoderOf, Family, fresh_pair, pair, with_and_without_speculation
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
-
-DecoderOf = Callable[[Family], FoReaLDecoder]
-ReferenceOf = Callable[[Family], Reference]
 
 SAMPLES = 1500
 # Seeded, hence the same in every run: it fails once, on a change, or never.
@@ -68,10 +65,7 @@ def test_speculation_changes_no_sampled_token(family: Family, decoder_of: Decode
     rng = Random(f"{family} speculates")
     for _ in range(12):
         prompt, settings = random_prompt(rng, pair(family)), random_sampling(rng)
-        plain, proposed = (
-            decoder_of(family).generate(prompt, settings, speculate=speculate)
-            for speculate in (False, True)
-        )
+        proposed, plain = with_and_without_speculation(decoder_of(family), prompt, settings)
         assert proposed.token_ids == plain.token_ids, settings
         assert proposed.authors == plain.authors, settings
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from reference import Reference, assert_same, random_prompt, random_settings
+from reference import ReferenceOf, assert_same, random_prompt, random_settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from toy import FAMILIES, MAX_BATCH_SIZE, PROMPTS, Family, fresh_pair, pair
+from toy import FAMILIES, MAX_BATCH_SIZE, PROMPTS, DecoderOf, Family, fresh_pair, pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.backends.base import Round, RowPass
@@ -23,9 +23,6 @@ from foreal_core.backends.local.executor import LocalExecutor
 from foreal_core.backends.local.kv_cache import SPARE_SLOTS, RowCache
 from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.events import Author
-
-ReferenceOf = Callable[[Family], Reference]
-DecoderOf = Callable[[Family], FoReaLDecoder]
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 

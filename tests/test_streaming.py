@@ -6,21 +6,17 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
-from reference import Reference, assert_same, random_prompt, random_settings
-from toy import FAMILIES, PROMPTS, Family, pair, readable
+from reference import ReferenceOf, assert_same, random_prompt, random_settings
+from toy import FAMILIES, PROMPTS, DecoderOf, Family, pair, readable
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation, TokenEvent
 from foreal_core.errors import ContextOverflowError, FoReaLError
-
-DecoderOf = Callable[[Family], FoReaLDecoder]
-ReferenceOf = Callable[[Family], Reference]
 
 OPEN = "\ufffd"  # how a character without its last bytes decodes
 WAIT_S = 60.0

@@ -9,7 +9,7 @@ and a draft is its leader plus noise, so that the two agree often and not always
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -32,7 +32,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
+
 Family = Literal["qwen2", "llama", "mistral", "gemma3"]
+# The fixture `decoder_of`.
+DecoderOf = Callable[[Family], FoReaLDecoder]
 FAMILIES: tuple[Family, ...] = ("qwen2", "llama", "mistral", "gemma3")
 
 EOS = "<|end|>"
@@ -288,3 +292,13 @@ PROMPTS = (
     "```\n x = 1.\n",
     " is $ x + y",
 )
+
+
+def with_and_without_speculation(
+    decoder: FoReaLDecoder, prompt: Sequence[int], settings: FoReaLConfig
+) -> tuple[Generation, Generation]:
+    """One request written in both ways: by speculating, and token by token."""
+    speculated, plain = (
+        decoder.generate(prompt, settings, speculate=speculate) for speculate in (True, False)
+    )
+    return speculated, plain

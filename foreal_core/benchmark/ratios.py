@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -19,6 +18,7 @@ from foreal_core.decoder import FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
 from foreal_core.randomness import problem_seed
 from foreal_core.records import provenance
+from foreal_core.report.targets import Spread, target
 
 if TYPE_CHECKING:
     from foreal_core.events import Generation
@@ -33,41 +33,65 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+# Parts of a record, and the targets among them.
+Measured = tuple[dict[str, Any], list[dict[str, Any]]]
+
+
 def measure_ratios(
     *, repeats: int = 5, max_new_tokens: int = 128, progress: Progress = lambda what: None
 ) -> dict[str, Any]:
-    """Takes every measurement and returns the record, JSON-safe; `targets` holds each ratio's
-    limit and whether it was met.
+    """Takes every measurement; see `on_the_bundled_pair`."""
+    return on_the_bundled_pair(partial(_ratios, progress), repeats, max_new_tokens)
+
+
+def on_the_bundled_pair(
+    measure: Callable[[FoReaLDecoder, FoReaLConfig, int], Measured],
+    repeats: int,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """Takes measurements of the bundled pair and returns the record, JSON-safe; `targets` holds
+    each ratio's limit and whether it was met.
+
+    Args:
+        measure: takes the measurements, so many times each.
+        repeats: how many times.
+        max_new_tokens: of an answer.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     machine = provenance.machine()
     config = FoReaLConfig(max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
     with FoReaLDecoder.demo() as decoder:
-        prompts = _prompts(decoder, max(BATCH_REQUESTS, PASS_PROBLEMS))
-        solo = _against_transformers(decoder, prompts[:SOLO_PROMPTS], config, repeats, progress)
-        batches = {
-            policy: _together(decoder, prompts[:BATCH_REQUESTS], config, policy, repeats, progress)
-            for policy in ("leader", "foreal")
-        }
-        progress("leader passes with and without speculation")
-        passes = _passes(decoder, prompts[:PASS_PROBLEMS])
-    together = f"tokens/s, {BATCH_REQUESTS} together / 1 by 1"
-    targets = [
-        target("leader: seconds / transformers' seconds", solo["ratios"], "<=", 1.10),
-        target(f"leader: {together}", batches["leader"]["ratios"], ">=", 5.0),
-        target(f"foreal: {together}", batches["foreal"]["ratios"], ">=", 4.0),
-        target("p=1: leader passes, speculating / not", [passes["ratio"]], "<=", 0.6),
-    ]
+        measured, targets = measure(decoder, config, repeats)
     return {
         "started": started,
         "machine": machine,
         "versions": provenance.versions(),
         "settings": {**config.to_dict(), "repeats": repeats, "problem_seed": PROBLEM_SEED},
-        "against_transformers": solo,
-        "together": batches,
-        "speculation": passes,
+        **measured,
         "targets": targets,
     }
+
+
+def _ratios(
+    progress: Progress, decoder: FoReaLDecoder, config: FoReaLConfig, repeats: int
+) -> Measured:
+    prompts = _prompts(decoder, max(BATCH_REQUESTS, PASS_PROBLEMS))
+    solo = _against_transformers(decoder, prompts[:SOLO_PROMPTS], config, repeats, progress)
+    batches = {
+        policy: _together(decoder, prompts[:BATCH_REQUESTS], config, policy, repeats, progress)
+        for policy in ("leader", "foreal")
+    }
+    progress("leader passes with and without speculation")
+    passes = _passes(decoder, prompts[:PASS_PROBLEMS])
+    together = f"tokens/s, {BATCH_REQUESTS} together / 1 by 1"
+    ratio = Spread.of
+    targets = [
+        target("leader: seconds / transformers' seconds", ratio(solo["ratios"]), "<=", 1.10),
+        target(f"leader: {together}", ratio(batches["leader"]["ratios"]), ">=", 5.0),
+        target(f"foreal: {together}", ratio(batches["foreal"]["ratios"]), ">=", 4.0),
+        target("p=1: leader passes, speculating / not", ratio([passes["ratio"]]), "<=", 0.6),
+    ]
+    return {"against_transformers": solo, "together": batches, "speculation": passes}, targets
 
 
 def _against_transformers(
@@ -212,16 +236,3 @@ def _prompts(decoder: FoReaLDecoder, count: int) -> list[Prompt]:
 
 def _tokens(generations: Sequence[Generation]) -> int:
     return sum(len(each.token_ids) for each in generations)
-
-
-def target(what: str, ratios: Sequence[float], comparison: str, limit: float) -> dict[str, Any]:
-    """The median of `ratios`, its limit, and whether it was met."""
-    value = median(ratios)
-    return {
-        "what": what,
-        "value": value,
-        "spread": [min(ratios), max(ratios)],
-        "comparison": comparison,
-        "limit": limit,
-        "met": value <= limit if comparison == "<=" else value >= limit,
-    }

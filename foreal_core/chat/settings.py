@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from foreal_core import ConfigError, FoReaLConfig
 from foreal_core.config import is_integer, is_number
+from foreal_core.errors import did_you_mean
 
 _HINTS = get_type_hints(FoReaLConfig)
 # Name -> (type, default) of every setting, so that no integration lists them again.
@@ -80,10 +80,9 @@ def refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> 
     """Raises ConfigError for the first name that is not known: nothing is ever ignored."""
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                f"{where} takes no argument {name!r}.{hint} Known: {', '.join(sorted(known))}."
+                f"{where} takes no argument {name!r}.{did_you_mean(name, known)} Known: "
+                f"{', '.join(sorted(known))}."
             )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from foreal_core.errors import ConfigError
+from foreal_core.errors import ConfigError, did_you_mean
 from foreal_core.policies.gate import DrawnGate, Gate
 from foreal_core.policies.spans import Policy
 
@@ -62,7 +61,7 @@ class PolicySpec:
         for name in given:
             if name not in known:
                 raise ConfigError(
-                    f"policy {self.name!r} has no option {name!r}.{_hint(name, known)} "
+                    f"policy {self.name!r} has no option {name!r}.{did_you_mean(name, known)} "
                     f"Its options: {', '.join(known)}."
                 )
         try:
@@ -142,7 +141,7 @@ def find_policy(policy: str | PolicyFactory) -> PolicySpec:
         raise ConfigError(
             f"policy={policy!r} is not allowed: it must be one of "
             f"{', '.join(map(repr, known))}, or a factory of your own (see register_policy)."
-            f"{_hint(str(policy), known)}"
+            f"{did_you_mean(str(policy), known)}"
         )
     return spec
 
@@ -160,8 +159,3 @@ def _refuse_unless_options(name: str, options: type[Any]) -> None:
 def _about(factory: PolicyFactory) -> str:
     text = " ".join((factory.__doc__ or "").split())
     return text.split(". ")[0].rstrip(".") + "." if text else ""
-
-
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

@@ -6,10 +6,12 @@ Ratios are taken within one repeat, in which both sides had the same prompts and
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+
+from foreal_core.report.targets import Spread, target
 
 Record = Mapping[str, Any]
 
@@ -33,31 +35,6 @@ _AIMS: dict[str, dict[tuple[str, str], float]] = {
 _FLOORS: dict[str, dict[str, float]] = {"32b+1.5b": {"leader": 0.75, "draft": 0.45}}
 # A draft that writes everything must be this much faster than the leader to be worth its trouble.
 _WORTHWHILE = 2.0
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A median with the smallest and the largest value."""
-
-    middle: float
-    low: float
-    high: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
-        return cls(median(values), min(values), max(values), len(values))
-
-    def against_one(self) -> int:
-        """1 where all of several ratios are above one, -1 where all are below, else 0; 0 too for a
-        single ratio, which shows no difference."""
-        if self.count < 2 or self.low <= 1 <= self.high:
-            return 0
-        return 1 if self.low > 1 else -1
-
-    def __str__(self) -> str:
-        return f"{self.middle:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 _JUDGED = {1: "", 0: ": no difference is shown", -1: ": it does not pay"}
@@ -194,12 +171,12 @@ def targets(record: Record) -> list[dict[str, Any]]:
         rival = _best_assisted(first) if other == "assisted" else first.get(other)
         ratio = first[name].times_as_fast_as(rival) if name in first and rival else None
         if ratio is not None and rival is not None:
-            found.append(_target(f"{name}: times as fast as {rival.method}", ratio, limit))
+            found.append(target(f"{name}: times as fast as {rival.method}", ratio, ">=", limit))
     leader = first.get("leader") or first.get(BASELINE)
     for name in FOREAL:
         if aims and leader and leader.right and name in first:
-            share = first[name].right / leader.right
-            found.append(_target(f"{name}: right answers / the leader's", Spread.of([share]), 0.95))
+            share = Spread.of([first[name].right / leader.right])
+            found.append(target(f"{name}: right answers / the leader's", share, ">=", 0.95))
     one_by_one, together = (by_batch(cells).get(batch, {}) for batch in (1, 16))
     for name in ("leader", *FOREAL):
         alone, batched = one_by_one.get(name), together.get(name)
@@ -212,24 +189,13 @@ def targets(record: Record) -> list[dict[str, Any]]:
                 fast.high / slow.low,
                 min(slow.count, fast.count),
             )
-            found.append(_target(f"{name}: tokens/s, batch 16 / batch 1", spread, 3.0))
+            found.append(target(f"{name}: tokens/s, batch 16 / batch 1", spread, ">=", 3.0))
     for name, limit in _FLOORS.get(record["setup"]["pair"], {}).items():
         if name in first:
             found.append(
-                _target(f"{name}: share of the floor", Spread.of([first[name].floor]), limit)
+                target(f"{name}: share of the floor", Spread.of([first[name].floor]), ">=", limit)
             )
     return found
-
-
-def _target(what: str, ratio: Spread, limit: float) -> dict[str, Any]:
-    return {
-        "what": what,
-        "value": ratio.middle,
-        "spread": [ratio.low, ratio.high],
-        "comparison": ">=",
-        "limit": limit,
-        "met": ratio.middle >= limit,
-    }
 
 
 def _pays_here(cell: Mapping[str, Measured], one: Measured) -> list[str]:

@@ -11,13 +11,13 @@ from foreal_core.report.speed import (
     FOREAL,
     Measured,
     Record,
-    Spread,
     by_batch,
     by_context,
     mean,
     pass_seconds,
     summary,
 )
+from foreal_core.report.targets import Spread
 
 # Blue, vermilion, green, orange, purple and sky blue of Okabe and Ito's palette.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")

@@ -107,6 +107,10 @@ class FoReaLModel(PairFields, _Framework):
     _per_call: ClassVar[frozenset[str]] = frozenset({"timeout", *TEMPLATE_OPTIONS})
     _passed_on: ClassVar[frozenset[str]] = frozenset()
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._add_version(*_package_version())
+
     # -- entry points: each call runs on a copy that holds its settings ---------------------------
 
     def stream(
@@ -310,7 +314,7 @@ class FoReaLModel(PairFields, _Framework):
 
 
 @functools.cache
-def package_version() -> tuple[str, str]:
+def _package_version() -> tuple[str, str]:
     """Name and version of this package, for traces."""
     name = "foreal-decoding"
     return name, version(name)

@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +24,14 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import Runnable
 
 from foreal_core import FoReaLConfig, FoReaLDecoder
-from foreal_core.benchmark.ratios import clocked, target
+from foreal_core.benchmark.ratios import clocked, on_the_bundled_pair
 from foreal_core.benchmark.subject import PROBLEM_SEED
 from foreal_core.chat.messages import user_message
+from foreal_core.cli.common import CommandConsole, print_parts
+from foreal_core.cli.terminal import bench_view
 from foreal_core.demo import problems
-from foreal_core.records import provenance
 from foreal_core.records.files import write_record
+from foreal_core.report.targets import Spread, target
 from foreal_integrations.langchain import ChatFoReaL, FoReaLLLM, get_foreal_cost_callback
 
 KIND = "foreal-langchain-benchmark"
@@ -39,6 +40,8 @@ SOLO_REQUESTS = 4
 # No answer of the bundled pair is over before this many tokens where repetitions are penalised.
 LONG_ANSWER: dict[str, Any] = {"max_new_tokens": 600, "repetition_penalty": 1.3}
 
+_FILE_WIDTH = 140  # where there is no terminal to be narrow
+
 Model: TypeAlias = FoReaLLLM | ChatFoReaL
 Progress = Callable[[str], None]
 
@@ -46,46 +49,39 @@ Progress = Callable[[str], None]
 def measure(
     *, repeats: int = 5, max_new_tokens: int = 128, progress: Progress = lambda what: None
 ) -> dict[str, Any]:
-    """Takes every measurement of both classes and returns the record, JSON-safe.
+    """Takes every measurement of both classes; see `on_the_bundled_pair`."""
+    record = on_the_bundled_pair(partial(_measured, progress), repeats, max_new_tokens)
+    versions = {**record["versions"], "langchain-core": version("langchain-core")}
+    return {"kind": KIND, **record, "versions": versions}
 
-    `targets` says for each ratio what was aimed at and whether it was met.
-    """
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = provenance.machine()
-    config = FoReaLConfig(max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
+
+def _measured(
+    progress: Progress, decoder: FoReaLDecoder, config: FoReaLConfig, repeats: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     questions = [problem.question for problem in problems("ledger", PROBLEM_SEED, REQUESTS)]
     measured: dict[str, Any] = {}
     targets: list[dict[str, Any]] = []
-    with FoReaLDecoder.demo() as decoder:
-        for kind in (FoReaLLLM, ChatFoReaL):
-            model = kind(decoder=decoder, max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
-            name = kind.__name__
-            say = partial(_say, progress, name)
-            together = _together(model, questions, repeats, say)
-            first = _first_chunk(model, questions[:SOLO_REQUESTS], repeats, say)
-            overhead = _overhead(model, config, questions[:SOLO_REQUESTS], repeats, say)
-            measured[name] = {"together": together, "first_chunk": first, "overhead": overhead}
-            requests = f"{name}: seconds per token, {REQUESTS} invokes'"
-            targets += [
-                target(f"{requests} / batch's", together["batch_ratios"], ">=", 4.0),
-                target(f"{requests} / concurrent ainvokes'", together["ainvoke_ratios"], ">=", 4.0),
-                target(f"{name}: first chunk's seconds / all", first["ratios"], "<=", 0.1),
-                target(f"{name}: invoke's seconds / decoder's", overhead["ratios"], "<=", 1.05),
-            ]
-    return {
-        "kind": KIND,
-        "started": started,
-        "machine": machine,
-        "versions": {**provenance.versions(), "langchain-core": version("langchain-core")},
-        "settings": {**config.to_dict(), "repeats": repeats, "problem_seed": PROBLEM_SEED},
-        "measured": measured,
-        "targets": targets,
-    }
+    for kind in (FoReaLLLM, ChatFoReaL):
+        model = kind(decoder=decoder, max_new_tokens=config.max_new_tokens, seed=config.seed)
+        name = kind.__name__
+        say = partial(_say, progress, name)
+        together = _together(model, questions, repeats, say)
+        first = _first_chunk(model, questions[:SOLO_REQUESTS], repeats, say)
+        overhead = _overhead(model, config, questions[:SOLO_REQUESTS], repeats, say)
+        measured[name] = {"together": together, "first_chunk": first, "overhead": overhead}
+        requests = f"{name}: seconds per token, {REQUESTS} invokes'"
+        batch, gathered = (Spread.of(together[f"{way}_ratios"]) for way in ("batch", "ainvoke"))
+        start, alone = (Spread.of(taken["ratios"]) for taken in (first, overhead))
+        targets += [
+            target(f"{requests} / batch's", batch, ">=", 4.0),
+            target(f"{requests} / concurrent ainvokes'", gathered, ">=", 4.0),
+            target(f"{name}: first chunk's seconds / all", start, "<=", 0.1),
+            target(f"{name}: invoke's seconds / decoder's", alone, "<=", 1.05),
+        ]
+    return {"measured": measured}, targets
 
 
-def _together(
-    model: Model, questions: Sequence[str], repeats: int, say: Progress
-) -> dict[str, Any]:
+def _together(model: Model, questions: list[str], repeats: int, say: Progress) -> dict[str, Any]:
     """A chain's `batch` and concurrent `ainvoke`s against one `invoke` after the other, by the
     token: each request has a gate of its own, as users' have, and so texts of other lengths."""
     prompt: Runnable[dict[str, str], Any] = PromptTemplate.from_template("{question}")
@@ -123,9 +119,7 @@ def _together(
     }
 
 
-def _first_chunk(
-    model: Model, questions: Sequence[str], repeats: int, say: Progress
-) -> dict[str, Any]:
+def _first_chunk(model: Model, questions: list[str], repeats: int, say: Progress) -> dict[str, Any]:
     """When the first text of a long answer comes, as a share of the whole stream."""
     taken = []
     for repeat in range(repeats):
@@ -148,7 +142,7 @@ def _first_chunk(
 
 
 def _overhead(
-    model: Model, config: FoReaLConfig, questions: Sequence[str], repeats: int, say: Progress
+    model: Model, config: FoReaLConfig, questions: list[str], repeats: int, say: Progress
 ) -> dict[str, Any]:
     """`invoke` against the decoder's own `generate` of the same request."""
 
@@ -217,13 +211,10 @@ def main() -> None:
         progress=partial(print, flush=True),
     )
     write_record(given.out, record)
-    for each in record["targets"]:
-        low, high = each["spread"]
-        met = "met" if each["met"] else "NOT met"
-        print(
-            f"{each['what']}: {each['value']:.3f} ({low:.3f} to {high:.3f}), "
-            f"aimed at {each['comparison']} {each['limit']}: {met}"
-        )
+    console = CommandConsole(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    print_parts(console, bench_view(record))
 
 
 if __name__ == "__main__":

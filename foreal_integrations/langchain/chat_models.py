@@ -33,7 +33,6 @@ from foreal_integrations.langchain.base import (
     Manager,
     Request,
     Stop,
-    package_version,
 )
 from foreal_integrations.langchain.callbacks import record_of
 from foreal_integrations.langchain.messages import MessageReader, to_chat
@@ -114,7 +113,6 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._add_version(*package_version())
         self._describes_itself = self.profile is None
         if self._describes_itself:
             self.profile = ModelProfile(

@@ -15,14 +15,7 @@ from pydantic import PrivateAttr
 from foreal_core import FoReaLDecoder, Generation, TokenEvent
 from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import asking
-from foreal_integrations.langchain.base import (
-    AsyncManager,
-    FoReaLModel,
-    Manager,
-    Request,
-    Stop,
-    package_version,
-)
+from foreal_integrations.langchain.base import AsyncManager, FoReaLModel, Manager, Request, Stop
 from foreal_integrations.langchain.callbacks import record_of
 
 
@@ -51,9 +44,9 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
     # Of a call's copy: what it computed itself; everything else in its result is from a cache.
     _computed: list[TextGeneration] = PrivateAttr(default_factory=list)
 
+    # For type checkers, which else would make one up of this class's own fields.
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._add_version(*package_version())
 
     # -- entry points: each call runs on a copy that holds its settings ---------------------------
 

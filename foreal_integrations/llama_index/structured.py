@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llama_index.core.program.utils import get_program_for_llm
 from llama_index.core.prompts import PromptTemplate
@@ -11,6 +11,9 @@ from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
 from pydantic import BaseModel
 
 from foreal_core.chat.messages import closed
+
+Cls: TypeAlias = type[BaseModel]
+Given: TypeAlias = dict[str, Any] | None
 
 if TYPE_CHECKING:
     from llama_index.core.llms.llm import LLM as _Base
@@ -28,9 +31,9 @@ class ConstrainedPredictions(_Base):
 
     def structured_predict(
         self,
-        output_cls: type[BaseModel],
+        output_cls: Cls,
         prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
+        llm_kwargs: Given = None,
         **prompt_args: Any,
     ) -> BaseModel:
         given = self._with_schema(output_cls, llm_kwargs)
@@ -39,9 +42,9 @@ class ConstrainedPredictions(_Base):
 
     async def astructured_predict(
         self,
-        output_cls: type[BaseModel],
+        output_cls: Cls,
         prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
+        llm_kwargs: Given = None,
         **prompt_args: Any,
     ) -> BaseModel:
         given = self._with_schema(output_cls, llm_kwargs)
@@ -52,9 +55,9 @@ class ConstrainedPredictions(_Base):
 
     def _structured_stream_call(
         self,
-        output_cls: type[BaseModel],
+        output_cls: Cls,
         prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
+        llm_kwargs: Given = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
         given = self._with_schema(output_cls, llm_kwargs)
@@ -62,9 +65,9 @@ class ConstrainedPredictions(_Base):
 
     async def _structured_astream_call(
         self,
-        output_cls: type[BaseModel],
+        output_cls: Cls,
         prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
+        llm_kwargs: Given = None,
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
         given = self._with_schema(output_cls, llm_kwargs)

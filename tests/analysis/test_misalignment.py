@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from toy import FAMILIES, PROMPTS, Family, Pair, pair
+from toy import FAMILIES, PROMPTS, DecoderOf, Family, Pair, pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, cli
 from foreal_core.analysis import analyze, misalignment, teacher_forcing as module
 from foreal_core.analysis.teacher_forcing import teacher_forcing
 from foreal_core.errors import ConfigError
 
-DecoderOf = Callable[[Family], FoReaLDecoder]
 GREEDY = FoReaLConfig(policy="leader", max_new_tokens=40, seed=0)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from foreal_core import benchmark, cli
 from foreal_core.benchmark import ratios
 from foreal_core.cli import terminal
+from foreal_core.report.targets import Spread, target
 
 
 @pytest.mark.parametrize(
@@ -26,10 +27,9 @@ from foreal_core.cli import terminal
     ],
 )
 def test_a_target_is_met_by_the_median(
-    values: list[float], comparison: str, limit: float, met: bool
+    values: list[float], comparison: Any, limit: float, met: bool
 ) -> None:
-    target = ratios.target("a ratio", values, comparison, limit)
-    assert target["met"] is met
+    assert target("a ratio", Spread.of(values), comparison, limit)["met"] is met
 
 
 def test_what_is_compared_runs_in_turn_and_results_keep_their_place() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import error_of
 from played import PlayedDecoder
 
 from foreal_core import cli, decoder
@@ -150,12 +151,7 @@ def test_sweep_prints_a_table_and_draws(
 def test_an_error_is_one_line_that_names_the_culprit(
     arguments: list[str], names: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(arguments) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("foreal: error: ")
-    assert shown.err.count("\n") == 1
-    assert names in shown.err
+    assert names in error_of(arguments, capsys)
 
 
 def test_a_grid_takes_none_and_truth_values(

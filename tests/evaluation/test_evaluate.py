@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 from played import RIDDLES, PlayedDecoder, Riddle
-from toy import PROMPTS, Family
+from toy import PROMPTS, DecoderOf
 
-from foreal_core import FoReaLConfig, FoReaLDecoder
+from foreal_core import FoReaLConfig
 from foreal_core.errors import ConfigError, OutOfMemoryError
 from foreal_core.evaluation import Answered, Question, evaluate, problem_seed, wilson_interval
 from foreal_core.evaluation.grading import is_right_in_maths
 
-DecoderOf = Callable[[Family], FoReaLDecoder]
 CONFIG = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=20, seed=7)
 TEXTS = [Riddle(text, "e") for text in PROMPTS]
 

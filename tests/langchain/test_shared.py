@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given, settings, strategies as st
+from integrations import pieces_of
 
 from foreal_core.chat.calls import BrokenCall, ToolCall, read_calls
 from foreal_core.chat.replies import ReplySplitter
@@ -36,9 +35,7 @@ def split(deltas: list[str], *, thinking: bool, tools: bool) -> list[tuple[str, 
     tools=st.booleans(),
 )
 def test_cuts_change_nothing(text: str, cuts: set[int], thinking: bool, tools: bool) -> None:
-    edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    deltas = [text[start:end] for start, end in pairwise(edges)]
-    assert split(deltas, thinking=thinking, tools=tools) == split(
+    assert split(pieces_of(text, cuts), thinking=thinking, tools=tools) == split(
         [text], thinking=thinking, tools=tools
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -55,8 +54,6 @@ def read(deltas: list[str], *, thinking: bool, tools: bool, forced: bool) -> Rep
 def test_cuts_change_nothing(
     text: str, cuts: set[int], thinking: bool, tools: bool, forced: bool
 ) -> None:
-    edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    deltas = [text[start:end] for start, end in pairwise(edges)]
     kind = {"thinking": thinking, "tools": tools, "forced": forced and tools}
     whole, cut = read([text], **kind), read(deltas, **kind)
     assert (cut.text, cut.thinking) == (whole.text, whole.thinking)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from foreal_core.report import speed, speed_views
+from foreal_core.report.targets import Spread
 
 # Seconds of an answer of 100 tokens at batch 1, repeat by repeat.
 ALONE = {
@@ -75,7 +76,7 @@ def record() -> dict[str, Any]:
 def test_ratios_are_taken_within_a_repeat(record: dict[str, Any]) -> None:
     cell = speed.summary(record)[1, 256]
     ratio = cell["foreal-p0.6"].times_as_fast_as(cell["transformers-leader"])
-    assert ratio == speed.Spread(4.0, pytest.approx(10 / 3), 5.0, 3)
+    assert ratio == Spread(4.0, pytest.approx(10 / 3), 5.0, 3)
 
 
 def test_a_batch_counts_the_tokens_of_all_its_rows(record: dict[str, Any]) -> None:
