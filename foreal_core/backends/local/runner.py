@@ -21,8 +21,9 @@ from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.fused_forward import FusedForward
 from foreal_core.backends.local.kv_cache import RowCache
 from foreal_core.backends.local.packed_linear import PackedLinears
+from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.cost import ModelProfile
-from foreal_core.errors import UnsupportedModelError
+from foreal_core.errors import ConfigError, UnsupportedModelError
 
 # `ModelRunner.pass_tokens`. A CPU computes slowly for its bandwidth, a GPU fast; that of a GPU is a
 # reckoning (about 200 for an H200), not a measurement.
@@ -52,6 +53,7 @@ class ModelRunner:
             to compute as the weights take to read.
 
     Raises:
+        ConfigError: `compiled` without static passes.
         UnsupportedModelError: the model's state cannot be rolled back token by token, or its
             attention cannot be ours.
     """
@@ -77,6 +79,13 @@ class ModelRunner:
         if static is None:
             static = self.device.type == "cuda"
         self.static = static and not self._spread
+        if compiled and not self.static:
+            why = "it is spread over several devices" if self._spread else f"it is on {self.device}"
+            raise ConfigError(
+                f"compile=True is of no use for {name}: only passes of fixed shapes are compiled, "
+                f"and it has none, as {why}. Leave compile out"
+                + ("." if self._spread else ", or pass static_shapes=True as well.")
+            )
         self._last_position = max_slots - 1
         self._static_passes = CudaGraphs(
             torch.compile(model, dynamic=False) if compiled else model,
@@ -166,7 +175,9 @@ class ModelRunner:
         return flat[to_device(wanted, flat.device, torch.long)]
 
     def rest(self) -> None:
-        """Nothing runs: gives the cache's memory back, unless recorded passes live in it."""
+        """Nothing runs: gives the thread's workers back, and the cache's memory unless recorded
+        passes live in it."""
+        give_back_threads()
         if not (self.static and self._static_passes.works):
             self.cache.release()
 

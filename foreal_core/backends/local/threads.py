@@ -12,10 +12,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 import threading
-from collections.abc import Callable
-
-import torch
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 _SOFT = 1  # omp_pause_soft: settings stay as they are
 # A forked child inherits the calling thread's pool and none of its workers: ending that pool would
@@ -30,17 +31,27 @@ def give_back_threads() -> None:
     For a thread that is about to wait. It does nothing inside a parallel region, with one torch
     thread, and where torch's OpenMP is not GNU's (macOS, Windows).
     """
-    pause = _pause()
-    if (
-        pause is not None
-        and torch.get_num_threads() > 1
-        and threading.get_ident() not in _left_behind
-    ):
+    torch = sys.modules.get("torch")
+    if torch is None or torch.get_num_threads() == 1 or threading.get_ident() in _left_behind:
+        return
+    pause = _pause(torch)
+    if pause is not None:
         pause(_SOFT)
 
 
+@contextmanager
+def use_threads(count: int | None) -> Iterator[None]:
+    """The calling thread computes with so many threads; None leaves torch's number. Threads that
+    compute for the first time later take the number over, as torch has it."""
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+    yield
+
+
 @functools.cache
-def _pause() -> Callable[[int], int] | None:
+def _pause(torch: Any) -> Callable[[int], int] | None:
     """`omp_pause_resource_all` (OpenMP 5.0) of the library that torch itself uses."""
     try:
         # A symbol is looked up in the library and in those that it was linked with: where torch's
