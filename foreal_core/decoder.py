@@ -42,9 +42,10 @@ class FoReaLDecoder:
     Thread-safe: any number of threads and event loops may call it at once; their requests share
     the models' passes. Also a context manager that closes it.
 
-    On a CPU, models in half precision get a second copy of their weights in a layout for fast
-    kernels, where memory allows; changes to a model's weights, adapters or hooks after this do not
-    show there.
+    On a CPU, weights are packed into a layout for fast kernels, where that pays, and held once:
+    until the decoder is closed the models compute with the packed ones, whoever runs them, and
+    their parameters have no memory; `state_dict` and `save_pretrained` bring them back. Adapters
+    and hooks of later do not show.
 
     Args:
         leader: the large reasoning model.

@@ -20,7 +20,7 @@ from foreal_core.backends.local.cuda_graphs import WIDEST, CudaGraphs
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.fused_forward import FusedForward
 from foreal_core.backends.local.kv_cache import RowCache
-from foreal_core.backends.local.packed_linear import PackedLinears
+from foreal_core.backends.local.packed_linear import PackedLinears, packing
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.cost import ModelProfile
 from foreal_core.errors import ConfigError, UnsupportedModelError
@@ -94,14 +94,18 @@ class ModelRunner:
             max_rows=max_rows,
             last_position=self._last_position,
         )
+        self._packed = PackedLinears(model)
         _borrow_attention(model)
         try:
             model.eval()
             # Static passes bring their own remedy against dispatch, a compiler its own layouts.
             plain = not self.static and not self._spread and not compiled
-            self._lean = FusedForward.of(model, self.cache) if plain else None
-            self._packed = PackedLinears([] if compiled or self._lean else model.modules())
+            with packing:
+                self._lean = FusedForward.of(model, self.cache, self._packed) if plain else None
+                if self._lean is None and not compiled:
+                    self._packed.pack(model.modules())
         except BaseException:
+            self._packed.clear()
             _return_attention(model)
             raise
 
@@ -126,12 +130,11 @@ class ModelRunner:
         Returns [sum of keep, V]: the logits that each chunk wants, chunk after chunk. The pass
         writes to the rows' slots only, so it can be repeated.
         """
-        with self._packed.in_use():
-            if self.static and self._static_passes.takes(chunks):
-                logits = self._static_passes.run(chunks, drawn)
-                if logits is not None:
-                    return logits
-            return self._plain(chunks, drawn)
+        if self.static and self._static_passes.takes(chunks):
+            logits = self._static_passes.run(chunks, drawn)
+            if logits is not None:
+                return logits
+        return self._plain(chunks, drawn)
 
     def _plain(self, chunks: Sequence[Chunk], drawn: Tensor | None) -> Tensor:
         lengths = [len(chunk.tokens) for chunk in chunks]
@@ -196,8 +199,8 @@ class ModelRunner:
         """Gives the cache's memory back, and the model its own attention if no other runner uses
         it."""
         self._static_passes.clear()
-        self._packed.clear()
         self._lean = None
+        self._packed.clear()
         self.cache.release()
         _return_attention(self.model)
 
