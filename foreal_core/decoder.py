@@ -14,11 +14,12 @@ from typing import Any, TypeAlias, overload
 from foreal_core.backends.base import Backend
 from foreal_core.backends.local.executor import LocalExecutor
 from foreal_core.backends.local.runner import ModelRunner, longest_text
+from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
 from foreal_core.engine.callbacks import callbacks
 from foreal_core.engine.engine import Engine
-from foreal_core.engine.own_thread import refuse_in_engine_thread
+from foreal_core.engine.own_thread import before_waiting
 from foreal_core.engine.request import End, Finished, OnEnd, OnEvents, Request
 from foreal_core.engine.spans import SpanEngine
 from foreal_core.engine.streams import AsyncTokenStream, Push, TokenStream
@@ -41,9 +42,10 @@ class FoReaLDecoder:
     Thread-safe: any number of threads and event loops may call it at once; their requests share
     the models' passes. Also a context manager that closes it.
 
-    On a CPU, models in half precision get a second copy of their weights in a layout for fast
-    kernels, where memory allows; changes to a model's weights, adapters or hooks after this do not
-    show there.
+    On a CPU, weights are packed into a layout for fast kernels, where that pays, and held once:
+    until the decoder is closed the models compute with the packed ones, whoever runs them, and
+    their parameters have no memory; `state_dict` and `save_pretrained` bring them back. Adapters
+    and hooks of later do not show.
 
     Args:
         leader: the large reasoning model.
@@ -58,6 +60,8 @@ class FoReaLDecoder:
             so for each model that is on a CUDA device as a whole.
         compile: run those passes through torch.compile, which takes minutes when a shape is first
             met; needs static shapes.
+        threads: CPU threads of a pass; torch's own number where None. Threads of the caller's that
+            compute for the first time later take the number over, as torch has it.
 
     Raises:
         IncompatibleModelsError: the vocabularies give different meanings to the same ids.
@@ -78,6 +82,7 @@ class FoReaLDecoder:
         max_queue: int | None = None,
         static_shapes: bool | None = None,
         compile: bool = False,
+        threads: int | None = None,
     ) -> None:
         _refuse_unless_loaded(leader, draft, tokenizer)
         if static_shapes is not None and not isinstance(static_shapes, bool):
@@ -88,6 +93,8 @@ class FoReaLDecoder:
         _refuse_unless_count("max_batch_size", max_batch_size)
         if max_queue is not None:
             _refuse_unless_count("max_queue", max_queue)
+        if threads is not None:
+            _refuse_unless_count("threads", threads)
         runners: list[ModelRunner] = []
         try:
             for author, model in ((LEADER, leader), (DRAFT, draft)):
@@ -116,7 +123,9 @@ class FoReaLDecoder:
             raise
         self._models: dict[Author, Any] = {LEADER: leader, DRAFT: draft}
         engine = Engine(
-            LocalExecutor({LEADER: leader_runner, DRAFT: draft_runner}, pair_tokenizer),
+            LocalExecutor(
+                {LEADER: leader_runner, DRAFT: draft_runner}, pair_tokenizer, threads=threads
+            ),
             pair_tokenizer,
             max_batch_size=max_batch_size,
             max_context=context,
@@ -124,6 +133,8 @@ class FoReaLDecoder:
             check=os.environ.get("FOREAL_CHECK", "") not in ("", "0"),
         )
         self._adopt(engine, pair_tokenizer, leader_runner.vocab_size, max_queue)
+        # Of the thread that loaded and packed the models; the engine computes in one of its own.
+        give_back_threads()
 
     def _adopt(
         self,
@@ -211,6 +222,7 @@ class FoReaLDecoder:
         max_queue: int | None = None,
         static_shapes: bool | None = None,
         compile: bool = False,
+        threads: int | None = None,
         leader_kwargs: Mapping[str, Any] | None = None,
         draft_kwargs: Mapping[str, Any] | None = None,
         **hf_kwargs: Any,
@@ -220,7 +232,7 @@ class FoReaLDecoder:
         Args:
             leader, draft: hub ids or local folders.
             device_map, dtype: as in transformers' `from_pretrained`, for both models.
-            max_batch_size, max_context, max_queue, static_shapes, compile: see the class.
+            max_batch_size, max_context, max_queue, static_shapes, compile, threads: see the class.
             leader_kwargs, draft_kwargs: further `from_pretrained` arguments for one model
                 (quantization_config, revision, device_map, ...).
             **hf_kwargs: further arguments for both.
@@ -245,21 +257,28 @@ class FoReaLDecoder:
             max_queue=max_queue,
             static_shapes=static_shapes,
             compile=compile,
+            threads=threads,
         )
 
     @classmethod
-    def demo(cls, *, draft: str = "reasoning", max_batch_size: int = 32) -> FoReaLDecoder:
+    def demo(
+        cls, *, draft: str = "reasoning", max_batch_size: int = 32, threads: int | None = None
+    ) -> FoReaLDecoder:
         """The bundled pair: loads offline, in seconds, on a CPU.
 
         Args:
             draft: "reasoning", or "instruct" for the one that answers without thinking.
-            max_batch_size: see the class.
+            max_batch_size, threads: see the class.
         """
         from foreal_core.demo import pair_paths
 
         leader_path, draft_path = pair_paths(draft)
         return cls.from_pretrained(
-            str(leader_path), str(draft_path), dtype="float32", max_batch_size=max_batch_size
+            str(leader_path),
+            str(draft_path),
+            dtype="float32",
+            max_batch_size=max_batch_size,
+            threads=threads,
         )
 
     # -- prompts ------------------------------------------------------------------------------
@@ -366,7 +385,7 @@ class FoReaLDecoder:
             FoReaLError: called in the engine's own thread, where it would wait for ever.
         """
         settings = _settings(config, overrides)
-        refuse_in_engine_thread()
+        before_waiting()
         batch = self._prompts.prepare_all(
             prompt,
             messages,
@@ -400,7 +419,7 @@ class FoReaLDecoder:
     ) -> Any:
         """`generate` for an event loop; cancelling the task stops the work within one step."""
         settings = _settings(config, overrides)
-        refuse_in_engine_thread()
+        before_waiting()
         prepare = partial(
             self._prompts.prepare_all,
             prompt,

@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence as SequenceOf
 from typing import Any, TypeVar
 
 from foreal_core.backends.base import Executor, RowPass
+from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.config import FoReaLConfig
-from foreal_core.engine.own_thread import in_engine_thread, refuse_in_engine_thread
+from foreal_core.engine.own_thread import before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess
 from foreal_core.engine.recovery import PassRunner, Result, wrapped
 from foreal_core.engine.request import Finished, OnEnd, OnEvents, Request
@@ -107,6 +108,7 @@ class Engine:
                 options.
         """
         self._process.refuse_another()
+        give_back_threads()  # most callers wait next
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
         limit = min(config.max_new_tokens, self.max_context - len(prompt))
         sequence = Sequence(
@@ -122,7 +124,7 @@ class Engine:
         request = Request(sequence, on_events, on_end, self._cancelled.append)
         with self._wake:
             if wait:
-                refuse_in_engine_thread()
+                before_waiting()
                 self._wake.wait_for(lambda: self._closed or not self._is_full())
             self._refuse_if_closed()
             if self._is_full():
@@ -188,7 +190,7 @@ class Engine:
             FoReaLError: it is not idle, or something was left over; it says what.
         """
         self._process.refuse_another()
-        refuse_in_engine_thread()
+        before_waiting()
         with self._wake:
             # A request's end is told a moment before the engine rests.
             resting = self._wake.wait_for(

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.errors import FoReaLError
 
 _local = threading.local()
@@ -21,10 +22,16 @@ def in_engine_thread() -> Iterator[None]:
         _local.is_engine = False
 
 
-def refuse_in_engine_thread() -> None:
-    """Raises FoReaLError in an engine's thread."""
+def before_waiting() -> None:
+    """For a thread that is about to wait for the engine: gives its OpenMP workers back, which would
+    slow the engine's down.
+
+    Raises:
+        FoReaLError: the thread is an engine's own.
+    """
     if getattr(_local, "is_engine", False):
         raise FoReaLError(
             "this call waits for the engine and was made in the engine's own thread (by a policy, "
             "say), where it would wait for ever. Make it in another thread."
         )
+    give_back_threads()

@@ -19,7 +19,7 @@ from typing import Any
 
 from foreal_core.backends.base import Backend, Until
 from foreal_core.config import FoReaLConfig
-from foreal_core.engine.own_thread import in_engine_thread, refuse_in_engine_thread
+from foreal_core.engine.own_thread import before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess
 from foreal_core.engine.recovery import wrapped
 from foreal_core.engine.request import Finished, OnEnd, OnEvents, Request
@@ -124,7 +124,7 @@ class SpanEngine:
         request = Request(state, on_events, on_end, self._cancel)
         with self._changed:
             if wait:
-                refuse_in_engine_thread()
+                before_waiting()
                 self._changed.wait_for(lambda: self._closed or not self._is_full())
             if self._closed:
                 raise EngineClosedError("this decoder is closed: it takes no more requests.")

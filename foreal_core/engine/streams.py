@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol, TypeAlias
 
-from foreal_core.engine.own_thread import refuse_in_engine_thread
+from foreal_core.engine.own_thread import before_waiting
 from foreal_core.engine.owner_process import OwnerProcess
 from foreal_core.engine.request import End, Finished
 from foreal_core.errors import FoReaLError
@@ -108,7 +108,7 @@ class TokenStream(_Stream, Iterator[TokenEvent]):
                 received.raise_if_failed()
                 raise StopIteration
             self._process.refuse_another()
-            refuse_in_engine_thread()
+            before_waiting()
             received.absorb(self._items.get())
         return received.ready.popleft()
 
@@ -127,7 +127,7 @@ class TokenStream(_Stream, Iterator[TokenEvent]):
             return
         self._request.cancel()
         while not self._received.ended:
-            refuse_in_engine_thread()
+            before_waiting()
             self._received.absorb(self._items.get())
         self._received.ready.clear()
 
@@ -242,7 +242,7 @@ class _Mailbox:
 
     async def get(self) -> Item:
         self._process.refuse_another()
-        refuse_in_engine_thread()
+        before_waiting()
         while True:
             # The end is assigned after the last item is appended, and so looked at first.
             end = self._end

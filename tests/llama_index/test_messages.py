@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from integrations import pieces_of
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
@@ -55,7 +56,7 @@ def test_cuts_change_nothing(
     text: str, cuts: set[int], thinking: bool, tools: bool, forced: bool
 ) -> None:
     kind = {"thinking": thinking, "tools": tools, "forced": forced and tools}
-    whole, cut = read([text], **kind), read(deltas, **kind)
+    whole, cut = read([text], **kind), read(pieces_of(text, cuts), **kind)
     assert (cut.text, cut.thinking) == (whole.text, whole.thinking)
     assert [(call.name, call.arguments) for call in cut.calls] == [
         (call.name, call.arguments) for call in whole.calls

@@ -7,8 +7,8 @@ counts only if its request, told the draws one by one, wants exactly that pass n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.memory import out_of_memory
 from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.backends.local.sampling import draw_on_device, to_host
+from foreal_core.backends.local.threads import use_threads
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
 from foreal_core.errors import FoReaLError, OutOfMemoryError
@@ -50,9 +51,16 @@ class LocalExecutor:
     Args:
         runners: of "leader" and "draft".
         tokenizer: the pair's.
+        threads: CPU threads of a pass; None for torch's own number.
     """
 
-    def __init__(self, runners: Mapping[Author, ModelRunner], tokenizer: PairTokenizer) -> None:
+    def __init__(
+        self,
+        runners: Mapping[Author, ModelRunner],
+        tokenizer: PairTokenizer,
+        *,
+        threads: int | None = None,
+    ) -> None:
         self.runners = dict(runners)
         self.profiles: dict[Author, ModelProfile] = {
             author: runner.profile for author, runner in runners.items()
@@ -62,6 +70,7 @@ class LocalExecutor:
             draft.profile.weight_bytes, leader.profile.weight_bytes, leader.pass_tokens
         )
         self._tokenizer = tokenizer
+        self._threads = threads
         self._grammars = Grammars(
             tokenizer, leader_vocab_size=leader.vocab_size, draft_vocab_size=draft.vocab_size
         )
@@ -76,8 +85,10 @@ class LocalExecutor:
     def compile(self, config: FoReaLConfig, prompt: Sequence[int], limit: int) -> Constraint | None:
         return self._grammars.compile(config, prompt, limit)
 
-    def in_use(self) -> AbstractContextManager[object]:
-        return torch.inference_mode()
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        with use_threads(self._threads), torch.inference_mode():
+            yield
 
     def plan(self, author: Author, sequence: RequestSequence) -> RowPass:
         chunk = sequence.next_chunk(author)

@@ -3,75 +3,90 @@
 A pass over one token of a small model is mostly dispatch: modules, casts and kernels that each take
 longer to start than to run. This is the same pass, in the same order and rounded at the same
 places, with nothing between the operations: the logits are the model's own, in two thirds to four
-fifths of the time. In half precision its weights are packed (`packed_linear`), those of projections
-that read one input in one matrix; in float32 it multiplies by the model's own.
+fifths of the time. Weights are packed where that pays (`packed_linear`), those of projections that
+read one input in one matrix.
 
-    ids -> embed -> [ norm -> q k v -> rotate -> cache, attention -> o -> +
-                    -> norm -> gate up -> down -> + ]*
+    ids -> embed -> [ norm -> q k v (-> norms of heads) -> rotate -> cache, attention -> o (-> norm)
+                    -> + -> norm -> gate up -> down (-> norm) -> + ]*
         -> norm -> head -> logits
 
 The tokens of all rows lie one after another, [N, width]; rows are padded for attention alone.
 
-It is for Llama and Qwen2 as transformers has them. A short text is compared with the model's own
-forward before it is used; everything else runs through its own forward. The projections are read
-when the pass is made: hooks and adapters that come later do not show, unless they are the model's
-own and not a part's.
+It is for Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 3 as transformers has them. A short text is
+compared with the model's own forward before it is used; everything else runs through its own
+forward. The projections are read when the pass is made: hooks and adapters that come later do not
+show, unless they are the model's own and not a part's.
 """
 
 from __future__ import annotations
 
-import functools
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from foreal_core.backends.local.attention import row_attention
 from foreal_core.backends.local.chunks import Chunk
 from foreal_core.backends.local.kv_cache import RowCache
 from foreal_core.backends.local.packed_linear import (
     Forward,
-    can_be_packed,
-    fit,
+    PackedLinears,
     is_plain,
-    packed_forward,
+    packed_weight,
     side_by_side,
 )
 
-_HOMES = ("transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2")
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3")
+_HOMES = {f"transformers.models.{name}.modeling_{name}" for name in _FAMILIES}
 _PARTS = ("torch.nn.modules.", "transformers.activations")
+_MASKS: dict[str, Callable[..., Tensor | None]] = {
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+}
 _PROBE = 4  # tokens
 # More than rounding elsewhere explains. What is left out of a model on purpose is found by looking
 # at its modules; this finds what another release of transformers does.
 _AGREEMENT = 0.02
 
 
-@dataclass(frozen=True, slots=True)
 class _Norm:
-    """Root mean square norm, computed in float32 and rounded before it is scaled, as the model
-    does."""
+    """Root mean square norm, computed in float32. Llama's is rounded before it is scaled; Gemma's,
+    whose weights are what exceeds one, after it."""
 
-    weight: Tensor
-    eps: float
-
-    @classmethod
-    def of(cls, module: Any) -> _Norm:
-        return cls(module.weight.detach(), module.variance_epsilon)
+    def __init__(self, module: Any) -> None:
+        self._after = type(module).__name__.startswith("Gemma")
+        weight = module.weight.detach()
+        self._weight: Tensor = 1.0 + weight.float() if self._after else weight
+        self._eps = torch.tensor(module.eps if self._after else module.variance_epsilon)
+        self._share = 1 / weight.shape[-1]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        normed = nn.functional.rms_norm(hidden.float(), hidden.shape[-1:], None, self.eps)
-        return self.weight * normed.to(hidden.dtype)
+        exact = hidden.float()
+        # As few operations as there can be: a mean alone is three.
+        squares = (exact * exact).sum(-1, keepdim=True)
+        normed = exact * torch.add(self._eps, squares, alpha=self._share).rsqrt_()
+        if self._after:
+            return (normed * self._weight).to(hidden.dtype)
+        return self._weight * normed.to(hidden.dtype)
 
 
 class _Attention:
     """Attention of one pass: its rows side by side, padded to the longest."""
 
-    def __init__(self, chunks: Sequence[Chunk], cache: RowCache, like: Tensor, config: Any) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        cache: RowCache,
+        like: Tensor,
+        config: Any,
+        kinds: Sequence[str],
+    ) -> None:
         lengths = [len(chunk.tokens) for chunk in chunks]
         self._cache = cache
         self._shape = shape = len(lengths), max(lengths)
@@ -79,22 +94,29 @@ class _Attention:
         if len(like) < shape[0] * shape[1]:
             cells = [row * shape[1] + at for row, n in enumerate(lengths) for at in range(n)]
             self._cells = torch.tensor(cells, device="cpu")
-        self._mask = create_causal_mask(
-            config=config,
-            # Its shape, dtype and device are looked at.
-            inputs_embeds=like.new_empty(*shape, 0),
-            attention_mask=None,
-            past_key_values=cache,
-        )
+        # Its shape, dtype and device are looked at.
+        shown = like.new_empty(*shape, 0)
+        self._masks = {
+            kind: _MASKS[kind](
+                config=config, inputs_embeds=shown, attention_mask=None, past_key_values=cache
+            )
+            for kind in kinds
+        }
 
     def __call__(
-        self, module: Any, layer: int, projected: Tensor, heads: tuple[int, int, int]
+        self, layer: _Layer, index: int, queries_keys: Tensor, values: Tensor, heads: int
     ) -> Tensor:
-        """Takes [N, sum of heads, d], the queries, keys and values of the rows' tokens, one token
-        after another, and the heads of each; gives [N, query heads x d]."""
-        own, keys, values = self._spread(projected).split(heads, dim=1)
-        held = self._cache.update(keys, values, layer)
-        attended, _ = row_attention(module, own, *held, self._mask, scaling=module.scaling)
+        """Takes [N, heads, d] queries and keys side by side, of which `heads` are queries, and
+        [N, key heads, d] values, one token after another; gives [N, query heads x d]."""
+        turned, seen = self._spread(queries_keys), self._spread(values)
+        held = self._cache.update(turned[:, heads:], seen, index)
+        attended, _ = row_attention(
+            layer.attention,
+            turned[:, :heads],
+            *held,
+            self._masks[layer.kind],
+            scaling=layer.attention.scaling,
+        )
         attended = attended.flatten(2).flatten(0, 1)
         return attended if self._cells is None else attended.index_select(0, self._cells)
 
@@ -109,13 +131,21 @@ class _Attention:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
+    """One layer; a norm that its family does not have is None."""
+
+    kind: str
     attention: Any
     before_attention: _Norm
     queries_keys_values: Forward
+    of_queries: _Norm | None
+    of_keys: _Norm | None
     out: Forward
+    after_attention: _Norm | None
     before_feed_forward: _Norm
     gate_up: Forward
+    activation: Forward
     down: Forward
+    after_feed_forward: _Norm | None
 
 
 class FusedForward:
@@ -127,36 +157,39 @@ class FusedForward:
         self._base = model.model
         self._config = config
         self._layers = layers
-        self._norm = _Norm.of(model.model.norm)
+        self._kinds = sorted({layer.kind for layer in layers})
+        # Some families turn queries and keys by layers of one kind otherwise than by another's.
+        by_kind = "layer_type" in inspect.signature(model.model.rotary_emb.forward).parameters
+        self._rotation_by_kind = by_kind
+        self._norm = _Norm(model.model.norm)
         self._head = head
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_dim: int = layers[0].attention.head_dim
         self._vocab_size: int = model.lm_head.out_features
+        self._cap: float | None = getattr(config, "final_logit_softcapping", None)
 
     @classmethod
-    def of(cls, model: Any, cache: RowCache) -> FusedForward | None:
+    def of(cls, model: Any, cache: RowCache, packed: PackedLinears) -> FusedForward | None:
         """The lean pass of a model that attends through `row_attention`; None where there is none:
-        other architectures, devices or number formats, changed modules, little memory.
+        other architectures or devices, changed modules.
 
-        `cache` must hold no request; it is released.
+        Args:
+            cache: must hold no request; it is released.
+            packed: packs the model's weights, if there is memory to.
         """
         if not _is_known(model):
             return None
-        linears = [
-            *(linear for layer in model.model.layers for linear in _projections(layer)),
-            model.lm_head,
-        ]
-        if not _can_be_lean(linears):
+        groups = [group for layer in model.model.layers for group in _projections(layer)]
+        groups.append((model.lm_head,))
+        if not all(is_plain(linear) for group in groups for linear in group):
             return None
+        product = packed.product if packed.fit(groups) else packed.plain_product
         try:
-            found = side_by_side(_layer, model.model.layers)
-            head = _forward(model.lm_head)
-            layers = [layer for layer in found if layer is not None]
-            if head is None or len(layers) < len(found):
-                return None
-            lean = cls(model, layers, head)
-            return lean if lean._agrees(model, cache) else None
+            layers = side_by_side(lambda layer: _layer(layer, product), model.model.layers)
+            lean = cls(model, layers, product(model.lm_head))
+            if lean._agrees(model, cache):
+                return lean
         except Exception as error:
             # The model still runs as it is, if more slowly.
             warnings.warn(
@@ -164,9 +197,10 @@ class FusedForward:
                 f"{type(error).__name__}: {error}",
                 stacklevel=2,
             )
-            return None
         finally:
             cache.release()
+        packed.clear()
+        return None
 
     @property
     def applies(self) -> bool:
@@ -178,28 +212,49 @@ class FusedForward:
 
         Returns [sum of keep, V]: the logits that each chunk wants, chunk after chunk.
         """
-        heads, width = (self._heads, self._kv_heads, self._kv_heads), self._head_dim
-        turned = self._heads + self._kv_heads  # queries and keys
+        heads, kv_heads, width = self._heads, self._kv_heads, self._head_dim
+        turned = heads + kv_heads  # queries and keys
         tokens = list(chain.from_iterable(chunk.tokens for chunk in chunks))
         at = [chunk.start + index for chunk in chunks for index in range(len(chunk.tokens))]
         ids, positions = torch.tensor(tokens, device="cpu"), torch.tensor([at], device="cpu")
         hidden = self._base.embed_tokens(ids)  # [N, hidden]
-        attention = _Attention(chunks, cache, hidden, self._config)
-        # [1, N, d] -> [N, 1, d]
-        cos, sin = (one.transpose(0, 1) for one in self._base.rotary_emb(hidden, positions))
-        # rotate_half(x) * sin = roll(x) * (-sin, sin)
+        attention = _Attention(chunks, cache, hidden, self._config, self._kinds)
+        rotations = self._rotations(hidden, positions)
         half = width // 2
-        sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
         for index, layer in enumerate(self._layers):
             projected = layer.queries_keys_values(layer.before_attention(hidden))
-            projected = projected.view(-1, sum(heads), width)
+            projected = projected.view(-1, turned + kv_heads, width)
             rotated = projected[:, :turned]
-            projected[:, :turned] = rotated * cos + rotated.roll(half, -1) * sin
-            attended = attention(layer.attention, index, projected, heads)
-            hidden = hidden + layer.out(attended)
+            if layer.of_queries is not None and layer.of_keys is not None:
+                parts = layer.of_queries(rotated[:, :heads]), layer.of_keys(rotated[:, heads:])
+                rotated = torch.cat(parts, 1)
+            cos, sin = rotations[layer.kind]
+            rotated = rotated * cos + rotated.roll(half, -1) * sin
+            attended = layer.out(attention(layer, index, rotated, projected[:, turned:], heads))
+            if layer.after_attention is not None:
+                attended = layer.after_attention(attended)
+            hidden = hidden + attended
             gate, up = layer.gate_up(layer.before_feed_forward(hidden)).chunk(2, -1)
-            hidden = hidden + layer.down(nn.functional.silu(gate) * up)
+            fed = layer.down(layer.activation(gate) * up)
+            if layer.after_feed_forward is not None:
+                fed = layer.after_feed_forward(fed)
+            hidden = hidden + fed
         return self._logits(hidden, chunks)
+
+    def _rotations(self, hidden: Tensor, positions: Tensor) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """cos and sin [N, 1, d] of each kind of layer, the latter such that
+        rotate_half(x) * sin = roll(x) * (-sin, sin)."""
+        half = self._head_dim // 2
+
+        def of(*kind: str) -> tuple[Tensor, Tensor]:
+            # [1, N, d] -> [N, 1, d]
+            turns = self._base.rotary_emb(hidden, positions, *kind)
+            cos, sin = (one.transpose(0, 1) for one in turns)
+            return cos, torch.cat((-sin[..., :half], sin[..., half:]), -1)
+
+        if self._rotation_by_kind:
+            return {kind: of(kind) for kind in self._kinds}
+        return dict.fromkeys(self._kinds, of())
 
     def _logits(self, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
         ends = accumulate(len(chunk.tokens) for chunk in chunks)
@@ -212,7 +267,8 @@ class FusedForward:
             return hidden.new_empty(0, self._vocab_size)
         if len(wanted) < len(hidden):
             hidden = hidden[torch.tensor(wanted, device="cpu")]
-        return self._head(self._norm(hidden))
+        logits = self._head(self._norm(hidden))
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
     @torch.inference_mode()
     def _agrees(self, model: Any, cache: RowCache) -> bool:
@@ -233,14 +289,13 @@ class FusedForward:
 
 def _is_known(model: Any) -> bool:
     """Whether every part of the model is as transformers made it: nothing replaced, wrapped or
-    hooked, and all layers attend to everything before them."""
-    home = type(model).__module__
-    kinds = set(getattr(model.config, "layer_types", None) or ()) | {"full_attention"}
+    hooked, and all layers attend to what comes before them."""
+    home, config = type(model).__module__, model.config
     return (
         home in _HOMES
         and type(model).__name__.endswith("ForCausalLM")
-        and kinds == {"full_attention"}
-        and model.config.hidden_act == "silu"
+        and set(map(_kind, model.model.layers)) <= set(_MASKS)
+        and not getattr(config, "use_bidirectional_attention", False)
         and not any(
             _is_changed(module)
             or not (type(module).__module__ == home or type(module).__module__.startswith(_PARTS))
@@ -250,70 +305,52 @@ def _is_known(model: Any) -> bool:
 
 
 def _is_changed(module: Any) -> bool:
-    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
-
-
-def _projections(layer: Any) -> list[nn.Linear]:
-    """All matrices of a layer; those that read one input stand together."""
-    attention, feed_forward = layer.self_attn, layer.mlp
-    return [
-        attention.q_proj,
-        attention.k_proj,
-        attention.v_proj,
-        attention.o_proj,
-        feed_forward.gate_proj,
-        feed_forward.up_proj,
-        feed_forward.down_proj,
-    ]
-
-
-def _can_be_lean(linears: Sequence[nn.Linear]) -> bool:
-    if all(map(is_plain, linears)) and {one.weight.dtype for one in linears} == {torch.float32}:
-        return True
-    return all(map(can_be_packed, linears)) and fit(list(linears))
-
-
-def _layer(layer: Any) -> _Layer | None:
-    q, k, v, o, gate, up, down = _projections(layer)
-    parts = (_forward(q, k, v), _forward(o), _forward(gate, up), _forward(down))
-    queries_keys_values, out, gate_up, back = parts
-    if queries_keys_values is None or out is None or gate_up is None or back is None:
-        return None
-    return _Layer(
-        layer.self_attn,
-        _Norm.of(layer.input_layernorm),
-        queries_keys_values,
-        out,
-        _Norm.of(layer.post_attention_layernorm),
-        gate_up,
-        back,
+    return bool(
+        ("forward" in vars(module) and packed_weight(module) is None)
+        or module._forward_hooks
+        or module._forward_pre_hooks
     )
 
 
-def _forward(*linears: nn.Linear) -> Forward | None:
-    """Gives what layers of one input give, one after another in the last dimension; None where
-    their weights are better left as they are."""
-    if linears[0].weight.dtype != torch.float32:
-        return packed_forward(linears[0] if len(linears) == 1 else _merged(*linears))
-    # One matrix would save no more than 6 % of a small model's pass (docs/speed.md), and take a
-    # second copy of the weights.
-    parts: list[Forward] = [functools.partial(_linear, one.weight, one.bias) for one in linears]
-    return parts[0] if len(parts) == 1 else functools.partial(_one_after_another, parts)
+def _kind(layer: Any) -> str:
+    """Which of the model's masks a layer has."""
+    config, index = layer.self_attn.config, layer.self_attn.layer_idx
+    if type(layer).__module__.endswith("modeling_mistral"):  # all layers alike
+        return "full_attention" if config.sliding_window is None else "sliding_attention"
+    kinds = getattr(config, "layer_types", None)
+    return "full_attention" if kinds is None else str(kinds[index])
 
 
-def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-    return nn.functional.linear(rows, weight, bias)
+def _projections(layer: Any) -> list[tuple[nn.Linear, ...]]:
+    """All matrices of a layer; those that read one input stand together."""
+    attention, feed_forward = layer.self_attn, layer.mlp
+    return [
+        (attention.q_proj, attention.k_proj, attention.v_proj),
+        (attention.o_proj,),
+        (feed_forward.gate_proj, feed_forward.up_proj),
+        (feed_forward.down_proj,),
+    ]
 
 
-def _one_after_another(parts: Sequence[Forward], rows: Tensor) -> Tensor:
-    return torch.cat([part(rows) for part in parts], -1)
-
-
-def _merged(*linears: nn.Linear) -> nn.Linear:
-    """One layer in place of several of one input."""
-    merged = nn.Linear(1, 1, bias=linears[0].bias is not None, device="meta")
-    merged.weight = nn.Parameter(torch.cat([one.weight for one in linears]), requires_grad=False)
-    biases = [one.bias for one in linears if one.bias is not None]
-    if biases:
-        merged.bias = nn.Parameter(torch.cat(tuple(biases)), requires_grad=False)
-    return merged
+def _layer(layer: Any, product: Callable[..., Forward]) -> _Layer:
+    queries_keys_values, out, gate_up, down = (product(*group) for group in _projections(layer))
+    # Gemma 3 has norms around both halves; others call that before the second half as if it came
+    # after the first.
+    around = hasattr(layer, "pre_feedforward_layernorm")
+    before = layer.pre_feedforward_layernorm if around else layer.post_attention_layernorm
+    norms_heads = hasattr(layer.self_attn, "q_norm")
+    return _Layer(
+        kind=_kind(layer),
+        attention=layer.self_attn,
+        before_attention=_Norm(layer.input_layernorm),
+        queries_keys_values=queries_keys_values,
+        of_queries=_Norm(layer.self_attn.q_norm) if norms_heads else None,
+        of_keys=_Norm(layer.self_attn.k_norm) if norms_heads else None,
+        out=out,
+        after_attention=_Norm(layer.post_attention_layernorm) if around else None,
+        before_feed_forward=_Norm(before),
+        gate_up=gate_up,
+        activation=layer.mlp.act_fn.forward,
+        down=down,
+        after_feed_forward=_Norm(layer.post_feedforward_layernorm) if around else None,
+    )

@@ -20,9 +20,10 @@ from foreal_core.backends.local.cuda_graphs import WIDEST, CudaGraphs
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.fused_forward import FusedForward
 from foreal_core.backends.local.kv_cache import RowCache
-from foreal_core.backends.local.packed_linear import PackedLinears
+from foreal_core.backends.local.packed_linear import PackedLinears, packing
+from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.cost import ModelProfile
-from foreal_core.errors import UnsupportedModelError
+from foreal_core.errors import ConfigError, UnsupportedModelError
 
 # `ModelRunner.pass_tokens`. A CPU computes slowly for its bandwidth, a GPU fast; that of a GPU is a
 # reckoning (about 200 for an H200), not a measurement.
@@ -52,6 +53,7 @@ class ModelRunner:
             to compute as the weights take to read.
 
     Raises:
+        ConfigError: `compiled` without static passes.
         UnsupportedModelError: the model's state cannot be rolled back token by token, or its
             attention cannot be ours.
     """
@@ -77,6 +79,13 @@ class ModelRunner:
         if static is None:
             static = self.device.type == "cuda"
         self.static = static and not self._spread
+        if compiled and not self.static:
+            why = "it is spread over several devices" if self._spread else f"it is on {self.device}"
+            raise ConfigError(
+                f"compile=True is of no use for {name}: only passes of fixed shapes are compiled, "
+                f"and it has none, as {why}. Leave compile out"
+                + ("." if self._spread else ", or pass static_shapes=True as well.")
+            )
         self._last_position = max_slots - 1
         self._static_passes = CudaGraphs(
             torch.compile(model, dynamic=False) if compiled else model,
@@ -85,14 +94,18 @@ class ModelRunner:
             max_rows=max_rows,
             last_position=self._last_position,
         )
+        self._packed = PackedLinears(model)
         _borrow_attention(model)
         try:
             model.eval()
             # Static passes bring their own remedy against dispatch, a compiler its own layouts.
             plain = not self.static and not self._spread and not compiled
-            self._lean = FusedForward.of(model, self.cache) if plain else None
-            self._packed = PackedLinears([] if compiled or self._lean else model.modules())
+            with packing:
+                self._lean = FusedForward.of(model, self.cache, self._packed) if plain else None
+                if self._lean is None and not compiled:
+                    self._packed.pack(model.modules())
         except BaseException:
+            self._packed.clear()
             _return_attention(model)
             raise
 
@@ -117,12 +130,11 @@ class ModelRunner:
         Returns [sum of keep, V]: the logits that each chunk wants, chunk after chunk. The pass
         writes to the rows' slots only, so it can be repeated.
         """
-        with self._packed.in_use():
-            if self.static and self._static_passes.takes(chunks):
-                logits = self._static_passes.run(chunks, drawn)
-                if logits is not None:
-                    return logits
-            return self._plain(chunks, drawn)
+        if self.static and self._static_passes.takes(chunks):
+            logits = self._static_passes.run(chunks, drawn)
+            if logits is not None:
+                return logits
+        return self._plain(chunks, drawn)
 
     def _plain(self, chunks: Sequence[Chunk], drawn: Tensor | None) -> Tensor:
         lengths = [len(chunk.tokens) for chunk in chunks]
@@ -166,7 +178,9 @@ class ModelRunner:
         return flat[to_device(wanted, flat.device, torch.long)]
 
     def rest(self) -> None:
-        """Nothing runs: gives the cache's memory back, unless recorded passes live in it."""
+        """Nothing runs: gives the thread's workers back, and the cache's memory unless recorded
+        passes live in it."""
+        give_back_threads()
         if not (self.static and self._static_passes.works):
             self.cache.release()
 
@@ -185,8 +199,8 @@ class ModelRunner:
         """Gives the cache's memory back, and the model its own attention if no other runner uses
         it."""
         self._static_passes.clear()
-        self._packed.clear()
         self._lean = None
+        self._packed.clear()
         self.cache.release()
         _return_attention(self.model)
 
