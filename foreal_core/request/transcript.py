@@ -34,10 +34,10 @@ from foreal_core.text.stop_strings import StopFilter
 
 
 class Written(Enum):
-    """What a written token did to the text.
+    """The effect of a written token on the text.
 
-    GOES_ON: nothing more. BELONGS_BEFORE: all that the present sentence held was white space or what
-    closes something; it went to the sentence before. SENTENCE_END: the sentence ended with it.
+    GOES_ON: nothing more. BELONGS_BEFORE: all that the present sentence held was white space or
+    what closes something; it went to the sentence before. SENTENCE_END: the sentence ended with it.
     SETTLED: a pending mark before it was the sentence's end; it is in `taken_back`. FINISHED: the
     text is over.
     """
@@ -81,7 +81,7 @@ class Transcript:
         author, segment_start: who writes the present segment, and where it starts.
         handoffs: hand-offs from leader to draft.
         taken_back: tokens with their authors that the last `Written.SETTLED` withdrew.
-        shortened: a grammar ended the text, lest the limit cut it off.
+        shortened: a grammar ended the text before the limit would have cut it off.
         finish_reason, stop_string: set once the text is over.
         clock: moments of the request.
     """
@@ -331,7 +331,7 @@ class Transcript:
             )
 
     def _clip_segments(self) -> None:
-        """No segment reaches beyond the text, which a stop string has cut."""
+        """Ends segments where a stop string has cut the text."""
         end = len(self.authors)
         while self.segments and self.segments[-1].end > end:
             last = self.segments.pop()
@@ -339,7 +339,7 @@ class Transcript:
             self.segment_start = last.start + self.prompt_length
 
     def _show_tail(self) -> None:
-        """Half a character or half a stop string that was held belongs to the last token."""
+        """Gives held-back text, half a character or stop string, to the last token."""
         tail = self._stops.push(self._detokenizer.flush())
         if self._stops.hit is None:
             tail += self._stops.flush()

@@ -76,7 +76,7 @@ class Turns:
         return len(self.transcript.tokens) - self.span_start
 
     def commit(self, token: int, author: Author) -> None:
-        """Writes one token and draws every consequence."""
+        """Writes one token, then ends sentence, span or text where it does so."""
         written = self.transcript.write(token, author)
         if written is Written.GOES_ON:
             if self._provisional is not None and self.transcript.pending is None:
