@@ -55,18 +55,18 @@ class FoReaLConfig:
             distribution, temperature, penalties and biases left out (a grammar's masks are in it).
         top_logprobs: the same of so many likeliest tokens, in [0, 20]; needs logprobs.
         seed: in [0, 2**63); None draws a fresh one, which the cost record names.
-        speculate: let the draft propose what the leader writes; the text stays the same.
+        speculate: let the draft propose what the leader writes; in float32 the text stays the same.
         policy: who writes: the name of a registered policy ("foreal" is the paper's, "even" the
             same with its led sentences spread evenly, "leader", "draft", "speculative", "wait"; see
             `register_policy`), or a factory of one.
         policy_options: the policy's own options: a mapping, its JSON text, or an instance of the
             policy's dataclass.
         draft_length: tokens that the draft proposes per pass of the leader (>= 1); None
-            proposes what is likely to pay, by how many of them the leader takes over.
+            proposes as many as are likely to pay, by how many the leader accepts.
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
-            whoever writes it; thinking before the answer stays free. What would not be over
-            within max_new_tokens, the answer or the thinking before it, is closed in time, if it
-            can be (finish reason "length"). Numbers to which the schema sets no bounds stay
+            whoever writes it; thinking before the answer stays free. An answer or a thinking
+            that would exceed max_new_tokens is closed in time, if it can be (finish reason
+            "length"). Numbers to which the schema sets no bounds stay
             within those that every reader holds exactly (2**53). Alignment then compares what
             each model would write under the schema. Needs the extra "json".
         call_schema: the same for an answer that calls a tool, as the chat template writes calls;

@@ -56,7 +56,7 @@ class FoReaLDecoder:
         max_context: tokens of prompt and completion together; by default what both models take.
         max_queue: requests that wait for a row at most; None for no bound. `generate` waits for a
             place, `submit` and streams raise QueueFullError.
-        static_shapes: run short passes at few fixed shapes, on CUDA as recorded graphs; None does
+        static_shapes: run short passes at few fixed shapes, on CUDA as captured graphs; None does
             so for each model that is on a CUDA device as a whole.
         compile: run those passes through torch.compile, which takes minutes when a shape is first
             met; needs static shapes.
@@ -543,7 +543,7 @@ class FoReaLDecoder:
 
     @property
     def pair_tokenizer(self) -> PairTokenizer:
-        """What the two vocabularies share."""
+        """Both tokenizers, and the ids that the two vocabularies share."""
         return self._pair_tokenizer
 
     @property
@@ -569,7 +569,7 @@ class FoReaLDecoder:
 
     @property
     def profiles(self) -> dict[Author, ModelProfile]:
-        """What a token and a pass of "leader" and "draft" cost."""
+        """Sizes of "leader" and "draft" that decide what a token and a pass cost."""
         return dict(self._engine.profiles)
 
     @property
@@ -680,7 +680,7 @@ def _stop(decoder: FoReaLDecoder, request: Request[Any], future: Future[Generati
 def _cancel_submitted(
     submitting: asyncio.Future[tuple[list[Request[Any]], list[Future[Finished]]]],
 ) -> None:
-    """Nobody waits any more for what a thread was submitting."""
+    """Cancels requests that a thread submitted after their task was cancelled."""
     if not submitting.cancelled() and submitting.exception() is None:
         for request in submitting.result()[0]:
             request.cancel()

@@ -1,4 +1,4 @@
-"""What a request starts from: a text, a chat or token ids, encoded and checked once."""
+"""Prompts: a text, a chat or token ids, encoded and checked once."""
 
 from __future__ import annotations
 

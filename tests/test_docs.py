@@ -12,11 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from test_imports import ORDER, WITHOUT_TORCH
 
 from foreal_core.cost import CostReport
 from foreal_core.policies import policy_names, unregister_policy
 
 ROOT = Path(__file__).parents[1]
+CORE = ROOT / "foreal_core"
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("findings/*.md"))
@@ -94,6 +96,19 @@ def test_the_readme_is_one_page() -> None:
 def test_the_bill_is_explained_whole() -> None:
     page = page_text("docs/cost.md")
     assert not [one.name for one in fields(CostReport) if f"`{one.name}`" not in page]
+
+
+def test_the_architecture_names_every_package_and_only_files_that_exist() -> None:
+    page = page_text("docs/architecture.md")
+    table = page.partition("## Which packages are there?")[2].partition("##")[0]
+    named = [
+        (name, mark == "*")
+        for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+        for name, mark in re.findall(r"`(\w+)`(\*?)", row)
+    ]
+    assert named == [(name, name in WITHOUT_TORCH) for name in ORDER]
+    files = set(re.findall(r"`([\w/]+(?:\.py|/))`", page))
+    assert not [one for one in files if not any((root / one).exists() for root in (CORE, ROOT))]
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from foreal_core.request.sequence import Sequence as RequestSequence
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can do beside writing spans.
+    """Abilities of a backend beyond writing spans.
 
     Attributes:
         proposals: it takes the draft's proposals and checks them in the leader's passes.
@@ -68,7 +68,7 @@ class SpanToken:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a model makes of a token that stands in the text.
+    """A model's judgement of a token that stands in the text.
 
     Attributes:
         first_choice: the arg-max of its raw logits at the token's place.

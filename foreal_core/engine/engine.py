@@ -52,7 +52,7 @@ class Engine:
         max_batch_size: requests that run side by side; the rest queue.
         max_context: prompt and completion of one request, in tokens.
         max_queue: requests that wait at most; None for no bound.
-        check: check every request's state when it ends, and the models' whenever nothing runs.
+        check: verify each request's state when it ends, and the models' whenever nothing runs.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Engine:
             self._shut_down()
 
     def check_integrity(self) -> None:
-        """Checks that an idle engine holds nothing of anybody; see `FoReaLDecoder`.
+        """Checks that an idle engine holds nothing of a finished request; see `FoReaLDecoder`.
 
         Raises:
             FoReaLError: it is not idle, or something was left over; it says what.
@@ -258,7 +258,7 @@ class Engine:
             self._postprocess(author, result)
 
     def _schedule(self) -> tuple[Author, list[RowPass]]:
-        """Drops whom nobody waits for, gives rows away, and picks the model and its rows."""
+        """Removes cancelled requests, admits waiting ones, and picks the model and its rows."""
         self._drop_cancelled()
         with self._wake:
             for request in self._scheduler.admit():
@@ -282,7 +282,7 @@ class Engine:
         return author, parts
 
     def _postprocess(self, author: Author, result: Result) -> None:
-        """Draws become text, text becomes events, ends are told."""
+        """Turns draws into text and events, and ends requests that are over."""
         by_row = {request.row: request for request in self._scheduler.active}
         requests = [by_row[part.chunk.row] for part in result.parts]
         if result.error is not None:

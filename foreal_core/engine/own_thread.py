@@ -1,4 +1,4 @@
-"""The engine's own thread: whoever waits for the engine there waits for ever."""
+"""Marks the engine's thread, in which a call that waits for the engine would never return."""
 
 from __future__ import annotations
 

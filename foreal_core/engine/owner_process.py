@@ -1,4 +1,4 @@
-"""What a forked child inherits and cannot use: the engine's thread does not survive a fork."""
+"""Refuses use in a forked child: the engine's thread does not survive a fork."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from foreal_core.events import Author
 
 @dataclass(frozen=True)
 class Result:
-    """What became of some rows of a pass: the rounds that ran, or the error that ends the rows."""
+    """The result of some rows of a pass: the rounds that ran, or the error that ends the rows."""
 
     parts: Sequence[RowPass]
     rounds: Sequence[Round] = ()
@@ -25,7 +25,7 @@ class PassRunner:
 
     Args:
         executor: what runs them.
-        rows: as many as there are at most.
+        rows: rows of a pass at most.
     """
 
     def __init__(self, executor: Executor, rows: int) -> None:
@@ -35,7 +35,7 @@ class PassRunner:
         self._most: dict[Author, int] = {}
 
     def forget(self) -> None:
-        """The device may have more room by now."""
+        """Forgets how many rows fitted: the device may have more room by now."""
         self._most.clear()
 
     def run(self, author: Author, parts: Sequence[RowPass]) -> Iterator[Result]:
@@ -74,7 +74,7 @@ class PassRunner:
 
 
 def wrapped(error: Exception) -> FoReaLError:
-    """Ours as they are; anything else named, with its cause."""
+    """The error itself if it is a FoReaLError, else one that names it, with it as the cause."""
     if isinstance(error, FoReaLError):
         return error
     named = FoReaLError(f"a decoding step failed: {type(error).__name__}: {error}")

@@ -12,7 +12,7 @@ from foreal_core.request.clock import Clock
 
 
 class RequestState(Protocol):
-    """What an engine keeps of a request."""
+    """The state of a request, as engines use it."""
 
     clock: Clock
 

@@ -10,14 +10,14 @@ from foreal_core.events import DRAFT, LEADER, Author
 
 # Rows that wait for one model wait for at most this many passes of the other.
 _LONGEST_WAIT = 16
-# What a pass of the leader is reckoned at when the next one is chosen, in passes of the draft. It
+# Weight of a leader's pass, in passes of the draft, when the next model is chosen. It
 # takes three to twelve times as long, but rows that wait for it are missing in the draft's passes,
-# of which there are many more (docs/speed.md).
+# of which there are many more (docs/profile.md).
 _LEADER_PASS = 1.5
 
 
 class HasRow(Protocol):
-    """What is scheduled."""
+    """Anything that is scheduled to a row."""
 
     row: int
 

@@ -2,8 +2,8 @@
 
     submit -> a place among those that run -> [ what next? -> ask the backend -> take ]* -> end
 
-What `Engine` is for two models in this process, this is for models anywhere: both run the same
-policies over the same transcripts.
+The counterpart of `Engine` for models anywhere; both run the same policies over the same
+transcripts.
 """
 
 from __future__ import annotations

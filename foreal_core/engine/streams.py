@@ -28,7 +28,7 @@ Push: TypeAlias = Callable[[Item], None]
 
 
 class Cancellable(Protocol):
-    """What a stream needs of a submitted request."""
+    """The part of a submitted request that a stream uses."""
 
     def cancel(self) -> None: ...
 
@@ -38,7 +38,7 @@ Start: TypeAlias = Callable[[Push], Cancellable]
 
 
 class _Received:
-    """What a consumer has got: events that it has not read, and the end."""
+    """The events that a consumer has not read, and the end."""
 
     def __init__(self) -> None:
         self.ready: deque[TokenEvent] = deque()
@@ -210,7 +210,7 @@ class AsyncTokenStream(_Stream, AsyncIterator[TokenEvent]):
 
 
 class _Mailbox:
-    """Items from the engine's thread to coroutines, whatever loops they run in.
+    """Passes items from the engine's thread to coroutines of any event loops.
 
     The end stays: everybody who waits gets it.
     """

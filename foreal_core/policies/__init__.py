@@ -1,4 +1,4 @@
-"""Who writes next. Policies know spans and gates, no tokens and no torch."""
+"""Who writes next: policies over spans and gates. They see no token ids and import no torch."""
 
 from __future__ import annotations
 

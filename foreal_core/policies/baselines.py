@@ -1,4 +1,4 @@
-"""What FoReaL-Decoding is compared with, in the same engine."""
+"""Baselines in the same engine: the leader alone, the draft alone, speculative decoding."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def draft(config: FoReaLConfig, gate: Gate) -> Policy:
 
 
 def speculative(config: FoReaLConfig, gate: Gate) -> Policy:
-    """Lossless speculative decoding (Leviathan et al., arXiv 2211.17192): the leader's own text,
-    proposed by the draft and checked several tokens a pass."""
+    """The leader's own text, proposed by the draft and checked several tokens a pass (speculative
+    decoding, Leviathan et al., arXiv 2211.17192; lossless in float32)."""
     span = Write(LEADER, propose=config.draft_length)
     while True:
         yield span

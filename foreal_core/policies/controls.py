@@ -1,4 +1,4 @@
-"""What tells where FoReaL's effect comes from: the same scheme with one part taken out."""
+"""Controls: the method with one part replaced, to find where its effect comes from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ CUE = "Wait,"
 
 
 def wait(config: FoReaLConfig, gate: Gate) -> Policy:
-    """The draft alone, with a fixed "Wait," in place of each lead: is it the leader's words that
-    help, or only that the draft is made to look again (as in s1, arXiv 2501.19393)?"""
+    """The draft alone, with a fixed "Wait," in place of each lead (as in s1, arXiv 2501.19393).
+
+    It tells the effect of the leader's words from that of making the draft look again.
+    """
     plain, cued = Write(DRAFT), Write(DRAFT, opening=CUE)
     while True:
         yield cued if gate(config.lead_probability) else plain

@@ -1,4 +1,4 @@
-"""Which sentences are led: by a draw from the request's seed for each, or as evenly as may be."""
+"""Which sentences are led: drawn from the request's seed, or spread evenly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Gate: TypeAlias = Callable[[float], bool]
 
 
 def gate_draw(seed: int, sentence: int) -> float:
-    """Uniform in [0, 1), the same for the same seed and sentence number wherever it runs."""
+    """Uniform in [0, 1), a pure function of seed and sentence number."""
     return (splitmix64(splitmix64(seed) ^ sentence) >> 11) * 2.0**-53
 
 
@@ -35,7 +35,7 @@ class EvenGate:
     """The same share of led sentences without chance: after every sentence ceil(sum of p) led.
 
     Args:
-        seed: for the sake of `Gate` factories; it decides nothing.
+        seed: not used; gates are made from a seed.
     """
 
     def __init__(self, seed: int = 0) -> None:

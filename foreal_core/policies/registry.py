@@ -1,4 +1,4 @@
-"""The policies by name: those that come with the package and those that users register."""
+"""The policies by name: the package's own and those that users register."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a policy may ask for: spans of text, never single tokens; and what it is told of them.
+"""The operations of a policy, spans of text and never single tokens, and the report of each.
 
 A policy is a generator: it yields a `Write`, the engine carries it out and sends back a
 `SpanReport`. So the same policy drives two models here or two servers that write spans.
@@ -55,7 +55,7 @@ class Write:
         author: "leader" or "draft".
         handoff: for the leader: when the span ends before the sentence does.
         propose: tokens that the draft proposes to the leader per pass; 0 writes token by token,
-            None lets the engine choose. It changes how fast the text comes, never the text.
+            None lets the engine choose. In float32 it changes the speed and never the text.
         opening: for the draft: text that is given to it instead of written, at the span's start
             and only while the thinking is not over. It must not end a sentence. The draft is
             charged for its tokens as if it had written them, for it has to read them.
@@ -98,14 +98,14 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class SpanReport:
-    """What became of a span; told once it is settled for good.
+    """The outcome of a span, sent once it can no longer be taken back.
 
     Attributes:
         outcome: why it ended.
         author: who wrote it.
         tokens: tokens of the span.
         hits: the run of aligned positions that it ended with.
-        text: what the span's tokens read.
+        text: the span's text.
         sentence: the number of its sentence, from 0.
         written: tokens of the whole text so far, by author.
     """

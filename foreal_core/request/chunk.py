@@ -1,4 +1,4 @@
-"""What one pass ingests for one row."""
+"""The new tokens of one row in one pass."""
 
 from __future__ import annotations
 

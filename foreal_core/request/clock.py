@@ -1,4 +1,4 @@
-"""Moments of a request."""
+"""Times of a request: submitted, admitted, first token, ended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Clock:
         self.ended = time.perf_counter()
 
     def seconds(self) -> dict[str, float]:
-        """The record's "seconds"; what never happened lasted until the end, or until now."""
+        """The record's "seconds"; an event that did not happen counts up to the end, or to now."""
         end = self.ended or time.perf_counter()
         return {
             "queued": (self.admitted or end) - self.submitted,

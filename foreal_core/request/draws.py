@@ -1,4 +1,4 @@
-"""What a pass gave, on the host: the drawn tokens and what the models would have chosen."""
+"""The result of a pass on the host: drawn tokens and first choices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from foreal_core.events import TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """What R rows of logits gave.
+    """The draws from R rows of logits.
 
     Attributes:
         tokens: the drawn token of each row.

@@ -35,7 +35,8 @@ class ModelState:
         self.kinds += kinds
 
     def wasted(self, start: int, tokens: int, logits: int, rows: int) -> None:
-        """A pass over `tokens` positions from `start` on that nobody wanted in the end."""
+        """A pass over `tokens` positions from `start` on whose results are dropped; it is
+        charged."""
         kinds: list[TokenKind] = ["decode"] * tokens
         self.meter.record_pass(start, kinds, logits, rows)
         self.meter.record_discarded(kinds)

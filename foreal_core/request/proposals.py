@@ -1,5 +1,5 @@
-"""How many tokens the draft proposes before the leader checks them: a matter of speed alone, the
-text is the same whatever is answered here. No torch."""
+"""How many tokens the draft proposes before the leader checks them. It decides speed alone; in
+float32 never the text. No torch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _NEWEST, _FORGOTTEN = 0.1, 0.05
 
 
 def least_chance(draft_bytes: float, leader_bytes: float, pass_tokens: float) -> float:
-    """One more proposal is worth what it costs while the chance that the leader takes it and all
-    before it over is no less than this.
+    """The least chance of acceptance, of a proposal and all before it, at which one more proposal
+    pays.
 
     It costs a pass of the draft, whose speed follows its bytes, and one more token of the leader's
     pass. It depends on the pair and the device alone and not on what else runs, so that a request
-    costs the same alone and in a batch.
+    costs the same alone and in a batch (in float32).
 
     Args:
         draft_bytes, leader_bytes: weights that a pass reads.
@@ -45,8 +45,8 @@ def least_chance(draft_bytes: float, leader_bytes: float, pass_tokens: float) ->
 class ProposalLength:
     """How many proposals per pass suit one request.
 
-    Spans whose `propose` is None leave it open; then it follows how the leader took former
-    proposals at the same places of their sentences.
+    For spans whose `propose` is None it follows the share of accepted proposals at the same places
+    of former sentences.
 
     Args:
         least_chance: see the function.
@@ -85,8 +85,8 @@ class ProposalLength:
         return min(propose, room, max(lead, run) if from_start else lead + run)
 
     def follow(self, span: Write, place: int, taken_over: int, refused: bool) -> None:
-        """From `place` on the leader took so many proposals over, and then `refused` one or had no
-        more to judge."""
+        """Notes that from `place` on the leader accepted so many proposals, and then rejected one
+        (`refused`) or had checked all."""
         if span.propose is not None:
             return
         for taken in range(place, place + taken_over):

@@ -1,4 +1,4 @@
-"""What becomes of a request that is over: its Generation and its bill."""
+"""The Generation and the bill of a finished request."""
 
 from __future__ import annotations
 

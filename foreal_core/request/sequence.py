@@ -1,4 +1,4 @@
-"""One request: what its models are to compute next, and what becomes of their draws.
+"""One request: the next pass of its models, and how their draws become text.
 
     next_chunk -> forward pass -> draws -> take -> commit ... commit -> events
 
@@ -47,7 +47,7 @@ class Sequence:
         tokenizer: the pair's.
         max_context: prompt and completion together are at most this long.
         least_chance: down to which chance tokens are proposed; see `proposals`.
-        constraint: what the answer must look like, if anything.
+        constraint: the grammar of the answer, if there is one.
         with_events: whether anybody reads the token events.
 
     Attributes:
@@ -166,7 +166,7 @@ class Sequence:
     # -- what the engine tells --------------------------------------------------------------
 
     def wasted(self, author: Author, chunk: Chunk, rows: int) -> None:
-        """`author` ran over a chunk that nobody wanted in the end."""
+        """`author` ran over a chunk whose draws are dropped; it is charged."""
         self._states[author].wasted(chunk.start, len(chunk.tokens), chunk.keep, rows)
 
     def ingested(self, author: Author, chunk: Chunk, rows: int) -> None:
@@ -263,7 +263,8 @@ class Sequence:
             )
 
     def _fitted(self, position: int, drawn: int, *, proposed: bool = False) -> int:
-        """What is written where a model drew `drawn`: a constrained answer ends in time."""
+        """The token that is written where a model drew `drawn`: under a grammar the answer ends
+        within the limit."""
         if self.constraint is None:
             return drawn
         token = self.constraint.fitted(self.context(position)[self.prompt_length :], drawn)

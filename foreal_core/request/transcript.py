@@ -37,7 +37,7 @@ from foreal_core.text.stop_strings import StopFilter
 
 
 class Written(Enum):
-    """What a written token did to the text.
+    """The effect of a written token on the text.
 
     GOES_ON: nothing more. BELONGS_BEFORE: the present sentence held white space and closing
     delimiters only; they went to the sentence before. SENTENCE_END: the sentence ended with it.
@@ -378,7 +378,7 @@ class Transcript:
             )
 
     def _clip_segments(self) -> None:
-        """No segment reaches beyond the text, which a stop string has cut."""
+        """Ends segments where a stop string has cut the text."""
         end = len(self.authors)
         while self.segments and self.segments[-1].end > end:
             last = self.segments.pop()

@@ -1,9 +1,9 @@
-"""Passes of few tokens at fixed shapes: one CUDA graph for each shape, recorded when first met.
+"""Passes of few tokens at fixed shapes: one CUDA graph per shape, captured at its first pass.
 
 In a pass of a shape the first `rows` rows of the cache take `width` tokens each, logits come from
 `kept` columns, and `view` slots are attended to; all are rounded up to powers of two. A row that
-has no part in the pass is parked: its line writes to spare slots behind every context, and nobody
-looks at its logits. All that changes from pass to pass (token ids, starts, columns) lies in one
+has no part in the pass is inactive: its line writes to spare slots behind every context, and its
+logits are not read. All that changes from pass to pass (token ids, starts, columns) lies in one
 static buffer, filled by one copy from the host.
 
 Without CUDA the same passes run op by op, which is how tests compare them with plain ones.
@@ -31,7 +31,7 @@ _recording = threading.Lock()  # a process may record one graph at a time
 
 
 class Shape(NamedTuple):
-    """What a recorded pass is good for; see the module."""
+    """The sizes of a captured pass, each a power of two."""
 
     rows: int
     width: int
@@ -48,17 +48,17 @@ class _Recorded:
 
 
 class CudaGraphs:
-    """The recorded passes of one model.
+    """The captured passes of one model.
 
     Args:
         forward: the model, or a compiled form of it.
         cache: its rows.
-        device: where token ids go; passes are recorded if it is a CUDA device.
+        device: where token ids go; passes are captured if it is a CUDA device.
         max_rows: rows of the cache.
         last_position: the last one that the model knows; padding stays at it.
 
     Attributes:
-        works: False once a recording failed.
+        works: False once a capture failed.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class CudaGraphs:
         return self.works and max(len(chunk.tokens) for chunk in chunks) <= WIDEST
 
     def run(self, chunks: Sequence[Chunk], drawn: Tensor | None) -> Tensor | None:
-        """As `ModelRunner.forward`; None if recording turns out not to work with this model."""
+        """As `ModelRunner.forward`; None if the model's passes cannot be captured."""
         columns = wanted_columns(chunks)
         shape = self._shape(chunks, len(columns))
         if self._version != self._cache.version:
@@ -109,7 +109,7 @@ class CudaGraphs:
         return logits[to_device(wanted, logits.device, torch.long)]
 
     def clear(self) -> None:
-        """Forgets all recordings and gives their memory back."""
+        """Drops all graphs and gives their memory back."""
         self._recorded.clear()
         self._pool = None
         self._version = self._cache.version

@@ -1,4 +1,4 @@
-"""Small things on their way to a device."""
+"""Copies of small host arrays to a device without waiting for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory is free on a device, asked of torch, the kernel and the control group."""
+"""Free memory of a device, from torch, the kernel and the control group."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def free_memory(where: str) -> int | None:
-    """Bytes that are free on a device, "auto" for all accelerators or else the host; None where
-    nobody can tell."""
+    """Free bytes of a device, "auto" for all accelerators or else the host; None where that is not
+    known."""
     if where == "auto":
         if torch.cuda.is_available():
             return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))

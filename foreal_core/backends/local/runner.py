@@ -49,13 +49,13 @@ class ModelRunner:
 
     Attributes:
         static: whether short passes have fixed shapes.
-        pass_tokens: what a pass costs beyond its tokens, in tokens: how many of them take as long
-            to compute as the weights take to read.
+        pass_tokens: fixed cost of a pass, in tokens: so many take as long to compute as the
+            weights take to read.
 
     Raises:
         ConfigError: `compiled` without static passes.
         UnsupportedModelError: the model's state cannot be rolled back token by token, or its
-            attention cannot be ours.
+            attention cannot be replaced.
     """
 
     def __init__(
@@ -228,8 +228,8 @@ def _return_attention(model: Any) -> None:
 
 
 def profile_model(model: Any, name: str) -> ModelProfile:
-    """Counts what a token of text costs; see `ModelProfile` for the units. What a model has for
-    pictures or sound runs for no token of ours and does not count."""
+    """Counts the parameters that a token of text uses; see `ModelProfile` for the units. Towers for
+    pictures or sound are not counted."""
     text_model = model.get_decoder()
     config = model.config.get_text_config()
     head = model.get_output_embeddings()
