@@ -51,6 +51,11 @@ class Batch:
     samples: int | None
     many: bool
 
+    @property
+    def asked(self) -> list[tuple[tuple[int, ...], FoReaLConfig]]:
+        """Ids and settings of each request."""
+        return [(prompt.ids, settings) for prompt, settings in self.requests]
+
     def shaped(self, results: Sequence[Any]) -> Any:
         """Results of the requests as the caller gave them: one, a list of prompts or samples, or a
         list of prompts with a list of samples each."""

@@ -14,6 +14,7 @@ from toy import Family, pair
 
 from foreal_core import ConfigError, FoReaLDecoder, FoReaLError
 from foreal_core.demo import problems
+from foreal_core.engine import gather
 
 pytest.importorskip("llguidance", reason="the extra 'json' is not installed")
 
@@ -231,7 +232,7 @@ def test_a_tokenizer_that_cannot_spell_the_answer_is_an_error(
 def test_a_task_that_is_cancelled_while_the_schema_compiles_leaves_nothing_running(
     decoder: FoReaLDecoder, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted, submit_all = threading.Event(), decoder._submit_all
+    submitted, submit_all = threading.Event(), gather.submit_all
     ends: list[Any] = []
 
     def slowly(*arguments: Any) -> Any:
@@ -244,7 +245,7 @@ def test_a_task_that_is_cancelled_while_the_schema_compiles_leaves_nothing_runni
         submitted.set()
         return requests, futures
 
-    monkeypatch.setattr(decoder, "_submit_all", slowly)
+    monkeypatch.setattr(gather, "submit_all", slowly)
     schema = {"type": "array", "items": {"const": 1}, "minItems": 300}
 
     async def run() -> None:

@@ -19,7 +19,7 @@ ROOT = Path(foreal_core.__file__).parent
 ORDER = (
     *("errors", "randomness", "extras", "cost", "policies", "config", "events"),
     *("text", "grammar", "prompts", "request", "records"),
-    *("backends", "engine", "loading", "decoder"),
+    *("backends", "engine", "calls", "loading", "decoder"),
     *("chat", "demo", "evaluation", "analysis", "report", "benchmark", "serve", "cli"),
 )
 # An error carries what its request had cost; a notebook's view of a Generation is drawn by the

@@ -1,0 +1,151 @@
+"""Models, or a backend, and tokenizers become an engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from foreal_core.backends.base import Backend
+from foreal_core.backends.local.executor import LocalExecutor
+from foreal_core.backends.local.runner import ModelRunner, longest_text
+from foreal_core.backends.local.threads import give_back_threads
+from foreal_core.engine.engine import Engine
+from foreal_core.engine.spans import SpanEngine
+from foreal_core.errors import ConfigError
+from foreal_core.events import DRAFT, LEADER
+from foreal_core.loading.pair import end_of_sequence_ids, model_name
+from foreal_core.text.pair_tokenizer import PairTokenizer
+
+_DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """An engine with its pair's tokenizer and the ids that the leader knows."""
+
+    engine: Engine | SpanEngine
+    tokenizer: PairTokenizer
+    vocab_size: int
+
+
+def assemble_models(
+    leader: Any,
+    draft: Any,
+    tokenizer: Any,
+    *,
+    draft_tokenizer: Any,
+    max_batch_size: int,
+    max_context: int | None,
+    max_queue: int | None,
+    static_shapes: bool | None,
+    compile: bool,
+    threads: int | None,
+) -> Assembled:
+    """An engine over two models of transformers; arguments and errors are `FoReaLDecoder`'s."""
+    _refuse_unless_loaded(leader, draft, tokenizer)
+    if static_shapes is not None and not isinstance(static_shapes, bool):
+        raise ConfigError(f"static_shapes={static_shapes!r} is not allowed: True, False or None.")
+    context = _checked_context(max_context, leader, draft)
+    _refuse_unless_counts(max_batch_size=max_batch_size)
+    _refuse_unless_counts(may_be_none=True, max_queue=max_queue, threads=threads)
+    runners: list[ModelRunner] = []
+    try:
+        for author, model in ((LEADER, leader), (DRAFT, draft)):
+            runners.append(
+                ModelRunner(
+                    model,
+                    model_name(model, author),
+                    max_rows=max_batch_size,
+                    max_slots=context,
+                    static=static_shapes,
+                    compiled=compile,
+                )
+            )
+        leader_runner, draft_runner = runners
+        pair = PairTokenizer(
+            tokenizer,
+            draft_tokenizer,
+            leader_vocab_size=leader_runner.vocab_size,
+            draft_vocab_size=draft_runner.vocab_size,
+            leader_eos=end_of_sequence_ids(leader, tokenizer),
+            draft_eos=end_of_sequence_ids(draft, draft_tokenizer or tokenizer),
+        )
+    except BaseException:
+        for runner in runners:
+            runner.restore()
+        raise
+    engine = Engine(
+        LocalExecutor({LEADER: leader_runner, DRAFT: draft_runner}, pair, threads=threads),
+        pair,
+        max_batch_size=max_batch_size,
+        max_context=context,
+        max_queue=max_queue,
+        check=os.environ.get("FOREAL_CHECK", "") not in ("", "0"),
+    )
+    # Of the thread that loaded and packed the models; the engine computes in one of its own.
+    give_back_threads()
+    return Assembled(engine, pair, leader_runner.vocab_size)
+
+
+def assemble_backend(
+    backend: Backend,
+    tokenizer: Any,
+    *,
+    draft_tokenizer: Any,
+    leader_vocab_size: int | None,
+    draft_vocab_size: int | None,
+    end_of_sequence: Collection[int] | None,
+    max_batch_size: int,
+    max_queue: int | None,
+) -> Assembled:
+    """An engine over a backend; arguments are those of `FoReaLDecoder.from_backend`."""
+    _refuse_unless_counts(max_batch_size=max_batch_size)
+    _refuse_unless_counts(may_be_none=True, max_queue=max_queue)
+    vocab_size = leader_vocab_size or len(tokenizer)
+    ends = {tokenizer.eos_token_id} if end_of_sequence is None else set(end_of_sequence)
+    pair = PairTokenizer(
+        tokenizer,
+        draft_tokenizer,
+        leader_vocab_size=vocab_size,
+        draft_vocab_size=draft_vocab_size or len(draft_tokenizer or tokenizer),
+        leader_eos=ends - {None},
+        draft_eos=ends - {None},
+    )
+    engine = SpanEngine(
+        backend, pair, vocab_size=vocab_size, max_batch_size=max_batch_size, max_queue=max_queue
+    )
+    return Assembled(engine, pair, vocab_size)
+
+
+def _refuse_unless_loaded(leader: Any, draft: Any, tokenizer: Any) -> None:
+    for author, model in ((LEADER, leader), (DRAFT, draft)):
+        if not hasattr(model, "config"):
+            raise ConfigError(
+                f"the {author} is {model!r}: a model of transformers is needed. "
+                "FoReaLDecoder.from_pretrained loads models by hub id or folder."
+            )
+    if not callable(tokenizer):
+        raise ConfigError(f"the tokenizer is {tokenizer!r}: the leader's own one is needed.")
+
+
+def _checked_context(max_context: int | None, leader: Any, draft: Any) -> int:
+    takes = min(longest_text(model) or _DEFAULT_CONTEXT for model in (leader, draft))
+    if max_context is None:
+        return takes
+    if isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 2:
+        raise ConfigError(f"max_context={max_context!r} is not allowed: an integer >= 2.")
+    if max_context > takes:
+        raise ConfigError(
+            f"max_context={max_context} is not allowed: the pair takes at most {takes} positions."
+        )
+    return max_context
+
+
+def _refuse_unless_counts(*, may_be_none: bool = False, **counts: Any) -> None:
+    for name, value in counts.items():
+        if value is None and may_be_none:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value!r} is not allowed: an integer >= 1.")
