@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreal_core.cli.common import (
-    BatchSizeOption,
-    DeviceMapOption,
-    DraftOption,
-    DtypeOption,
-    LeaderOption,
-    PairOptions,
-)
-from foreal_core.cli.settings import takes_settings
+from foreal_core.cli.common import PairOptions
+from foreal_core.cli.settings import takes_pair, takes_settings
 from foreal_core.extras import extra_module
 from foreal_core.serve.options import ReasoningField, ServerOptions
 
@@ -28,13 +21,10 @@ _BUNDLED = "foreal-demo"
 
 
 @takes_settings
+@takes_pair()
 def serve(
     settings: dict[str, Any],
-    leader: LeaderOption = None,
-    draft: DraftOption = None,
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = None,
+    pair: PairOptions,
     host: Annotated[str, typer.Option(help="Where to listen.")] = _DEFAULTS.host,
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = _DEFAULTS.port,
     api_key: Annotated[
@@ -79,7 +69,6 @@ def serve(
     """
     for name in ("starlette", "httptools", "prometheus_client", "uvicorn"):
         extra_module(name, "serve", "foreal serve")
-    pair = PairOptions(leader, draft, device_map, dtype, batch_size)
     options = ServerOptions(
         host=host,
         port=port,

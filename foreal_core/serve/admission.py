@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from foreal_core.serve.errors import ApiError, stopped, unavailable
+from foreal_core.serve.errors import ApiError, busy, stopped, unavailable
 
 # Clients do not honour a longer Retry-After.
 _LONGEST_RETRY_S = 60
@@ -122,11 +122,8 @@ class Admission:
         waiting = max(self._under_way - self.rows, 0)
         seconds = math.ceil(self._mean_seconds * (waiting + 1) / max(self.rows, 1))
         retry = min(max(seconds, 1), _LONGEST_RETRY_S)
-        return ApiError(
-            429,
+        return busy(
             f"The server is busy: {self._under_way} answers are under way, of which {self.rows} "
             f"are written at a time and {self._max_queue} may wait. Try again in {retry} s.",
-            kind="rate_limit_error",
-            code="queue_full",
-            headers={"retry-after": str(retry)},
+            retry,
         )

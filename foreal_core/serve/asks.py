@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foreal_core.chat.messages import chosen_tools, held_to_calls
@@ -14,6 +14,7 @@ from foreal_core.serve.errors import refused
 from foreal_core.serve.requests import (
     ChatRequest,
     CompletionRequest,
+    Message,
     ResponseFormat,
     Sampling,
     Tool,
@@ -25,6 +26,13 @@ _REFUSED = {
     **{"json_schema": "response_format", "call_schema": "tools", "call_required": "tool_choice"},
     **{"functions": "tools", "function_call": "tool_choice"},
 }
+# What the tokenizer takes beside the template's own arguments: a template from outside could run
+# for ever, and the rest has its own fields.
+_NOT_FOR_TEMPLATES = frozenset(
+    {"chat_template", "conversation", "messages", "tools", "tokenizer", "tokenizer_kwargs"}
+    | {"tokenize", "truncation", "max_length", "padding", "return_tensors", "return_dict"}
+    | {"return_assistant_tokens_mask", "continue_final_message", "split_special_tokens"}
+)
 # OpenAI's settings that FoReaLConfig may lack, and their values that change nothing.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
@@ -95,21 +103,40 @@ def of_chat(request: ChatRequest, defaults: Defaults) -> Ask:
     if schema is not None:
         settings = settings.with_overrides(json_schema=schema)
     tools, forced = _tools(request.tools, request.tool_choice)
-    prompt: dict[str, Any] = {"messages": to_chat(request.messages)}
-    if tools:
-        prompt["tools"] = tools
-    if request.chat_template_kwargs:
-        prompt["chat_template_kwargs"] = request.chat_template_kwargs
     parallel = request.parallel_tool_calls
     strict = any(tool.function.strict for tool in request.tools or ())
     return _ask(
         request,
-        (prompt,),
+        (chat_prompt(request.messages, tools, request.chat_template_kwargs),),
         held_to_calls(settings, tools, forced=forced, parallel=parallel, strict=strict),
         defaults,
         tools=bool(tools),
         single_call=request.parallel_tool_calls is False,
     )
+
+
+def chat_prompt(
+    messages: Sequence[Message],
+    tools: list[dict[str, Any]],
+    template_kwargs: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The arguments of the decoder's calls for a chat.
+
+    Raises:
+        ApiError, ConfigError: something in it is not allowed.
+    """
+    prompt: dict[str, Any] = {"messages": to_chat(messages)}
+    if tools:
+        prompt["tools"] = tools
+    if template_kwargs:
+        if taken := sorted(_NOT_FOR_TEMPLATES.intersection(template_kwargs)):
+            raise refused(
+                f"chat_template_kwargs: {taken[0]!r} is not allowed: only what the template itself "
+                "understands (enable_thinking, documents, ...).",
+                "chat_template_kwargs",
+            )
+        prompt["chat_template_kwargs"] = template_kwargs
+    return prompt
 
 
 def of_completion(request: CompletionRequest, defaults: Defaults) -> Ask:

@@ -8,7 +8,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +15,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.serve import asks
 from foreal_core.serve.answers import Head, Record, chat_answer, text_answer
 from foreal_core.serve.asks import Ask
-from foreal_core.serve.chats import to_chat, to_tools
+from foreal_core.serve.chats import to_tools
 from foreal_core.serve.chunks import ChatWriter, EventWriter, TextWriter
 from foreal_core.serve.exchange import Exchange
 from foreal_core.serve.interrupts import Interrupt, interrupts, unless
@@ -29,10 +28,10 @@ from foreal_core.serve.requests import (
 )
 from foreal_core.serve.running import generations, send_stream
 from foreal_core.serve.service import Service
-from foreal_core.text.thinking import opens_thinking
 
 if TYPE_CHECKING:
     from foreal_core.decoder import FoReaLDecoder
+    from foreal_core.prompts import Prompt
 
 _logger = logging.getLogger(__name__)
 # Encoding more than this may hold the event loop up for longer than a few milliseconds.
@@ -40,14 +39,6 @@ _LONG_BODY = 16_384
 
 Form = TypeVar("Form", ChatRequest, CompletionRequest, TokenizeRequest)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """A prompt as the models read it."""
-
-    ids: list[int]
-    opens_thinking: bool
 
 
 class Endpoints:
@@ -62,15 +53,15 @@ class Endpoints:
         ask = asks.of_chat(request, self._service.defaults)
         head = self._head("chatcmpl")
 
-        def reply(prompt: _Prompt) -> ChatReply:
+        def reply(prompt: Prompt) -> ChatReply:
             field = self._service.options.reasoning
             tokenizer = self._service.decoder.tokenizer
             return ChatReply(ask, field, tokenizer, thinking=prompt.opens_thinking)
 
-        def writer(prompt: _Prompt) -> EventWriter:
+        def writer(prompt: Prompt) -> EventWriter:
             return ChatWriter(head, ask, reply(prompt))
 
-        def answer(prompts: list[_Prompt], ends: Any) -> Record:
+        def answer(prompts: list[Prompt], ends: Any) -> Record:
             replies = [reply(prompts[choice.prompt]) for choice in ask.choices]
             return chat_answer(head, ask, replies, ends)
 
@@ -95,7 +86,9 @@ class Endpoints:
         given = request.root
         prompt: dict[str, Any]
         if isinstance(given, TokenizeChat):
-            prompt = {"messages": to_chat(given.messages), "tools": to_tools(given.tools) or None}
+            prompt = asks.chat_prompt(
+                given.messages, to_tools(given.tools), given.chat_template_kwargs
+            )
         else:
             prompt = {"prompt": given.prompt}
         decoder = self._service.decoder
@@ -130,8 +123,8 @@ class Endpoints:
         exchange: Exchange,
         ask: Ask,
         size: int,
-        writer: Callable[[_Prompt], EventWriter],
-        answer: Callable[[list[_Prompt], Any], Record],
+        writer: Callable[[Prompt], EventWriter],
+        answer: Callable[[list[Prompt], Any], Record],
     ) -> None:
         service, options = self._service, self._service.options
         with service.admission.admit(len(ask.choices)):
@@ -140,14 +133,14 @@ class Endpoints:
             ) as interrupt:
                 prompts = [
                     await unless(
-                        interrupt, _off_loop(size, partial(_prepare, service.decoder, given))
+                        interrupt, _off_loop(size, partial(service.decoder.prepare, **given))
                     )
                     for given in ask.prompts
                 ]
                 if ask.stream:
                     await self._stream(exchange, ask, prompts[0], writer(prompts[0]), interrupt)
                     return
-                work = [(prompts[choice.prompt].ids, choice.settings) for choice in ask.choices]
+                work = [(prompts[choice.prompt], choice.settings) for choice in ask.choices]
                 ends = await unless(interrupt, generations(service.decoder, work, self._on_done()))
                 body = json.dumps(answer(prompts, ends)).encode()
             await exchange.answer(200, body)
@@ -156,13 +149,13 @@ class Endpoints:
         self,
         exchange: Exchange,
         ask: Ask,
-        prompt: _Prompt,
+        prompt: Prompt,
         writer: EventWriter,
         interrupt: Interrupt,
     ) -> None:
         decoder = self._service.decoder
         settings: FoReaLConfig = ask.choices[0].settings
-        stream = decoder.astream(prompt.ids, settings, on_done=self._on_done())
+        stream = decoder.astream(prompt, settings, on_done=self._on_done())
         await send_stream(
             exchange, writer, stream, interrupt, self._service.options, decoder.max_context
         )
@@ -178,16 +171,13 @@ class Endpoints:
         return on_done
 
 
-def _prepare(decoder: FoReaLDecoder, given: Mapping[str, Any]) -> _Prompt:
-    ids = decoder.encode(**given)
-    return _Prompt(ids, opens_thinking(decoder.tokenizer, ids))
-
-
 def _count(decoder: FoReaLDecoder, given: Mapping[str, Any]) -> list[int]:
     """The ids, of a prompt that is longer than the context too."""
     tokenizer = decoder.pair_tokenizer
     if "messages" in given:
-        return tokenizer.encode_chat(given["messages"], tools=given["tools"])
+        return tokenizer.encode_chat(
+            given["messages"], tools=given.get("tools"), **given.get("chat_template_kwargs", {})
+        )
     return tokenizer.encode(given["prompt"])
 
 

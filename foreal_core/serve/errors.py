@@ -21,6 +21,7 @@ from foreal_core.errors import (
     EngineClosedError,
     FoReaLError,
     OutOfMemoryError,
+    QueueFullError,
 )
 
 # Clients repeat what failed with 409, 429 or 5xx unless this header says not to.
@@ -88,6 +89,12 @@ def unavailable(message: str, retry_after: int, code: str) -> ApiError:
     return ApiError(503, message, kind="server_error", code=code, headers=headers)
 
 
+def busy(message: str, retry_after: int) -> ApiError:
+    """The server has more to do than it takes on; clients try again by themselves."""
+    headers = {"retry-after": str(retry_after)}
+    return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=headers)
+
+
 def timed_out(seconds: float) -> ApiError:
     """An answer that took longer than the server allows. The same request would again."""
     return ApiError(
@@ -140,6 +147,8 @@ def of(error: Exception, max_context: int = 0) -> ApiError:
         return refused(str(error), param=_param(str(error)), code="invalid_value")
     if isinstance(error, ContextOverflowError):
         return overflow(error, max_context)
+    if isinstance(error, QueueFullError):
+        return busy(str(error), 1)
     if isinstance(error, EngineClosedError):
         return unavailable(f"The pair takes no more requests: {error}", 30, "closed")
     if isinstance(error, OutOfMemoryError):

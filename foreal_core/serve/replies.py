@@ -53,6 +53,7 @@ class ChatReply:
         splitter = splitter_of(tokenizer, thinking=thinking, tools=ask.tools)
         self._reader = ReplyReader(splitter, parallel=not ask.single_call)
         self._syntax = splitter.calls or HERMES
+        self._held_to_calls = any(c.settings.call_schema is not None for c in ask.choices)
         self._reasoning: ReasoningField = reasoning
         self._in_marks = False  # the answer's text is inside the marks of the thinking
         self._calls: list[ToolCall] = []
@@ -74,7 +75,7 @@ class ChatReply:
         """What is left at the end of the text."""
         deltas = self._deltas(self._reader.flush())
         cut = generation.finish_reason == "length"
-        if cut and generation.cost.settings.get("call_schema") is not None:
+        if cut and self._held_to_calls:
             # The grammar closed the call in time.
             written = [(call.name, call.arguments) for call in self._calls]
             deltas += [Delta("content", self._syntax.written(written))] if written else []
