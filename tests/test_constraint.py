@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,9 +31,8 @@ QUESTIONS = [problem.messages for problem in problems("ledger", 77, 6)]
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[FoReaLDecoder]:
-    with FoReaLDecoder.demo() as bundled:
-        yield bundled
+def decoder(bundled: FoReaLDecoder) -> FoReaLDecoder:
+    return bundled
 
 
 @pytest.fixture(scope="module")
