@@ -48,6 +48,13 @@ def decoder_of() -> Iterator[Callable[[Family], FoReaLDecoder]]:
 
 
 @pytest.fixture(scope="session")
+def bundled() -> Iterator[FoReaLDecoder]:
+    """The bundled pair; as it was made, after each test too."""
+    with FoReaLDecoder.demo() as decoder:
+        yield decoder
+
+
+@pytest.fixture(scope="session")
 def reference_of() -> Callable[[Family], Reference]:
     """The naive reference of a family's pair."""
     made: dict[Family, Reference] = {}

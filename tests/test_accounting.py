@@ -402,24 +402,11 @@ def test_latent_attention_and_routers_are_counted() -> None:
     """DeepSeek-V3's heads are wider for keys than for values; routers are no linear layers."""
     shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "vocab_size": 70, "max_position_embeddings": 512}
-    latent = DeepseekV3Config(
-        **shape,
-        num_key_value_heads=4,
-        first_k_dense_replace=2,
-        q_lora_rank=16,
-        kv_lora_rank=16,
-        qk_rope_head_dim=8,
-        qk_nope_head_dim=16,
-        v_head_dim=16,
-    )
-    routed = Qwen3MoeConfig(
-        **shape,
-        num_key_value_heads=2,
-        head_dim=8,
-        moe_intermediate_size=48,
-        num_experts=8,
-        num_experts_per_tok=2,
-    )
+    heads = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "first_k_dense_replace": 2}
+    latent = DeepseekV3Config(**shape, **heads, **ranks, num_key_value_heads=4)
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    routed = Qwen3MoeConfig(**shape, **experts, num_key_value_heads=2, head_dim=8)
     model = DeepseekV3ForCausalLM(latent).eval()
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:

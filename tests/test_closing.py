@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -197,9 +196,8 @@ JOKE = {
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[FoReaLDecoder]:
-    with FoReaLDecoder.demo() as bundled:
-        yield bundled
+def decoder(bundled: FoReaLDecoder) -> FoReaLDecoder:
+    return bundled
 
 
 @pytest.fixture(scope="module")

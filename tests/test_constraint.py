@@ -6,13 +6,13 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from toy import Family, pair
 
-from foreal_core import ConfigError, FoReaLDecoder, FoReaLError
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, FoReaLError
 from foreal_core.demo import problems
 from foreal_core.engine import gather
 
@@ -32,9 +32,8 @@ QUESTIONS = [problem.messages for problem in problems("ledger", 77, 6)]
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[FoReaLDecoder]:
-    with FoReaLDecoder.demo() as bundled:
-        yield bundled
+def decoder(bundled: FoReaLDecoder) -> FoReaLDecoder:
+    return bundled
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +267,9 @@ def test_a_schema_may_come_as_text(decoder: FoReaLDecoder, prompts: list[list[in
     as_text = decoder.generate(prompts[0], json_schema=json.dumps(SCHEMA), **settings)
     as_mapping = decoder.generate(prompts[0], json_schema=SCHEMA, **settings)
     assert as_text.token_ids == as_mapping.token_ids
-    assert as_mapping.cost.settings["json_schema"] == json.dumps(SCHEMA)
+    named = FoReaLConfig(json_schema=SCHEMA).recorded()["json_schema"]
+    assert as_text.cost.settings["json_schema"] == named
+    assert as_mapping.cost.settings["json_schema"] == named
 
 
 @pytest.mark.parametrize("schema", [{"type": "nope"}, "no json", ["a", "list"], 7, {"a": object()}])

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("pydantic", reason="needs the extra langchain or llama-index")
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
-from foreal_core.chat.settings import TEMPLATE_OPTIONS, canonical, template_options
+from foreal_core.chat.settings import SETTINGS, TEMPLATE_OPTIONS, canonical, template_options
 from foreal_integrations.fields import PairFields
 
 
@@ -77,6 +77,40 @@ def test_arguments_for_loading_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == {**loading, "leader": "a", "draft": "b", "threads": before + 1}
     with pytest.raises(ConfigError, match="threads=0"):
         PairFields(threads=0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "value"),
+    [
+        ("max_tokens", "max_new_tokens", 7),
+        ("max_completion_tokens", "max_new_tokens", 7),
+        ("min_new_tokens", "min_tokens", 3),
+        ("bad_words_ids", "bad_words", [[1, 2]]),
+        ("stopping_ids", "stop_token_ids", [4]),
+    ],
+)
+def test_names_that_the_frameworks_other_models_have(theirs: str, ours: str, value: Any) -> None:
+    assert canonical({theirs: value}) == {ours: value}
+    assert canonical({theirs: None}) == {}
+    made = PairFields(**{theirs: value})
+    assert getattr(made, ours) == value
+    other = [5] if isinstance(value, list) else 8
+    with pytest.raises(ConfigError, match=f"{ours}=.* and {theirs}=.* contradict"):
+        canonical({theirs: value, ours: other})
+
+
+def test_settings_that_are_lists_and_mappings_are_fields() -> None:
+    rich = {
+        **{"logit_bias": {5: -1.5, " a": 2.0}, "bad_words": ["b", 7, (1, 2)], "logprobs": True},
+        **{"stop_token_ids": [3], "min_tokens": 2, "presence_penalty": 0.5, "top_logprobs": 2},
+    }
+    made = PairFields(**rich)
+    assert made._settings(None, {}) == FoReaLConfig(**rich)
+    again = PairFields(**json.loads(json.dumps(made.model_dump(include=set(SETTINGS)))))
+    assert again._settings(None, {}) == FoReaLConfig(**rich)
+    assert made._settings(None, {"bad_words": ["c"]}).bad_words == ("c",)
+    with pytest.raises(ConfigError, match="logit_bias"):
+        PairFields(logit_bias={5: 101})
 
 
 def test_integrations_hold_pythons_numbers_and_the_text_of_paths(tmp_path: Path) -> None:

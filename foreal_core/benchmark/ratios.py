@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -114,17 +114,8 @@ def _against_transformers(
 
     progress("warming up")
     same_tokens = all(ours(ids) == theirs(ids) for ids in prompts)
-    taken = []
-    for repeat in range(repeats):
-        progress(f"against transformers, {repeat + 1} of {repeats}")
-        seconds = {"foreal_seconds": 0.0, "transformers_seconds": 0.0}
-        for index, ids in enumerate(prompts):
-            mine, other = _timed(
-                partial(ours, ids), partial(theirs, ids), swapped=(repeat + index) % 2 == 1
-            )
-            seconds["foreal_seconds"] += mine[0]
-            seconds["transformers_seconds"] += other[0]
-        taken.append(seconds)
+    ways = {"foreal_seconds": ours, "transformers_seconds": theirs}
+    taken, _ = in_turn(ways, prompts, repeats, lambda r: progress(f"against transformers, {r}"))
     return {
         "prompts": len(prompts),
         "same_tokens": same_tokens,
@@ -216,6 +207,38 @@ def _timed(
         later, earlier = _timed(second, first, swapped=False)
         return earlier, later
     return clocked(first), clocked(second)
+
+
+def in_turn(
+    ways: Mapping[str, Callable[[A], B]],
+    items: Sequence[A],
+    repeats: int,
+    progress: Progress,
+) -> tuple[list[dict[str, float]], bool]:
+    """Does every item in every way, another way first each time, and adds each way's seconds up.
+
+    Returns:
+        The sums by way, repeat by repeat; whether all ways gave the same for every item.
+    """
+    taken, same = [], True
+    for repeat in range(repeats):
+        progress(f"{repeat + 1} of {repeats}")
+        seconds = dict.fromkeys(ways, 0.0)
+        for index, item in enumerate(items):
+            results = []
+            for name in turned(list(ways), repeat + index):
+                spent, result = clocked(partial(ways[name], item))
+                seconds[name] += spent
+                results.append(result)
+            same &= all(result == results[0] for result in results)
+        taken.append(seconds)
+    return taken, same
+
+
+def turned(names: list[str], by: int) -> list[str]:
+    """Another one first, by and by."""
+    by %= len(names)
+    return names[by:] + names[:by]
 
 
 def clocked(work: Callable[[], A]) -> tuple[float, A]:

@@ -16,7 +16,14 @@ _HINTS = get_type_hints(FoReaLConfig)
 SETTINGS: dict[str, tuple[Any, Any]] = {
     field.name: (_HINTS[field.name], field.default) for field in dataclasses.fields(FoReaLConfig)
 }
-_ALIASES = {"max_tokens": "max_new_tokens"}
+# What the frameworks' other models call them.
+_ALIASES = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "min_new_tokens": "min_tokens",
+    "bad_words_ids": "bad_words",
+    "stopping_ids": "stop_token_ids",
+}
 
 
 def canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:

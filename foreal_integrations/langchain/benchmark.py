@@ -24,7 +24,7 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import Runnable
 
 from foreal_core import FoReaLConfig, FoReaLDecoder
-from foreal_core.benchmark.ratios import clocked, on_the_bundled_pair
+from foreal_core.benchmark.ratios import clocked, in_turn, on_the_bundled_pair, turned
 from foreal_core.benchmark.subject import PROBLEM_SEED
 from foreal_core.chat.messages import user_message
 from foreal_core.cli.common import CommandConsole, print_parts
@@ -105,7 +105,7 @@ def _together(model: Model, questions: list[str], repeats: int, say: Progress) -
     for repeat in range(repeats):
         say(f"{len(inputs)} requests, {repeat + 1} of {repeats}")
         seconds = {}
-        for name in _turned(list(ways), repeat):
+        for name in turned(list(ways), repeat):
             with get_foreal_cost_callback() as bill:
                 spent, _ = clocked(partial(ways[name], drawn))
             seconds[name] = spent / bill.totals()["completion_tokens"]
@@ -147,24 +147,14 @@ def _overhead(
     """`invoke` against the decoder's own `generate` of the same request."""
 
     def direct(question: str) -> str:
-        return str(model.decoder.generate(messages=user_message(question), config=config).text)
+        chat = user_message(question)
+        return _bare(model.decoder.generate(messages=chat, config=config).text)
 
     def wrapped(question: str) -> str:
-        return _written(model.invoke(question))
+        return _bare(_written(model.invoke(question)))
 
-    taken: list[dict[str, float]] = []
-    same_text = True
-    for repeat in range(repeats):
-        say(f"overhead, {repeat + 1} of {repeats}")
-        seconds = {"invoke": 0.0, "generate": 0.0}
-        for index, question in enumerate(questions):
-            ways = {"invoke": partial(wrapped, question), "generate": partial(direct, question)}
-            texts = {}
-            for name in _turned(list(ways), repeat + index):
-                spent, texts[name] = clocked(ways[name])
-                seconds[name] += spent
-            same_text &= _bare(texts["invoke"]) == _bare(texts["generate"])
-        taken.append(seconds)
+    ways = {"invoke": wrapped, "generate": direct}
+    taken, same_text = in_turn(ways, questions, repeats, lambda r: say(f"overhead, {r}"))
     return {
         "requests": len(questions),
         "same_text": same_text,
@@ -175,12 +165,6 @@ def _overhead(
 
 def _say(progress: Progress, model: str, what: str) -> None:
     progress(f"{model}: {what}")
-
-
-def _turned(names: list[str], by: int) -> list[str]:
-    """Another one first in each repeat."""
-    by %= len(names)
-    return names[by:] + names[:by]
 
 
 def _written(output: str | BaseMessage) -> str:

@@ -24,7 +24,8 @@ from pydantic import PrivateAttr
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation, Prompt, TokenEvent
 from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import chosen_tools, held_to_calls
-from foreal_core.chat.replies import Part, ReplySplitter, splitter_of
+from foreal_core.chat.outcomes import outcome
+from foreal_core.chat.replies import Part, splitter_of
 from foreal_core.text.thinking import THINK_END
 from foreal_core.text.tool_forms import takes_tools
 from foreal_integrations.langchain.base import (
@@ -69,19 +70,24 @@ class _Ask:
 class _Reader:
     """A reply as LangChain's generations."""
 
-    def __init__(self, splitter: ReplySplitter, model: str, *, parallel: bool) -> None:
-        self._messages = MessageReader(splitter, parallel=parallel)
+    def __init__(self, messages: MessageReader, model: str, decoder: FoReaLDecoder) -> None:
+        self._messages = messages
         self._model = model
+        self._decoder = decoder
 
     def whole(self, generation: Generation) -> ChatGeneration:
-        return ChatGeneration(message=self._messages.message(generation, self._model))
+        message = self._messages.message(generation, self._model)
+        message.response_metadata.update(outcome(generation, self._decoder))
+        return ChatGeneration(message=message)
 
     def chunks(self, event: TokenEvent) -> Iterator[ChatGenerationChunk]:
         return map(self._chunk, self._messages.feed(event.text, event.token_id))
 
     def last_chunks(self, generation: Generation) -> Iterator[ChatGenerationChunk]:
         yield from map(self._chunk, self._messages.flush())
-        yield ChatGenerationChunk(message=self._messages.last_chunk(generation, self._model))
+        message = self._messages.last_chunk(generation, self._model)
+        message.response_metadata.update(outcome(generation, self._decoder))
+        yield ChatGenerationChunk(message=message)
 
     def _chunk(self, part: Part) -> ChatGenerationChunk:
         return ChatGenerationChunk(message=self._messages.chunk(part))
@@ -353,7 +359,8 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         self._complete_profile(decoder)
         tokenizer, tools = decoder.tokenizer, ask.tools is not None
         splitter = splitter_of(tokenizer, thinking=prompt.opens_thinking, tools=tools)
-        reader = _Reader(splitter, self.model_name, parallel=ask.parallel)
+        messages = MessageReader(splitter, parallel=ask.parallel)
+        reader = _Reader(messages, self.model_name, decoder)
         return Request(decoder, prompt, ask.settings, reader)
 
 

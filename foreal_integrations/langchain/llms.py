@@ -15,6 +15,7 @@ from pydantic import PrivateAttr
 from foreal_core import FoReaLDecoder, Generation, TokenEvent
 from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import asking
+from foreal_core.chat.outcomes import outcome
 from foreal_integrations.langchain.base import AsyncManager, FoReaLModel, Manager, Request, Stop
 from foreal_integrations.langchain.callbacks import record_of
 
@@ -88,8 +89,8 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
         settings = self._settings(stop, kwargs)
         decoder = self._decoder()
         ready = [decoder.prepare(**self._asking(decoder, prompt)) for prompt in prompts]
-        generations = self._generations(decoder, ready, settings)
-        return self._result([_text(generation) for generation in generations])
+        reader = _TextReader(decoder)
+        return self._result(list(map(reader.whole, self._generations(decoder, ready, settings))))
 
     async def _agenerate(
         self, prompts: list[str], stop: Stop = None, run_manager: AsyncManager = None, **kwargs: Any
@@ -101,7 +102,7 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
         decoder = await self._adecoder()
         ready = [await self._aprepare(decoder, **self._asking(decoder, one)) for one in prompts]
         generations = await self._agenerations(decoder, ready, settings)
-        return self._result([_text(generation) for generation in generations])
+        return self._result(list(map(_TextReader(decoder).whole, generations)))
 
     def _stream(
         self, prompt: str, stop: Stop = None, run_manager: Manager = None, **kwargs: Any
@@ -109,7 +110,7 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
         settings = self._settings(stop, kwargs)
         decoder = self._decoder()
         ready = decoder.prepare(**self._asking(decoder, prompt))
-        request = Request(decoder, ready, settings, _TextReader())
+        request = Request(decoder, ready, settings, _TextReader(decoder))
         with contextlib.closing(self._chunks(request)) as chunks:
             for chunk in chunks:
                 if run_manager is not None:
@@ -122,7 +123,7 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
         settings = self._settings(stop, kwargs)
         decoder = await self._adecoder()
         ready = await self._aprepare(decoder, **self._asking(decoder, prompt))
-        request = Request(decoder, ready, settings, _TextReader())
+        request = Request(decoder, ready, settings, _TextReader(decoder))
         async with contextlib.aclosing(self._achunks(request)) as chunks:
             async for chunk in chunks:
                 if run_manager is not None:
@@ -186,19 +187,24 @@ class FoReaLLLM(FoReaLModel, BaseLLM):
 
 
 class _TextReader:
+    """A text as LangChain's generations."""
+
+    def __init__(self, decoder: FoReaLDecoder) -> None:
+        self._decoder = decoder
+
+    def whole(self, generation: Generation) -> TextGeneration:
+        return TextGeneration(text=generation.text, generation_info=self._info(generation))
+
     def chunks(self, event: TokenEvent) -> list[GenerationChunk]:
         return [GenerationChunk(text=event.text)] if event.text else []
 
     def last_chunks(self, generation: Generation) -> list[GenerationChunk]:
-        return [GenerationChunk(text="", generation_info=_info(generation))]
+        return [GenerationChunk(text="", generation_info=self._info(generation))]
 
-
-def _info(generation: Generation) -> dict[str, Any]:
-    return {"finish_reason": generation.finish_reason, "foreal": generation.cost.to_dict()}
-
-
-def _text(generation: Generation) -> TextGeneration:
-    return TextGeneration(text=generation.text, generation_info=_info(generation))
+    def _info(self, generation: Generation) -> dict[str, Any]:
+        cost = generation.cost.to_dict()
+        told = outcome(generation, self._decoder)
+        return {"finish_reason": generation.finish_reason, "foreal": cost, **told}
 
 
 def _joined(chunks: Sequence[GenerationChunk]) -> TextGeneration:

@@ -17,6 +17,7 @@ from foreal_core import (
     Prompt,
     TokenEvent,
 )
+from foreal_core.chat.outcomes import outcome
 from foreal_core.chat.timeouts import events_in_time, in_time
 from foreal_integrations.llama_index.costs import Account
 from foreal_integrations.llama_index.messages import Delta, Reply
@@ -108,6 +109,7 @@ class Call:
                 "completion_tokens_details": {"reasoning_tokens": self.reply.thinking_tokens},
             },
             "foreal": cost.to_dict(),
+            **outcome(generation, self.decoder),
         }
 
     def _events(self) -> Generator[TokenEvent, None, None]:

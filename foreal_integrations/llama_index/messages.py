@@ -12,6 +12,7 @@ from llama_index.core.base.llms.types import (
     ChatResponse,
     CompletionResponse,
     ContentBlock,
+    LogProb,
     MessageRole,
     TextBlock,
     ThinkingBlock,
@@ -171,7 +172,8 @@ class Reply:
             message.additional_kwargs["tool_calls"] = [
                 openai_call(call.id, call.name, json.dumps(call.arguments)) for call in calls
             ]
-        return ChatResponse(message=message, raw=raw, **_changes(delta))
+        told = _logprobs(raw)
+        return ChatResponse(message=message, raw=raw, logprobs=told, **_changes(delta))
 
     def completion(
         self, delta: Delta | None = None, raw: dict[str, Any] | None = None
@@ -179,7 +181,8 @@ class Reply:
         """The reply so far, as the response to a prompt; the thinking is in `raw`, at the end."""
         if raw is not None and self.thinking:
             raw = {**raw, "thinking": self.thinking}
-        return CompletionResponse(text=self.text, raw=raw, **_changes(delta))
+        told = _logprobs(raw)
+        return CompletionResponse(text=self.text, raw=raw, logprobs=told, **_changes(delta))
 
     def _take(self, parts: Sequence[Part]) -> list[Delta]:
         deltas = []
@@ -214,6 +217,21 @@ class Reply:
         call = ToolCall(written.name, arguments)
         self._open = call if self._open is None else replace(call, id=self._open.id)
         return True
+
+
+def _logprobs(raw: Mapping[str, Any] | None) -> list[list[LogProb]] | None:
+    """For each token itself and then the likeliest others; nothing for a token that nobody drew."""
+    if raw is None or "logprobs" not in raw:
+        return None
+    return [_of_token(token) for token in raw["logprobs"]["content"]]
+
+
+def _of_token(token: Mapping[str, Any]) -> list[LogProb]:
+    if token["logprob"] is None:
+        return []
+    written = {name: token[name] for name in ("token", "logprob", "bytes")}
+    others = [one for one in token["top_logprobs"] if one != written]
+    return [LogProb(**one) for one in (written, *others)]
 
 
 def _changes(delta: Delta | None) -> dict[str, Any]:

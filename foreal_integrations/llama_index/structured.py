@@ -30,22 +30,14 @@ class ConstrainedPredictions(_Base):
     """
 
     def structured_predict(
-        self,
-        output_cls: Cls,
-        prompt: PromptTemplate,
-        llm_kwargs: Given = None,
-        **prompt_args: Any,
+        self, output_cls: Cls, prompt: PromptTemplate, llm_kwargs: Given = None, **prompt_args: Any
     ) -> BaseModel:
         given = self._with_schema(output_cls, llm_kwargs)
         predicted: BaseModel = super().structured_predict(output_cls, prompt, given, **prompt_args)
         return predicted
 
     async def astructured_predict(
-        self,
-        output_cls: Cls,
-        prompt: PromptTemplate,
-        llm_kwargs: Given = None,
-        **prompt_args: Any,
+        self, output_cls: Cls, prompt: PromptTemplate, llm_kwargs: Given = None, **prompt_args: Any
     ) -> BaseModel:
         given = self._with_schema(output_cls, llm_kwargs)
         predicted: BaseModel = await super().astructured_predict(
@@ -54,21 +46,13 @@ class ConstrainedPredictions(_Base):
         return predicted
 
     def _structured_stream_call(
-        self,
-        output_cls: Cls,
-        prompt: PromptTemplate,
-        llm_kwargs: Given = None,
-        **prompt_args: Any,
+        self, output_cls: Cls, prompt: PromptTemplate, llm_kwargs: Given = None, **prompt_args: Any
     ) -> Generator[Any, None, None]:
         given = self._with_schema(output_cls, llm_kwargs)
         return self._program(output_cls, prompt).stream_call(llm_kwargs=given, **prompt_args)
 
     async def _structured_astream_call(
-        self,
-        output_cls: Cls,
-        prompt: PromptTemplate,
-        llm_kwargs: Given = None,
-        **prompt_args: Any,
+        self, output_cls: Cls, prompt: PromptTemplate, llm_kwargs: Given = None, **prompt_args: Any
     ) -> AsyncGenerator[Any, None]:
         given = self._with_schema(output_cls, llm_kwargs)
         program = self._program(output_cls, prompt)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import error_of
 from toy import FAMILIES, PROMPTS, DecoderOf, Family, Pair, pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, cli
@@ -135,10 +136,7 @@ def test_analyze_reads_a_text_file_of_prompts(
 def test_an_error_is_one_line_that_names_the_culprit(
     arguments: list[str], names: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["analyze", *arguments]) == 2
-    shown = capsys.readouterr()
-    assert shown.err.count("\n") == 1
-    assert names in shown.err
+    assert names in error_of(["analyze", *arguments], capsys)
 
 
 def test_a_file_without_prompts_is_refused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def decoder() -> Iterator[FoReaLDecoder]:
-    with FoReaLDecoder.demo() as demo:
-        yield demo
+def decoder(bundled: FoReaLDecoder) -> FoReaLDecoder:
+    return bundled
 
 
 @pytest.fixture(params=["FoReaLLLM", "ChatFoReaL"])

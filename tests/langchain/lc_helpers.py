@@ -8,10 +8,23 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.prompt_values import StringPromptValue
+from langchain_core.tools import tool
 
 from foreal_core.demo import problems
 
 QUESTIONS = [problem.question for problem in problems("ledger", seed=5, count=16)]
+
+
+@tool
+def weather(city: str) -> str:
+    """The weather of a city."""
+    return f"rain in {city}"
+
+
+@tool
+def add_up(a: int, b: int) -> int:
+    """The sum of two numbers."""
+    return a + b
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from langchain_core.messages import (
     HumanMessage,
     message_chunk_to_message,
 )
-from langchain_core.tools import tool
-from lc_helpers import QUESTIONS
+from lc_helpers import QUESTIONS, add_up, weather
 from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, ScriptedDecoder, call_text, pair_with_tools
 
@@ -33,18 +32,6 @@ from foreal_integrations.langchain import ChatFoReaL
 from foreal_integrations.langchain.messages import to_chat
 
 QUESTION = QUESTIONS[0]
-
-
-@tool
-def weather(city: str) -> str:
-    """The weather of a city."""
-    return f"rain in {city}"
-
-
-@tool
-def add_up(a: int, b: int) -> int:
-    """The sum of two numbers."""
-    return a + b
 
 
 TOOLS = [weather, add_up]

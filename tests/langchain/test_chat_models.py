@@ -22,8 +22,7 @@ from langchain_core.messages import (
     ToolMessage,
     trim_messages,
 )
-from langchain_core.tools import tool
-from lc_helpers import QUESTIONS
+from lc_helpers import QUESTIONS, add_up, weather
 from scripted import ScriptedDecoder, call_text, pair_with_tools
 from toy import Family
 
@@ -35,18 +34,6 @@ from foreal_integrations.langchain.structured import tool_json
 
 QUESTION = QUESTIONS[0]
 Write = Callable[..., ChatFoReaL]
-
-
-@tool
-def weather(city: str) -> str:
-    """The weather of a city."""
-    return f"rain in {city}"
-
-
-@tool
-def add_up(a: int, b: int) -> int:
-    """The sum of two numbers."""
-    return a + b
 
 
 @pytest.fixture(scope="session")

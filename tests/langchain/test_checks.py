@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import reduce
 from importlib.metadata import version
+from operator import add
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +22,8 @@ from integrations import LONG, Passes, is_idle, same_work, wait_until
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
+from langchain_core.outputs import ChatGeneration
+from langchain_core.prompt_values import StringPromptValue
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from lc_helpers import QUESTIONS, Answer, aask, ask, text_of
@@ -563,6 +568,35 @@ def test_template_options_reach_no_stale_cache_entry(make: Make, cache: InMemory
     other = ask(model, QUESTION, enable_thinking=False)
     assert not other.record.get("cached") and first.record != other.record
     assert ask(model, QUESTION, chat_template_kwargs={"enable_thinking": False}).record["cached"]
+
+
+def test_log_probabilities_come_as_openais(make: Make, decoder: FoReaLDecoder) -> None:
+    model = make(max_new_tokens=6, logprobs=True, top_logprobs=2)
+    chat = [{"role": "user", "content": QUESTION}]
+    written = decoder.generate(
+        messages=chat, max_new_tokens=6, seed=1, logprobs=True, top_logprobs=2
+    )
+    result = model.generate_prompt([StringPromptValue(text=QUESTION)]).generations[0][0]
+    told = logprobs_of(result)
+    assert [one["token"] for one in told] == list(written.texts)
+    assert [one["author"] for one in told] == list(written.authors)
+    assert [one["logprob"] for one in told] == [
+        one and one.logprob for one in written.logprobs or ()
+    ]
+    assert all(len(one["top_logprobs"]) == 2 for one in told)
+    assert json.loads(json.dumps(told)) == told
+    chunks = stream_all(model)
+    if not isinstance(chunks[-1], str):
+        assert reduce(add, chunks).response_metadata["logprobs"]["content"] == told
+    plain = make(max_new_tokens=6).generate_prompt([StringPromptValue(text=QUESTION)])
+    assert logprobs_of(plain.generations[0][0]) is None
+
+
+def logprobs_of(generation: Any) -> Any:
+    info = generation.generation_info or {}
+    if isinstance(generation, ChatGeneration):
+        info = generation.message.response_metadata
+    return info["logprobs"]["content"] if "logprobs" in info else None
 
 
 # -- costs ---------------------------------------------------------------------------------------

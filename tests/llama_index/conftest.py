@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def decoder() -> Iterator[FoReaLDecoder]:
-    with FoReaLDecoder.demo() as demo:
-        yield demo
+def decoder(bundled: FoReaLDecoder) -> FoReaLDecoder:
+    return bundled
 
 
 @pytest.fixture

@@ -320,6 +320,18 @@ def test_template_options_and_prompts_that_need_no_template() -> None:
         llm.complete("Ann", formatted=True, enable_thinking=False)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_log_probabilities_are_llama_indexs(name: str, llm: FoReaLLLM) -> None:
+    last = METHODS[name](llm, QUESTION, max_new_tokens=5, logprobs=True, top_logprobs=2)[-1]
+    assert last.raw is not None and last.logprobs is not None
+    content = last.raw["logprobs"]["content"]
+    assert len(last.logprobs) == len(content) == 5
+    for known, token in zip(last.logprobs, content, strict=True):
+        assert (known[0].token, known[0].logprob) == (token["token"], token["logprob"])
+        assert len(known) in (2, 3) and known[0].logprob <= 0
+    assert METHODS[name](llm, QUESTION, max_new_tokens=5)[-1].logprobs is None
+
+
 # -- asyncio and threads ---------------------------------------------------------------------------
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,6 +21,7 @@ from openai import RateLimitError
 from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, pair_with_tools
 from served import MODEL, QUESTION, Gate, Served, idle, until
+from standard import BEYOND_THE_PAIR, SkillIsNotThePoint
 from test_chat import CALLED
 
 ASK = [HumanMessage(QUESTION[0]["content"])]
@@ -121,20 +123,12 @@ def test_a_busy_server(busy: Served, gate: Gate) -> None:
 
 # -- LangChain's own tests -------------------------------------------------------------------------
 
-ARGUMENTS = "the bundled pair does not understand the question: the arguments are wrong"
-AGENT = "the bundled pair was not trained to call this tool by itself"
-KEYS = "the bundled pair does not understand which keys the JSON is to have"
 ENDLESS = (
     "the bundled pair finds no end of its text here: the token limit cuts it, a cut call is no "
     "call and openai refuses a cut answer (LengthFinishReasonError)"
 )
-# What needs a capable model; its answers have the right form even there.
-BEYOND_THE_PAIR = {
-    "test_tool_calling": ARGUMENTS,
-    "test_tool_calling_async": ARGUMENTS,
-    "test_unicode_tool_call_integration": ARGUMENTS,
-    "test_agent_loop": AGENT,
-    "test_json_mode": KEYS,
+# Beside what needs a capable model anyhow.
+CUT_OFF = {
     "test_bind_runnables_as_tools": ENDLESS,
     "test_structured_output": ENDLESS,
     "test_structured_output_async": ENDLESS,
@@ -156,9 +150,10 @@ def answering(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.usefixtures("answering")
 @pytest.mark.asyncio
 @pytest.mark.filterwarnings("ignore:.*is not an async function")
-class TestIntegration(ChatModelIntegrationTests):
+class TestIntegration(SkillIsNotThePoint, ChatModelIntegrationTests):
     """LangChain's standard tests of a chat model."""
 
+    beyond: ClassVar[Mapping[str, str]] = {**BEYOND_THE_PAIR, **CUT_OFF}
     served: Served
 
     @property
@@ -172,13 +167,3 @@ class TestIntegration(ChatModelIntegrationTests):
             # The leader alone: its greedy text does not hang on where sentences end.
             **{"max_tokens": 120, "stream_usage": True, "extra_body": {"policy": "leader"}},
         }
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @pytest.fixture(autouse=True)
-    def skill_is_not_the_point(self, request: pytest.FixtureRequest) -> None:
-        """Tests that need a capable model run too, and fail; greedy text is always the same."""
-        if reason := BEYOND_THE_PAIR.get(request.node.originalname):
-            request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
