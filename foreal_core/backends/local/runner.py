@@ -29,7 +29,8 @@ from foreal_core.errors import ConfigError, UnsupportedModelError
 # reckoning (about 200 for an H200), not a measurement.
 _CPU_PASS_TOKENS, _GPU_PASS_TOKENS = 32, 256
 # A fused forward pads for attention alone: so many tokens of padding cost what one token costs. An
-# estimate: attention is 15 % of a pass of 56 tokens in 12 rows, more with context (docs/profile.md).
+# estimate: attention is 15 % of a pass of 56 tokens in 12 rows and more with context
+# (docs/profile.md).
 _LEAN_PADDING = 4
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
