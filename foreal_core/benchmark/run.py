@@ -76,7 +76,7 @@ def measure(
                 progress(f"out of time with {len(waiting) - number + 1} measurements left")
                 break
             progress(
-                f"{number} of {len(waiting)} (about {expected / 60:.0f} minutes in all): "
+                f"{number} of {len(waiting)} (about {expected / 60:.0f} minutes for all): "
                 f"{case.method}, batch {case.batch}, context {case.context}, "
                 f"repeat {case.repeat + 1}"
             )

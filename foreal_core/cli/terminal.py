@@ -48,7 +48,7 @@ _KIND_LABELS = {"catch_up": "catch-up"}
 class LiveText:
     """Writes a text to a console token by token, in its authors' colours.
 
-    Where there are no colours, a mark says who goes on at each hand-over; with `plain` the text
+    Where there are no colours, a mark says who goes on at each hand-off; with `plain` the text
     goes out as it is.
     """
 
@@ -209,7 +209,7 @@ def _times(record: Mapping[str, Any]) -> str:
     seconds = record["seconds"]
     queued, first, total = (_duration(seconds[key]) for key in ("queued", "first_token", "total"))
     speed = record["tokens_per_second"]
-    return f"{total} in all (queued {queued}, first token {first}), {speed:.0f} tokens/s"
+    return f"{total} total (queued {queued}, first token {first}), {speed:.0f} tokens/s"
 
 
 def _duration(seconds: float | None) -> str:

@@ -73,7 +73,7 @@ class RealSizePair:
     """A pair that writes the bundled pair's text.
 
     Attributes:
-        filler_id: a token that no head that matters looks at; None where a shape has no room.
+        filler_id: a token that no head that matters attends to; None where a shape has no room.
     """
 
     leader: Any

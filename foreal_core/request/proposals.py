@@ -7,7 +7,7 @@ from foreal_core.policies import Write
 
 # Proposals of a hit test may exceed the length up to here: most runs are this short.
 _USUAL_RUN = 8
-# Passes of the leader that a proposal spares if it is taken over: about one in four tokens of a led
+# Passes of the leader that a proposal spares if it is accepted: about one in four tokens of a led
 # sentence has a pass of its own.
 _SPARED = 0.25
 # A small model reaches half of a large one's share of the memory's bandwidth
@@ -54,7 +54,7 @@ class ProposalLength:
 
     def __init__(self, least_chance: float) -> None:
         self._least_chance = least_chance
-        # That a proposal at a place is taken over, given that all before it were.
+        # That a proposal at a place is accepted, given that all before it were.
         self._chances = [_FIRST_CHANCE] * _PLACES
         # By place; asked several times a step, and the same until something is learnt.
         self._open_lengths: dict[int, int] = {}

@@ -28,8 +28,9 @@ from foreal_core.errors import ConfigError, UnsupportedModelError
 # `ModelRunner.pass_tokens`. A CPU computes slowly for its bandwidth, a GPU fast; that of a GPU is a
 # reckoning (about 200 for an H200), not a measurement.
 _CPU_PASS_TOKENS, _GPU_PASS_TOKENS = 32, 256
-# A lean pass pads for attention alone: so many tokens of padding cost what one token costs. A
-# reckoning: attention is 15 % of a pass of 56 tokens in 12 rows (docs/speed.md), more with context.
+# A fused forward pads for attention alone: so many tokens of padding cost what one token costs. An
+# estimate: attention is 15 % of a pass of 56 tokens in 12 rows and more with context
+# (docs/profile.md).
 _LEAN_PADDING = 4
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -112,7 +113,7 @@ class ModelRunner:
     def groups(self, lengths: Sequence[int], most: int) -> list[range]:
         """Which rows share a pass, at most `most`; `lengths` are their new tokens, ascending."""
         overhead = self.pass_tokens * (1 if self._lean is None else _LEAN_PADDING)
-        # Prompts would take short rows out of the recorded passes.
+        # Prompts would take short rows out of the captured passes.
         short = bisect_right(lengths, WIDEST) if self.static else 0
         found = []
         for part in (range(short), range(short, len(lengths))):
