@@ -19,6 +19,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
 from foreal_core.engine.callbacks import callbacks
 from foreal_core.engine.engine import Engine
+from foreal_core.engine.futures import GenerationFuture
 from foreal_core.engine.own_thread import before_waiting
 from foreal_core.engine.request import End, Finished, OnEnd, OnEvents, Request
 from foreal_core.engine.spans import SpanEngine
@@ -474,7 +475,7 @@ class FoReaLDecoder:
         ids = self.prepare(
             prompt, messages=messages, tools=tools, chat_template_kwargs=chat_template_kwargs
         )
-        future: Future[Generation] = Future()
+        future = GenerationFuture()
 
         # Users' callbacks, the future's own included, run apart from the engine.
         request = self._submit(ids, settings, None, _resolves(future, on_done))
