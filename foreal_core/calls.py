@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, overload
 from foreal_core.config import FoReaLConfig
 from foreal_core.engine.ends import OnDone, ends_future, ends_stream
 from foreal_core.engine.engine import Engine
+from foreal_core.engine.futures import GenerationFuture
 from foreal_core.engine.gather import agather, gather
 from foreal_core.engine.own_thread import before_waiting
 from foreal_core.engine.request import Request
@@ -208,7 +209,7 @@ class Calls:
             on_done: as in `stream`; a cancelled future's work ends there too.
         """
         ids, settings = self._asked(prompt, config, messages, options)
-        future: Future[Generation] = Future()
+        future = GenerationFuture()
         request = self._engine.submit(ids, settings, None, ends_future(on_done, future))
         # The decoder lives as long as its futures.
         future.add_done_callback(partial(_stop, self, request))

@@ -15,7 +15,7 @@ import contextlib
 import queue
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from foreal_core.engine.own_thread import before_waiting
 from foreal_core.engine.owner_process import OwnerProcess
@@ -75,6 +75,13 @@ class _Stream:
 
     def __init__(self) -> None:
         self._received = _Received()
+
+    def __reduce__(self) -> Any:
+        # A copy that is dropped would stop the original's request.
+        raise TypeError(
+            "a stream cannot be copied or pickled: it reads one running request. Keep the events, "
+            "or its `result`."
+        )
 
     @property
     def result(self) -> Generation:

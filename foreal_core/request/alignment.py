@@ -7,6 +7,8 @@ the run of aligned positions that the text ends with.
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.policies import Handoff
 
@@ -95,5 +97,6 @@ class Alignment:
 
     def cut(self, length: int) -> None:
         """The text was shortened to `length` tokens."""
-        for position in [at for at in reversed(self.runs) if at >= length]:
+        # In the order of their positions, so that the whole text is not looked through.
+        for position in list(takewhile(lambda at: at >= length, reversed(self.runs))):
             del self.runs[position]
