@@ -29,7 +29,7 @@ from foreal_core.serve.requests import (
 )
 from foreal_core.serve.running import generations, send_stream
 from foreal_core.serve.service import Service
-from foreal_core.text.thinking import opens_thinking
+from foreal_core.text.thinking_marks import opens_thinking
 
 if TYPE_CHECKING:
     from foreal_core.decoder import FoReaLDecoder
