@@ -29,7 +29,6 @@ from foreal_core.serve.requests import (
 )
 from foreal_core.serve.running import generations, send_stream
 from foreal_core.serve.service import Service
-from foreal_core.text.thinking_marks import opens_thinking
 
 if TYPE_CHECKING:
     from foreal_core.decoder import FoReaLDecoder
@@ -47,7 +46,6 @@ class _Prompt:
     """A prompt as the models read it."""
 
     ids: list[int]
-    opens_thinking: bool
 
 
 class Endpoints:
@@ -65,7 +63,7 @@ class Endpoints:
         def reply(prompt: _Prompt) -> ChatReply:
             field = self._service.options.reasoning
             tokenizer = self._service.decoder.tokenizer
-            return ChatReply(ask, field, tokenizer, thinking=prompt.opens_thinking)
+            return ChatReply(ask, field, tokenizer, prompt.ids)
 
         def writer(prompt: _Prompt) -> EventWriter:
             return ChatWriter(head, ask, reply(prompt))
@@ -179,8 +177,7 @@ class Endpoints:
 
 
 def _prepare(decoder: FoReaLDecoder, given: Mapping[str, Any]) -> _Prompt:
-    ids = decoder.encode(**given)
-    return _Prompt(ids, opens_thinking(decoder.tokenizer, ids))
+    return _Prompt(decoder.encode(**given))
 
 
 def _count(decoder: FoReaLDecoder, given: Mapping[str, Any]) -> list[int]:

@@ -24,7 +24,7 @@ class ThinkingMarks:
         start, end: open and close the thinking. Special tokens in them are replaced by their
             `stand_ins`.
         answer: may open an answer without thinking; "" for nothing.
-        start_ids, end_ids: `start` and `end` in the tokenizer's ids.
+        start_ids, end_ids, answer_ids: the same in the tokenizer's ids.
         known: the chat template or the vocabulary has the marks.
         header: ids that open the assistant's part of a prompt; empty for nothing.
         stand_ins: id of a special token -> the character that stands for it.
@@ -35,6 +35,7 @@ class ThinkingMarks:
     answer: str = ""
     start_ids: tuple[int, ...] = ()
     end_ids: tuple[int, ...] = ()
+    answer_ids: tuple[int, ...] = ()
     known: bool = False
     header: tuple[int, ...] = ()
     stand_ins: Mapping[int, str] = field(default_factory=dict)
@@ -46,18 +47,25 @@ class ThinkingState:
     Args:
         marks: the model's.
         part: where it stands at first.
+        shown: id -> what shows of a special token in the answer, where others look for it.
 
     Attributes:
         part: where the text stands.
         over: a thinking has ended. An end that nothing opened counts: the text began inside.
     """
 
-    __slots__ = ("_held", "_marks", "over", "part")
+    __slots__ = ("_held", "_marks", "_shown", "over", "part")
 
-    def __init__(self, marks: ThinkingMarks, part: Part = "start") -> None:
+    def __init__(
+        self,
+        marks: ThinkingMarks,
+        part: Part = "start",
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
         self.part: Part = part
         self.over = part == "answer"
         self._marks = marks
+        self._shown = shown or {}
         self._held = ""  # what may be the start of a mark; behind the thinking, what was just fed
 
     def feed(self, text: str, token_id: int | None = None) -> list[tuple[Part, str]]:
@@ -71,12 +79,14 @@ class ThinkingState:
             The pieces of the text that became certain, marks left out. However the text is cut,
             the joined pieces of each part are the same.
         """
-        stand_in = "" if token_id is None else self._marks.stand_ins.get(token_id, "")
+        if token_id is not None:
+            special = self._marks.stand_ins.get(token_id) or self._shown.get(token_id, "")
+            text = special + text
         pieces: list[tuple[Part, str]] = []
         if self.part == "answer":
-            self._answer(stand_in + text, pieces)
+            self._answer(text, pieces)
             return pieces
-        self._held += stand_in + text
+        self._held += text
         while self._advance(pieces):
             pass
         return pieces
@@ -91,7 +101,7 @@ class ThinkingState:
 
     def copy(self) -> ThinkingState:
         """An independent state at the same place."""
-        twin = ThinkingState(self._marks, self.part)
+        twin = ThinkingState(self._marks, self.part, self._shown)
         twin.over, twin._held = self.over, self._held
         return twin
 
@@ -136,8 +146,8 @@ class ThinkingState:
             self._held = seen[1 - len(self._marks.end) :]
 
     def _emit(self, part: Part, text: str, pieces: list[tuple[Part, str]]) -> None:
-        for stand_in in self._marks.stand_ins.values():
-            text = text.replace(stand_in, "")
+        for token_id, stand_in in self._marks.stand_ins.items():
+            text = text.replace(stand_in, self._shown.get(token_id, "") if part == "answer" else "")
         if text:
             pieces.append((part, text))
 

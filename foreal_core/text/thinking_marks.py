@@ -8,14 +8,13 @@ changes nothing.
 from __future__ import annotations
 
 import re
-import threading
-import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from foreal_core.text.detokenizer import decode
+from foreal_core.text.template_trials import found_once
 from foreal_core.text.thinking import THINK_END, THINK_START, ThinkingMarks, ThinkingState
 
 if TYPE_CHECKING:
@@ -41,26 +40,15 @@ _FIRST_STAND_IN: Final = 0xFDD0
 _TAIL: Final = 16  # tokens that the marks at a prompt's end are looked for in
 
 
-# Weak keys free the marks with their tokenizer; a template may be set anew at any time.
-_found: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, ThinkingMarks]] = (
-    weakref.WeakKeyDictionary()
-)
-_found_lock = threading.Lock()
-
-
 def thinking_marks(tokenizer: PreTrainedTokenizerBase) -> ThinkingMarks:
     """How the model of a tokenizer marks its thinking: by what its template opens an answer with,
     else by what the template names, else by the vocabulary. Found once per template."""
-    template = str(getattr(tokenizer, "chat_template", None) or "")
-    with _found_lock:
-        known = _found.get(tokenizer)
-        if known is None or known[0] != template:
-            known = _found[tokenizer] = template, _find(tokenizer, template)
-        return known[1]
+    return found_once(tokenizer, "thinking marks", lambda: _find(tokenizer))
 
 
-def _find(tokenizer: PreTrainedTokenizerBase, template: str) -> ThinkingMarks:
+def _find(tokenizer: PreTrainedTokenizerBase) -> ThinkingMarks:
     opening = _generation_prompt(tokenizer)
+    template = str(tokenizer.chat_template or "")
     found = _known_to(str(tokenizer.decode(opening)), template, tokenizer.get_added_vocab())
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special.update(tokenizer.all_special_ids)
@@ -80,6 +68,7 @@ def _find(tokenizer: PreTrainedTokenizerBase, template: str) -> ThinkingMarks:
         answer=answer[0],
         start_ids=start[1],
         end_ids=end[1],
+        answer_ids=answer[1],
         known=found is not None,
         stand_ins=stand_ins,
     )
@@ -98,7 +87,8 @@ def _known_to(
 
 def _tag(mark: str) -> str:
     """The first tag of a mark: what follows may be escaped in a template."""
-    return _TAG.findall(mark)[0]
+    tag: str = _TAG.findall(mark)[0]
+    return tag
 
 
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -142,20 +132,32 @@ def _spelled(
     return [marks.stand_ins.get(i, "") + decode(tokenizer, [i]) for i in ids]
 
 
-def thinking_after(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> ThinkingState:
+def thinking_after(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    shown: Mapping[int, str] | None = None,
+) -> ThinkingState:
     """Where a prompt ends: what the assistant's own part of it says; of a prompt without one, the
-    mark that it ends with."""
+    mark that it ends with.
+
+    Args:
+        tokenizer: the leader's.
+        ids: of the prompt.
+        shown: see `ThinkingState`.
+    """
     marks = thinking_marks(tokenizer)
     start = _behind_last(ids, marks.header)
     if start is not None:
-        state = ThinkingState(marks)
+        state = ThinkingState(marks, shown=shown)
         for token in ids[start:]:
             state.feed(decode(tokenizer, [token]), token)
         return state
-    tail = "".join(_spelled(tokenizer, marks, ids[-_TAIL:])).rstrip()
+    # Other special tokens show no text, but nothing before them is at the end.
+    pieces = (piece or "\0" for piece in _spelled(tokenizer, marks, ids[-_TAIL:]))
+    tail = "".join(pieces).rstrip()
     if tail.endswith(marks.start.rstrip()):
-        return ThinkingState(marks, "thinking")
-    return ThinkingState(marks, "answer" if tail.endswith(marks.end) else "start")
+        return ThinkingState(marks, "thinking", shown)
+    return ThinkingState(marks, "answer" if tail.endswith(marks.end) else "start", shown)
 
 
 def opens_thinking(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
