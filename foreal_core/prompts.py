@@ -10,7 +10,7 @@ from foreal_core.config import FoReaLConfig, is_integer
 from foreal_core.errors import ConfigError, ContextOverflowError
 from foreal_core.randomness import stream_seed
 from foreal_core.text.pair_tokenizer import PairTokenizer
-from foreal_core.text.thinking import opens_thinking
+from foreal_core.text.thinking_marks import opens_thinking
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 

@@ -46,7 +46,7 @@ CALLS = {"type": "array", "items": moved(CALL, "/items")}
 
 
 def read(tokenizer: Any, ids: list[int], *, parallel: bool = True) -> list[Part]:
-    reader = ReplyReader(splitter_of(tokenizer, thinking=False, tools=True), parallel=parallel)
+    reader = ReplyReader(splitter_of(tokenizer, [], tools=True), parallel=parallel)
     detokenizer = Detokenizer(tokenizer)
     parts = [part for token in ids for part in reader.feed(detokenizer.push(token), token)]
     return parts + reader.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,10 +17,11 @@ from foreal_core.chat.calls import (
     read_calls,
 )
 from foreal_core.text.call_syntax import CallSyntax
-from foreal_core.text.thinking import THINK_END, THINK_START
+from foreal_core.text.thinking import ThinkingState
+from foreal_core.text.thinking_marks import thinking_after
 from foreal_core.text.tool_forms import call_syntax, hidden_marks
 
-_State = Literal["start", "thinking", "answer", "call"]
+_State = Literal["thinking", "answer", "call"]
 PieceKind = Literal["reasoning", "text", "tool_call", "broken_tool_call"]
 
 
@@ -39,23 +40,16 @@ class ReplySplitter:
     may be the start of a tag is held back until it is settled.
 
     Args:
-        thinking: the prompt has already opened the thinking.
+        thinking: where the prompt ended. Its texts of answers show the special tokens that mark
+            calls.
         calls: how the model writes the tool calls that are looked for; None looks for none. A call
             comes as one piece when its end is read.
-        hidden_marks: the spellings of special tokens among their marks, by id: texts of tokens
-            leave them out, whoever feeds texts must add them.
     """
 
-    def __init__(
-        self,
-        *,
-        thinking: bool,
-        calls: CallSyntax | None,
-        hidden_marks: Mapping[int, str] | None = None,
-    ) -> None:
+    def __init__(self, thinking: ThinkingState, *, calls: CallSyntax | None) -> None:
         self.calls = calls
-        self.hidden_marks = hidden_marks or {}
-        self._state: _State = "thinking" if thinking else "start"
+        self._thinking = thinking.copy()
+        self._state: _State = "thinking" if thinking.part == "thinking" else "answer"
         self._marks = (calls.start_mark, *calls.layout_marks) if calls is not None else ()
         # Where no mark begins a call, a call is an answer that begins like one.
         self._bare_start = call_start(calls) if calls is not None and not calls.start_mark else None
@@ -66,7 +60,7 @@ class ReplySplitter:
     @property
     def thinking(self) -> bool:
         """Whether what comes next belongs to the thinking, as far as is known."""
-        return self._state == "thinking"
+        return self._thinking.part == "thinking"
 
     @property
     def open_call(self) -> OpenCall | None:
@@ -75,21 +69,39 @@ class ReplySplitter:
             return None
         return open_call(_without_tag_start(self._held, (self.calls.stop_mark,)), self.calls)
 
-    def feed(self, delta: str) -> list[Piece]:
-        """The pieces that became certain with this delta."""
-        self._held += delta
-        pieces: list[Piece] = []
-        while self._advance(pieces):
-            pass
-        return pieces
+    def feed(self, delta: str, token_id: int | None = None) -> list[Piece]:
+        """The pieces that became certain with this delta.
+
+        Args:
+            delta: the text of a token, or of several.
+            token_id: of the one token: some marks are tokens without a text.
+        """
+        return self._split(self._thinking.feed(delta, token_id))
 
     def flush(self) -> list[Piece]:
         """What is still held, at the end of the text."""
+        return [*self._split(self._thinking.flush()), *self._flush()]
+
+    def _split(self, parts: Sequence[tuple[str, str]]) -> list[Piece]:
+        pieces: list[Piece] = []
+        for part, text in parts:
+            if part == "thinking":
+                self._state = "thinking"
+            elif self._state == "thinking":
+                self._enter("answer", "")  # white space before the end of the thinking goes with it
+            self._held += text
+            while self._advance(pieces):
+                pass
+        return pieces
+
+    def _flush(self) -> list[Piece]:
         if self._state == "call" and self._stop_mark and self._stop_mark in self._held:
             # In a string that never ends, so this is no JSON and the mark is one after all.
             pieces: list[Piece] = []
             self._end_call(self._held.find(self._stop_mark), pieces)
-            return [*pieces, *self.feed(""), *self.flush()]
+            while self._advance(pieces):
+                pass
+            return [*pieces, *self._flush()]
         held, self._held = self._held, ""
         if self._state == "call":
             return [Piece("broken_tool_call", held.strip())]
@@ -105,17 +117,9 @@ class ReplySplitter:
 
     def _advance(self, pieces: list[Piece]) -> bool:
         """Moves on by one tag; False when more text is needed."""
-        if self._state == "start":
-            start = self._held.lstrip()
-            if start.startswith(THINK_START):
-                self._enter("thinking", start[len(THINK_START) :])
-                return True
-            if THINK_START.startswith(start):
-                return False
-            self._state = "answer"
-            return True
         if self._state == "thinking":
-            return self._until((THINK_END,), "reasoning", pieces)
+            self._emit("reasoning", len(self._held.rstrip()), pieces)
+            return False
         if self._state == "call":
             end = self._end_of_call()
             if end < 0:
@@ -123,7 +127,7 @@ class ReplySplitter:
             self._end_call(end, pieces)
             return True
         if self._bare_start is None and self._marks:
-            return self._until(self._marks, "text", pieces)
+            return self._until(self._marks, pieces)
         if self._bare_start is not None and self._leading:
             start = self._bare_start.match(self._held, partial=True)
             if start is not None:
@@ -133,19 +137,19 @@ class ReplySplitter:
         self._emit("text", len(self._held), pieces)
         return False
 
-    def _until(self, tags: Sequence[str], kind: PieceKind, pieces: list[Piece]) -> bool:
+    def _until(self, tags: Sequence[str], pieces: list[Piece]) -> bool:
         """Emits what stands before the first of these tags, and enters what that begins."""
         found = [(at, tag) for tag in tags if (at := self._held.find(tag)) >= 0]
         if found:
             at, tag = min(found)
             rest = self._held[at + len(tag) :]
             self._held = self._held[:at].rstrip()
-            self._emit(kind, len(self._held), pieces)
+            self._emit("text", len(self._held), pieces)
             begins_call = self.calls is not None and tag == self.calls.start_mark
             self._enter("call" if begins_call else "answer", rest)
             return True
         # White space before a tag goes with it, so both are held.
-        self._emit(kind, len(_without_tag_start(self._held, tags).rstrip()), pieces)
+        self._emit("text", len(_without_tag_start(self._held, tags).rstrip()), pieces)
         return False
 
     def _end_of_call(self) -> int:
@@ -180,17 +184,18 @@ class ReplySplitter:
             pieces.append(Piece(kind, text))
 
 
-def splitter_of(tokenizer: Any, *, thinking: bool, tools: bool) -> ReplySplitter:
-    """A splitter of replies to chats in a tokenizer's template.
+def splitter_of(tokenizer: Any, prompt: Sequence[int], *, tools: bool) -> ReplySplitter:
+    """A splitter of the reply to a prompt.
 
     Args:
-        thinking: the prompt has already opened the thinking.
+        tokenizer: the leader's.
+        prompt: token ids.
         tools: the prompt shows tools.
     """
     if not tools:
-        return ReplySplitter(thinking=thinking, calls=None)
-    marks = hidden_marks(tokenizer)
-    return ReplySplitter(thinking=thinking, calls=call_syntax(tokenizer), hidden_marks=marks)
+        return ReplySplitter(thinking_after(tokenizer, prompt), calls=None)
+    thinking = thinking_after(tokenizer, prompt, hidden_marks(tokenizer))
+    return ReplySplitter(thinking, calls=call_syntax(tokenizer))
 
 
 def _outside_strings(text: str, mark: str) -> int:
@@ -247,7 +252,7 @@ class ReplyReader:
     def feed(self, text: str, token_id: int) -> list[Part]:
         """The parts that became certain with one more token, whose text and id these are."""
         was_thinking = self._splitter.thinking
-        pieces = self._splitter.feed(text + self._splitter.hidden_marks.get(token_id, ""))
+        pieces = self._splitter.feed(text, token_id)
         if was_thinking or self._splitter.thinking:
             self.reasoning_tokens += 1
         return self._parts(pieces)

@@ -19,7 +19,8 @@ from foreal_core.evaluation.tasks import Task, digest
 from foreal_core.events import Generation
 from foreal_core.randomness import problem_seed
 from foreal_core.records import provenance
-from foreal_core.text.thinking import THINK_START, opens_thinking
+from foreal_core.text.thinking import ThinkingState, answer_after
+from foreal_core.text.thinking_marks import thinking_after
 
 OnAnswer = Callable[[Answered], None]
 
@@ -104,18 +105,17 @@ def _ask(
     """Graded answers in the order in which they finish."""
     assert config.seed is not None
     indices: dict[Future[Generation], int] = {}
-    thinking: set[int] = set()  # whose prompts open it
+    thinking: dict[int, ThinkingState] = {}  # where each prompt ends
     try:
         for index, problem in enumerate(problems):
             if index not in done:
                 own = config.with_overrides(seed=problem_seed(config.seed, index))
                 ids = _encoded(decoder, problem)
-                if opens_thinking(decoder.tokenizer, ids):
-                    thinking.add(index)
+                thinking[index] = thinking_after(decoder.tokenizer, ids)
                 indices[decoder.submit(ids, own)] = index
         for future in as_completed(indices):
             index = indices[future]
-            yield _graded(index, problems[index], future.result(), thinking=index in thinking)
+            yield _graded(index, problems[index], future.result(), thinking[index])
     finally:
         for future in indices:
             future.cancel()
@@ -128,8 +128,9 @@ def _encoded(decoder: FoReaLDecoder, problem: Task) -> list[int]:
     return decoder.encode(f"{prompt}\n\n")
 
 
-def _graded(index: int, problem: Task, generation: Generation, *, thinking: bool) -> Answered:
-    """The answer with its grade; `thinking` that the prompt opened belongs to the response."""
+def _graded(index: int, problem: Task, generation: Generation, thinking: ThinkingState) -> Answered:
+    """The response with the grade of its answer, which starts behind the thinking."""
+    answer = answer_after(thinking, zip(generation.token_ids, generation.texts, strict=True))
     cost = generation.cost.to_dict()
     seed = cost.pop("settings")["seed"]
     del cost["models"]
@@ -138,7 +139,7 @@ def _graded(index: int, problem: Task, generation: Generation, *, thinking: bool
         question=problem.question,
         answer=problem.answer,
         text=generation.text,
-        correct=problem.is_correct((THINK_START if thinking else "") + generation.text),
+        correct=problem.is_correct(answer),
         finish_reason=generation.finish_reason,
         seed=seed,
         cost=cost,

@@ -19,7 +19,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.grammar.call_grammar import CallGrammar
 from foreal_core.grammar.completion import Ending, EndingFinder
-from foreal_core.text.thinking import THINK_END, THINK_START
+from foreal_core.grammar.thoughts import Thoughts
 from foreal_core.text.tool_forms import call_syntax, hidden_marks
 
 # The spacing of json.dumps, which models have seen most.
@@ -68,16 +68,13 @@ class ConstraintFactory:
         self._ways = EndingFinder(self._tokenizer)
         self._vocabulary = vocabulary
         self._end_of_sequence = tuple(end_of_sequence)
-        known = tokenizer.get_vocab()
-        self._think_start: int | None = known.get(THINK_START)
-        self._think_end: int | None = known.get(THINK_END)
 
     def compile(self, config: FoReaLConfig, prompt: Sequence[int], limit: int) -> Constraint:
         """The constraint of one request.
 
         Args:
             config: its settings, with at least one schema.
-            prompt: its token ids; they tell whether the thinking is already over.
+            prompt: its token ids; they tell where the thinking stands.
             limit: tokens that the completion has at most.
 
         Raises:
@@ -96,9 +93,7 @@ class ConstraintFactory:
             self._vocabulary,
             limit,
             self._end_of_sequence,
-            think_start=None if self._is_past_thinking(prompt) else self._think_start,
-            think_end=self._think_end,
-            thinking=self._is_thinking(prompt),
+            Thoughts(self._source, prompt),
         )
 
     def _grammar(self, config: FoReaLConfig, *, bounded: bool) -> str:
@@ -122,21 +117,6 @@ class ConstraintFactory:
             rules += calls.rules("call_schema", schema, required=required)
         start = f"start: /[ \\n]{{0,2}}/ ({' | '.join(ways)})"
         return "\n".join([start, *rules]) + "\n"
-
-    def _is_past_thinking(self, prompt: Sequence[int]) -> bool:
-        """Whether the prompt ends with a closed thinking part, as templates do without thinking:
-        the model must not open another."""
-        for token in reversed(prompt):
-            if self._tokenizer.decode_str([token]).strip():
-                return token == self._think_end
-        return False
-
-    def _is_thinking(self, prompt: Sequence[int]) -> bool:
-        """Whether the prompt opens a thinking part and does not close it."""
-        for token in reversed(prompt):
-            if token in (self._think_start, self._think_end):
-                return token == self._think_start
-        return False
 
 
 def _bounded(schema: Any) -> Any:
@@ -173,21 +153,16 @@ class Constraint:
         vocabulary: int,
         limit: int,
         end_of_sequence: Sequence[int],
-        *,
-        think_start: int | None,
-        think_end: int | None,
-        thinking: bool,
+        thoughts: Thoughts,
     ) -> None:
         self._matcher = matcher
         self._finder = ways
         self._vocabulary = vocabulary
         self._limit = limit
         self._end_of_sequence = end_of_sequence
-        self._think_start = think_start
-        self._think_end = think_end
-        self._thinking = thinking
-        self._start: int | None = None  # where the answer starts in the completion
-        self._consumed: list[int] = []
+        self._thoughts = thoughts
+        self._consumed = 0  # tokens of the answer
+        self._read: list[int] = []  # the completion so far
         # How the answer could end after each of its first tokens: one more than are consumed.
         self._ways: list[Ending] = [ways.start(matcher)]
 
@@ -197,21 +172,27 @@ class Constraint:
         Raises:
             FoReaLError: nothing is left to write: the tokenizer cannot spell what is asked for.
         """
-        if not self._follow(completion):
+        follows = self._follow(completion)
+        openers = self._thoughts.openers()
+        if not follows and not openers:
             return None
-        packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        allowed = np.unpackbits(packed, bitorder="little")[: self._vocabulary].astype(bool)
-        if not completion and self._think_start is not None:
-            allowed[self._think_start] = True
+        if follows:
+            packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            allowed = np.unpackbits(packed, bitorder="little")[: self._vocabulary].astype(bool)
+        else:
+            allowed = np.zeros(self._vocabulary, dtype=bool)
+        allowed[openers] = True
         return allowed
 
     def fitted(self, completion: Sequence[int], token: int) -> int:
         """What is to follow `completion` where a model wrote `token`: the same, as long as the
         answer can still end within the limit after it; else what leads to its end."""
         room = self._limit - len(completion)
-        if self._answer_start([*completion, token]) is None:
-            return self._fitted_thought(room, token)
-        if token in self._end_of_sequence or not self._follow([*completion, token]):
+        ends = token in self._end_of_sequence
+        follows = self._follow(completion if ends else [*completion, token])
+        if self._thoughts.answer_start is None:
+            return self._fitted_thought(completion, room, token)
+        if ends or not follows:
             return token
         if self._ways[-1].fits(room - 1) or not self._follow(completion):
             return token
@@ -220,47 +201,54 @@ class Constraint:
             return token
         return here.tokens[0] if here.tokens else self._end_of_sequence[0]
 
-    def _fitted_thought(self, room: int, token: int) -> int:
+    def _fitted_thought(self, completion: Sequence[int], room: int, token: int) -> int:
         """The same inside the thinking: it ends where the model would end the text, and while
         there is room for twice the shortest answer that is known."""
         shortest = self._ways[0]
-        if self._think_end is None or shortest.tokens is None or not shortest.fits(room - 1):
+        left = self._thoughts.end_after(completion)
+        if not left or shortest.tokens is None or not shortest.fits(room - len(left)):
             return token
-        goes_on = token not in self._end_of_sequence and room - 2 >= 2 * len(shortest.tokens)
-        return token if goes_on else self._think_end
-
-    def _answer_start(self, completion: Sequence[int]) -> int | None:
-        """Where in the completion the text starts that the grammar is about: after a thinking part
-        that the prompt or the first token opened; None while it is open."""
-        opened = self._think_start is not None and completion[:1] == [self._think_start]
-        if not self._thinking and not opened:
-            return 0
-        return completion.index(self._think_end) + 1 if self._think_end in completion else None
+        goes_on = token not in self._end_of_sequence
+        if goes_on and room - 1 - len(left) >= 2 * len(shortest.tokens):
+            return token
+        return left[0]
 
     def _follow(self, completion: Sequence[int]) -> bool:
-        """Moves the grammar to the end of the completion; False if that lies before the answer or
-        beyond the grammar's own end, as a proposal after an end of sequence does."""
-        start = self._answer_start(completion)
-        if start is None:
-            return False
-        answer = completion[start:]
-        common = _common_length(self._consumed, answer) if start == self._start else 0
-        self._start = start
-        if common < len(self._consumed):
-            self._matcher.rollback(len(self._consumed) - common)
-            del self._consumed[common:], self._ways[common + 1 :]
-        for position, token in enumerate(answer[common:], start=start + common):
-            if self._matcher.is_stopped():
+        """Moves to the end of the completion; whether that lies in the answer, and not beyond the
+        grammar's own end, as a proposal after an end of sequence does."""
+        common = _common_length(self._read, completion)
+        if common < len(self._read):
+            self._rewind(common)
+        for token in completion[common:]:
+            if self._thoughts.answer_start is not None and self._matcher.is_stopped():
                 return False
-            if not self._matcher.try_consume_tokens([token]):
-                raise FoReaLError(
-                    "the text left its schema: the model's tokenizer cannot spell what the "
-                    "json_schema or call_schema asks for."
-                )
-            self._consumed.append(token)
-            room = self._limit - position - 1
-            self._ways.append(self._finder.after(self._ways[-1], token, self._matcher, room))
-        return True
+            self._thoughts.feed(token)
+            self._read.append(token)
+            start = self._thoughts.answer_start
+            if start is not None and start < len(self._read):
+                self._consume(token)
+        return self._thoughts.answer_start is not None
+
+    def _consume(self, token: int) -> None:
+        if not self._matcher.try_consume_tokens([token]):
+            raise FoReaLError(
+                "the text left its schema: the model's tokenizer cannot spell what the "
+                "json_schema or call_schema asks for."
+            )
+        self._consumed += 1
+        room = self._limit - len(self._read)
+        self._ways.append(self._finder.after(self._ways[-1], token, self._matcher, room))
+
+    def _rewind(self, length: int) -> None:
+        """Back to the first `length` tokens of the completion."""
+        del self._read[length:]
+        self._thoughts.rewind(length)
+        start = self._thoughts.answer_start
+        consumed = 0 if start is None else length - start
+        if consumed < self._consumed:
+            self._matcher.rollback(self._consumed - consumed)
+            del self._ways[consumed + 1 :]
+            self._consumed = consumed
 
 
 def _common_length(one: list[int], other: Sequence[int]) -> int:

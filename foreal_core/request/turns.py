@@ -17,8 +17,8 @@ from foreal_core.events import DRAFT, LEADER, Author, TokenLogprobs
 from foreal_core.policies import Outcome, SpanReport, Write
 from foreal_core.request.alignment import Alignment
 from foreal_core.request.transcript import Transcript, Written
+from foreal_core.text.openings import Openings
 from foreal_core.text.pair_tokenizer import PairTokenizer
-from foreal_core.text.thinking import opening_ids
 
 _REST = Write(DRAFT)
 
@@ -47,7 +47,7 @@ class Turns:
         self.opening: list[int] = []
         self.span = _REST
         self.span_start = len(transcript.tokens)
-        self._tokenizer = tokenizer
+        self._openings = Openings(tokenizer, transcript.prompt_length)
         spec = config.policy_spec
         self._name = spec.name
         arguments = [] if spec.options is None else [spec.checked_options(config.policy_options)]
@@ -137,8 +137,7 @@ class Turns:
         self.alignment.start_span(self.span_start, span.handoff)
         if span.opening:
             room = transcript.limit - len(transcript.tokens)
-            ids = opening_ids(span.opening, transcript.tokens, self._tokenizer)
-            self.opening = ids[:room]
+            self.opening = self._openings.ids(span.opening, transcript.tokens)[:room]
         if span.handoff is not None:
             self.check_handoff()
 

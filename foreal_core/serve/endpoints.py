@@ -56,7 +56,7 @@ class Endpoints:
         def reply(prompt: Prompt) -> ChatReply:
             field = self._service.options.reasoning
             tokenizer = self._service.decoder.tokenizer
-            return ChatReply(ask, field, tokenizer, thinking=prompt.opens_thinking)
+            return ChatReply(ask, field, tokenizer, prompt.ids)
 
         def writer(prompt: Prompt) -> EventWriter:
             return ChatWriter(head, ask, reply(prompt))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,13 +44,13 @@ class ChatReply:
         ask: what the request asks for.
         reasoning: the field of the thinking; "content" keeps it in the answer, in its marks.
         tokenizer: the leader's.
-        thinking: the prompt has opened the thinking.
+        prompt: its token ids.
     """
 
     def __init__(
-        self, ask: Ask, reasoning: ReasoningField, tokenizer: Any, *, thinking: bool
+        self, ask: Ask, reasoning: ReasoningField, tokenizer: Any, prompt: Sequence[int]
     ) -> None:
-        splitter = splitter_of(tokenizer, thinking=thinking, tools=ask.tools)
+        splitter = splitter_of(tokenizer, prompt, tools=ask.tools)
         self._reader = ReplyReader(splitter, parallel=not ask.single_call)
         self._syntax = splitter.calls or HERMES
         self._held_to_calls = any(c.settings.call_schema is not None for c in ask.choices)

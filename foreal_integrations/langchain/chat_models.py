@@ -26,7 +26,7 @@ from foreal_core.chat.ledger import free_of_charge
 from foreal_core.chat.messages import chosen_tools, held_to_calls
 from foreal_core.chat.outcomes import outcome
 from foreal_core.chat.replies import Part, splitter_of
-from foreal_core.text.thinking import THINK_END
+from foreal_core.text.thinking_marks import thinking_marks
 from foreal_core.text.tool_forms import takes_tools
 from foreal_integrations.langchain.base import (
     AsyncManager,
@@ -305,7 +305,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         shows_tools = takes_tools(tokenizer)
         constrained = can_constrain() and bool(tokenizer.is_fast)
         self.profile["max_input_tokens"] = decoder.max_context - 1
-        self.profile["reasoning_output"] = THINK_END in tokenizer.get_vocab()
+        self.profile["reasoning_output"] = thinking_marks(tokenizer).known
         self.profile["structured_output"] = constrained
         self.profile["tool_choice"] = shows_tools and constrained
         self.profile["tool_calling"] = shows_tools
@@ -358,7 +358,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
     def _request(self, decoder: FoReaLDecoder, prompt: Prompt, ask: _Ask) -> Request[_Reader]:
         self._complete_profile(decoder)
         tokenizer, tools = decoder.tokenizer, ask.tools is not None
-        splitter = splitter_of(tokenizer, thinking=prompt.opens_thinking, tools=tools)
+        splitter = splitter_of(tokenizer, prompt.ids, tools=tools)
         messages = MessageReader(splitter, parallel=ask.parallel)
         reader = _Reader(messages, self.model_name, decoder)
         return Request(decoder, prompt, ask.settings, reader)

@@ -374,7 +374,7 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
         while bos is not None and prompt.ids[:2] == (bos, bos):  # of the text and of the tokenizer
             prompt = replace(prompt, ids=prompt.ids[1:])
         tokenizer, tools = decoder.tokenizer, bool(ask.tools)
-        splitter = splitter_of(tokenizer, thinking=prompt.opens_thinking, tools=tools)
+        splitter = splitter_of(tokenizer, prompt.ids, tools=tools)
         reply = Reply(ReplyReader(splitter, parallel=ask.parallel), forced=ask.forced)
         return Call(self.model_name, decoder, prompt, ask.settings, ask.timeout, ask.account, reply)
 

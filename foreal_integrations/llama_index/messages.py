@@ -24,7 +24,7 @@ from foreal_core import ConfigError
 from foreal_core.chat.calls import BrokenCall, ToolCall
 from foreal_core.chat.messages import joined_neighbours, openai_call, text_alone
 from foreal_core.chat.replies import Part, Piece, ReplyReader
-from foreal_core.text.thinking import THINK_END
+from foreal_core.text.thinking import THINK_END, answer_of
 
 _ROLES = {
     MessageRole.DEVELOPER: "system",
@@ -55,7 +55,7 @@ def _to_dict(message: ChatMessage, names: dict[str, str]) -> dict[str, Any]:
     text = _text(message)
     if role == "assistant":
         if THINK_END in text:  # of models that leave it in the text
-            text = text.rpartition(THINK_END)[2].lstrip()
+            text = answer_of(text).lstrip()
         own: dict[str, Any] = {"role": role, "content": text}
         if calls := _calls(message):
             names.update({call["id"]: call["function"]["name"] for call in calls})

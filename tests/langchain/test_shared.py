@@ -10,13 +10,15 @@ from foreal_core.chat.calls import BrokenCall, ToolCall, read_calls
 from foreal_core.chat.replies import ReplySplitter
 from foreal_core.chat.settings import joined_stops
 from foreal_core.text.call_syntax import HERMES
+from foreal_core.text.thinking import ThinkingMarks, ThinkingState
 
 PARTS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<", "</", "a", " ", "\n", "{}", "t"]
 
 
 def split(deltas: list[str], *, thinking: bool, tools: bool) -> list[tuple[str, str]]:
     """Pieces with neighbours of one kind joined; each call stays a piece of its own."""
-    splitter = ReplySplitter(thinking=thinking, calls=HERMES if tools else None)
+    start = ThinkingState(ThinkingMarks(), "thinking" if thinking else "start")
+    splitter = ReplySplitter(start, calls=HERMES if tools else None)
     pieces = [piece for delta in deltas for piece in splitter.feed(delta)] + splitter.flush()
     joined: list[tuple[str, str]] = []
     for piece in pieces:

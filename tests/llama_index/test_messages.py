@@ -21,6 +21,7 @@ from llama_index.core.base.llms.types import (
 from foreal_core import ConfigError
 from foreal_core.chat.replies import ReplyReader, ReplySplitter
 from foreal_core.text.call_syntax import HERMES
+from foreal_core.text.thinking import ThinkingMarks, ThinkingState
 from foreal_integrations.llama_index.messages import Reply, to_chat
 
 PARTS = [
@@ -31,7 +32,8 @@ PARTS = [
 
 def read(deltas: list[str], *, thinking: bool, tools: bool, forced: bool) -> Reply:
     """A whole reply; checks on the way that what is streamed is what is there."""
-    splitter = ReplySplitter(thinking=thinking, calls=HERMES if tools else None)
+    start = ThinkingState(ThinkingMarks(), "thinking" if thinking else "start")
+    splitter = ReplySplitter(start, calls=HERMES if tools else None)
     reply = Reply(ReplyReader(splitter), forced=forced)
     text = thought = ""
     for delta in [*deltas, None]:

@@ -1,0 +1,41 @@
+"""Text that a policy gives to the draft instead of letting it write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foreal_core.text.pair_tokenizer import PairTokenizer
+from foreal_core.text.thinking import ThinkingState
+from foreal_core.text.thinking_marks import thinking_after
+
+
+class Openings:
+    """Texts that a policy gives to the draft, as ids.
+
+    Args:
+        tokenizer: the pair's.
+        prompt_length: tokens of the prompt.
+    """
+
+    def __init__(self, tokenizer: PairTokenizer, prompt_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._read = prompt_length
+        self._state: ThinkingState | None = None
+
+    def ids(self, opening: str, tokens: Sequence[int]) -> list[int]:
+        """The ids of `opening` behind `tokens` (prompt included, nothing of which is taken back
+        later), with a blank before it where the text so far ends in none.
+
+        Nothing once the thinking is over: an opening belongs to the thoughts, and the answer after
+        them has a form to keep.
+        """
+        if self._state is None:
+            self._state = thinking_after(self._tokenizer.tokenizer, tokens[: self._read])
+        for token in tokens[self._read :]:
+            self._state.feed(self._tokenizer.text_of(token), token)
+        self._read = len(tokens)
+        if self._state.over:
+            return []
+        before = self._tokenizer.text_of(tokens[-1])
+        blank = "" if not before or before[-1].isspace() else " "
+        return self._tokenizer.encode_plain(blank + opening)
