@@ -17,6 +17,7 @@ from toy import FAMILIES, MAX_BATCH_SIZE, PROMPTS, DecoderOf, Family, fresh_pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.backends.base import Round, RowPass
+from foreal_core.backends.local import cuda_graphs
 from foreal_core.backends.local.chunks import Chunk
 from foreal_core.backends.local.cuda_graphs import WIDEST, CudaGraphs
 from foreal_core.backends.local.executor import LocalExecutor
@@ -284,9 +285,16 @@ class PlayedCuda:
         for name in ("device", "stream", "graph", "Stream", "current_stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(pool=lambda: "pool"))
+        self.debug_mode: int | str = 0
+        self.captures = 0
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.debug_mode)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", self.set_debug_mode)
 
     def Stream(self) -> PlayedStream:
         return PlayedStream(self.place)
+
+    def set_debug_mode(self, mode: int | str) -> None:
+        self.debug_mode = mode
 
     def current_stream(self) -> PlayedStream:
         return self.current[self.place]
@@ -310,6 +318,7 @@ class PlayedCuda:
     @contextmanager
     def graph(self, graph: Any, *, stream: PlayedStream, **settings: Any) -> Iterator[None]:
         before, self.current[stream.device] = self.current[stream.device], stream
+        self.captures += 1
         if self.refuses:  # as torch's: this thread stays on the stream
             raise RuntimeError("no recording can begin")
         yield
@@ -330,6 +339,7 @@ def test_a_pass_is_recorded_on_a_stream_of_its_models_device(
     assert len(seen) == 6  # two to warm up and one recorded, each time
     assert all(stream is seen[0] for stream in seen), "recordings that share memory share a stream"
     assert seen[0].device == 1 and seen[0] is not cuda.default[1]
+    assert cuda.debug_mode == 0
     cuda.refuses = True
     with pytest.raises(RuntimeError, match="no recording"):
         passes._captured(lambda: torch.empty(0))
@@ -348,3 +358,86 @@ def test_padding_behind_the_context_is_no_reason_to_grow() -> None:
             prompt = Random(seed).choices(range(4, 60), k=220)
             decoder.generate(prompt, settings, seed=seed)
             assert {runner.cache.slots for runner in runners} == {300 + SPARE_SLOTS}
+
+
+def test_a_pass_that_waits_for_the_device_is_never_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A capture that fails damages torch's allocator."""
+    cuda = PlayedCuda(monkeypatch)
+    passes = CudaGraphs(
+        lambda **_: None, RowCache(1, 8), torch.device("cuda", 0), max_rows=1, last_position=7
+    )
+
+    def run() -> torch.Tensor:
+        if cuda.debug_mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return torch.empty(0)
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        passes._captured(run)
+    assert cuda.captures == 0
+    assert cuda.debug_mode == 0
+    assert cuda.current == cuda.default
+
+
+@torch.inference_mode()
+def test_what_is_captured_at_load_is_all_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a capture, and the largest comes first."""
+    runner = runner_of("llama", static=True)
+    runner._static_passes.capture_all(512)
+    graphs = runner._static_passes
+    made = list(graphs._graphs)
+    assert graphs.captures == len(made) == len(graphs.shapes())
+    tokens = [shape.rows * shape.width for shape in made]
+    assert tokens == sorted(tokens, reverse=True)
+    buffers = {graph.run().untyped_storage().data_ptr() for graph in graphs._graphs.values()}
+    assert len(buffers) == 1, "one buffer of logits serves all"
+    plain, rng, lengths = runner_of("llama", static=False), Random(3), [0] * 8
+    for step in range(40):
+        if step == 20:
+            for one in (runner, plain):
+                one.free(7)
+            lengths[7] = 0
+        rows = sorted(rng.sample(range(8), rng.randint(1, 8)))
+        chunks = []
+        for row in rows:
+            fed = [rng.randrange(60) for _ in range(rng.choice((1, 1, 3, 8, 20)))]
+            fed = fed[: 512 - lengths[row]]
+            chunks.append(Chunk(row, lengths[row], fed, rng.choice((1, len(fed)))))
+            lengths[row] += len(fed)
+        torch.testing.assert_close(
+            runner.forward(chunks), plain.forward(chunks), atol=1e-4, rtol=1e-4
+        )
+    assert graphs.captures == len(made)
+
+
+@torch.inference_mode()
+def test_a_straggler_in_the_last_row_is_computed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, plain = runner_of("qwen2", static=True), runner_of("qwen2", static=False)
+    prompts = [Chunk(row, 0, [5, 6, 7 + row], 1) for row in range(8)]
+    for one in (runner, plain):
+        one.forward(prompts)
+        for row in range(7):
+            one.free(row)
+    shapes = []
+    graph = CudaGraphs._graph
+    monkeypatch.setattr(
+        CudaGraphs, "_graph", lambda self, shape: shapes.append(shape) or graph(self, shape)
+    )
+    for start, token in ((3, 9), (4, 10)):
+        chunk = [Chunk(7, start, [token], 1)]
+        torch.testing.assert_close(
+            runner.forward(chunk), plain.forward(chunk), atol=1e-4, rtol=1e-4
+        )
+    assert [shape.rows for shape in shapes] == [1, 1]
+
+
+@torch.inference_mode()
+def test_captures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    runner = runner_of("llama", static=True)
+    for width in (1, 8, 32, 1):
+        runner.forward([Chunk(0, 0, [5] * width, 1)])
+    assert [shape.width for shape in runner._static_passes._graphs] == [32, 1]
+    assert runner._static_passes.captures == 4

@@ -200,6 +200,14 @@ class Executor(Protocol):
         """A row's last pass may have left NaN in its cache: nobody may read it."""
         ...
 
+    def free(self, row: int) -> None:
+        """A row's request is over: its cache is for others."""
+        ...
+
+    def fits(self, rows: int, positions: int) -> bool:
+        """Whether the device has room for the caches of so many rows, each as long as that."""
+        ...
+
     def rest(self) -> None:
         """Nothing runs: gives memory back that is made anew when it is needed."""
         ...

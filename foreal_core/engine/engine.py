@@ -261,7 +261,7 @@ class Engine:
         """Removes cancelled requests, admits waiting ones, and picks the model and its rows."""
         self._drop_cancelled()
         with self._wake:
-            for request in self._scheduler.admit():
+            for request in self._scheduler.admit(self._fit):
                 request.state.row = request.row
                 request.state.clock.start()
             if self._max_queue is not None:
@@ -280,6 +280,11 @@ class Engine:
                 if part is not None:
                     parts.append(part)
         return author, parts
+
+    def _fit(self, requests: SequenceOf[Request[Sequence]]) -> bool:
+        """Whether all of them can be written to their ends without running out of memory."""
+        longest = max(request.state.limit for request in requests)
+        return self.executor.fits(len(requests), longest)
 
     def _postprocess(self, author: Author, result: Result) -> None:
         """Turns draws into text and events, and ends requests that are over."""
@@ -369,6 +374,8 @@ class Engine:
                 self.executor.wipe(request.row)
 
     def _release(self, request: Request[Sequence]) -> None:
+        if request.row >= 0:
+            self.executor.free(request.row)
         with self._wake:
             self._scheduler.remove(request)
         request.over = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from foreal_core.events import DRAFT, LEADER, Author
@@ -65,11 +65,20 @@ class Scheduler(Generic[R]):
         """Queues a request."""
         self._waiting[id(request)] = request
 
-    def admit(self) -> list[R]:
-        """Gives free rows to those that wait longest; returns them."""
+    def admit(self, fit: Callable[[Sequence[R]], bool] = lambda running: True) -> list[R]:
+        """Gives free rows to those that wait longest; returns them.
+
+        Args:
+            fit: whether there is room for all that would run. One alone is always admitted, and
+                learns from its own pass what it lacks.
+        """
         admitted: list[R] = []
         while self._waiting and self._free:
-            request = self._waiting.pop(next(iter(self._waiting)))
+            request = next(iter(self._waiting.values()))
+            others = [*self.active, *admitted]
+            if others and not fit([*others, request]):
+                break
+            del self._waiting[id(request)]
             request.row = heapq.heappop(self._free)
             admitted.append(request)
         if admitted:

@@ -101,6 +101,11 @@ class Sequence:
         return self._text.tokens
 
     @property
+    def limit(self) -> int:
+        """Prompt and completion, in tokens, at most."""
+        return self._text.limit
+
+    @property
     def prompt_length(self) -> int:
         """Tokens of the prompt."""
         return self._text.prompt_length

@@ -7,6 +7,7 @@ counts only if its request, told the draws one by one, wants exactly that pass n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch.nn.functional import pad
 
 from foreal_core.backends.base import Round, RowPass
 from foreal_core.backends.local.device import to_device
-from foreal_core.backends.local.memory import out_of_memory
+from foreal_core.backends.local.memory import free_memory, out_of_memory
 from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.backends.local.sampling import draw_on_device, to_host
 from foreal_core.backends.local.threads import use_threads
@@ -118,6 +119,22 @@ class LocalExecutor:
     def wipe(self, row: int) -> None:
         for runner in self.runners.values():
             runner.cache.wipe(row)
+
+    def free(self, row: int) -> None:
+        for runner in self.runners.values():
+            runner.free(row)
+
+    def fits(self, rows: int, positions: int) -> bool:
+        needed: Counter[torch.device] = Counter()
+        held: Counter[torch.device] = Counter()
+        for cache in (runner.cache for runner in self.runners.values()):
+            for device, size in cache.need(rows, positions).items():
+                needed[device] += size
+                held[device] += cache.bytes_held(device)
+        free = {device: free_memory(str(device)) for device in needed}
+        return all(
+            left is None or needed[device] <= held[device] + left for device, left in free.items()
+        )
 
     def rest(self) -> None:
         for runner in self.runners.values():

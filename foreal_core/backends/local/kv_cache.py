@@ -8,23 +8,64 @@ is copied. The lengths live with the requests; the cache is told them pass by pa
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+
+from foreal_core.backends.local.memory import (
+    forget_cached_blocks,
+    free_memory,
+    in_words,
+    out_of_memory,
+)
+from foreal_core.errors import OutOfMemoryError
+
+Slabs: TypeAlias = tuple[Tensor, Tensor]  # keys and values of a layer, [lines, heads, slots, dim]
 
 _SMALLEST_CAPACITY = 256
 # Slots behind every context: for padding, and for lines that sit a pass out.
 SPARE_SLOTS = 64
 
 
-class RowCache(Cache):
-    """Keys and values of up to `max_rows` requests for every layer, grown on demand.
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What one layer keeps of a position: [heads, dim] of keys and of values."""
 
-    Call `begin` or `begin_static` before each forward pass. Layers are found as the model calls
-    `update`, so any head size and any split over devices fits.
+    keys: tuple[int, int]
+    values: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    def bytes(self, lines: int, slots: int) -> int:
+        width = self.keys[0] * self.keys[1] + self.values[0] * self.values[1]
+        return lines * slots * width * self.dtype.itemsize
+
+    def empty(self, lines: int, slots: int) -> Slabs:
+        # Zeroes, not garbage: see `wipe`.
+        keys, values = (
+            torch.zeros(lines, heads, slots, dim, dtype=self.dtype, device=self.device)
+            for heads, dim in (self.keys, self.values)
+        )
+        return keys, values
+
+
+class RowCache(Cache):
+    """Keys and values of up to `max_rows` requests for every layer.
+
+    A row lies in one line of the memory, a line being [slots] in every layer. Memory grows on
+    demand and as a whole or not at all; where it has to grow longer, or is short, lines that nobody
+    uses are left out of it.
+
+    Call `begin` or `begin_static` before each forward pass, and `free` for a row whose request is
+    over. Layers are found as the model calls `update`, so any head size and any split over devices
+    fits.
 
     Attributes:
         version: changes whenever the memory moves.
@@ -35,9 +76,12 @@ class RowCache(Cache):
         self.version = 0
         self._max_rows = max_rows
         self._max_slots = max_slots
-        self._held = (0, 0)  # rows and slots that every slab has at least
-        self._slabs: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> 2 x [rows, heads, slots, dim]
-        self._rows: list[int] = []
+        self._held = (0, 0)  # lines and slots of every slab
+        self._layers: dict[int, _Layer] = {}
+        self._slabs: dict[int, Slabs] = {}
+        self._line_of: dict[int, int] = {}  # row -> line
+        self._used: dict[int, int] = {}  # row -> slots that may hold something
+        self._lines: list[int] = []
         self._starts: list[int] = []
         self._uniform = True
         self._width = 0
@@ -45,8 +89,13 @@ class RowCache(Cache):
         self._one_layer = False
         self._static_starts: Tensor | None = None
         self._index: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        # What rows that are no neighbours are gathered into.
+        # What lines that are no neighbours are gathered into.
         self._gathered: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Rows and slots that memory is held for."""
+        return self._held if self._slabs else (0, 0)
 
     @property
     def slots(self) -> int:
@@ -54,9 +103,14 @@ class RowCache(Cache):
         return self._held[1]
 
     @property
-    def held(self) -> tuple[int, int]:
-        """Rows and slots that there is memory for."""
-        return self._held
+    def live(self) -> int:
+        """Rows that have a line."""
+        return len(self._line_of)
+
+    @property
+    def lines(self) -> int:
+        """Lines up to the last that is in use."""
+        return max(self._line_of.values(), default=-1) + 1
 
     def begin(
         self, rows: list[int], starts: list[int], lengths: list[int], *, one_layer: bool = False
@@ -64,58 +118,149 @@ class RowCache(Cache):
         """Announces a pass.
 
         Args:
-            rows: the row of each line of the batch, ascending.
+            rows: the row of each line of the batch.
             starts: how many positions of each row are valid before the pass.
             lengths: how many new tokens each line has; shorter lines are padded on the right.
             one_layer: what `update` gives is not looked at once it is called for another layer.
                 Models that share keys and values between layers (Gemma3n) do look again.
+
+        Raises:
+            OutOfMemoryError: the memory cannot grow as it would have to; it is as it was.
         """
-        self._rows, self._starts = rows, starts
+        self._starts = starts
         self._width = width = max(lengths)
         self._view = max(starts) + width
         self._uniform = min(starts) == max(starts) and min(lengths) == width
         self._static_starts = None
         self._one_layer = one_layer
         self._index.clear()
-        self.reserve(rows[-1] + 1, self._view)
+        self.place(rows, [start + width for start in starts])
+        self._lines = [self._line_of[row] for row in rows]
 
     def begin_static(self, starts: Tensor, width: int, view: int) -> None:
-        """Announces a pass over the first rows, `width` tokens each, whose `starts` [B] are only
+        """Announces a pass over the first lines, `width` tokens each, whose `starts` [B] are only
         known on the device. Memory must be reserved; `view` slots are attended to."""
         self._static_starts = starts
-        self._rows = list(range(len(starts)))
+        self._lines = list(range(len(starts)))
         self._width, self._view, self._uniform = width, view, False
         self._index.clear()
 
-    def reserve(self, rows: int, slots: int) -> None:
-        """Makes room for so many rows and slots, if there is not."""
-        held_rows, held_slots = self._held
-        if rows <= held_rows and slots + SPARE_SLOTS <= held_slots:
+    def place(self, rows: Sequence[int], ends: Sequence[int]) -> None:
+        """Gives each row a line with room for so many positions.
+
+        Raises:
+            OutOfMemoryError: there is not enough memory; everything is as it was.
+        """
+        new = [row for row in rows if row not in self._line_of]
+        for row in new:
+            taken = set(self._line_of.values())
+            self._line_of[row] = next(line for line in count() if line not in taken)
+        try:
+            self._make_room(max(ends))
+        except BaseException:
+            for row in new:
+                del self._line_of[row]
+            raise
+        for row, end in zip(rows, ends, strict=True):
+            self._used[row] = max(self._used.get(row, 0), end)
+
+    def line_of(self, row: int) -> int:
+        """Where a row lies that has been placed."""
+        return self._line_of[row]
+
+    def free(self, row: int) -> None:
+        """The row's request is over; its line is for others."""
+        self._line_of.pop(row, None)
+        self._used.pop(row, None)
+
+    def need(self, lines: int, slots: int) -> dict[torch.device, int]:
+        """Bytes on each device for so many lines of so many positions, at the moment when one layer
+        has moved and its former memory is not yet given back; empty while no layer is known."""
+        whole: dict[torch.device, int] = {}
+        largest: dict[torch.device, int] = {}
+        for layer in self._layers.values():
+            size = layer.bytes(lines, slots + SPARE_SLOTS)
+            whole[layer.device] = whole.get(layer.device, 0) + size
+            largest[layer.device] = max(largest.get(layer.device, 0), size)
+        return {device: size + largest[device] for device, size in whole.items()}
+
+    def bytes_held(self, device: torch.device) -> int:
+        """What the slabs take there."""
+        lines, slots = self.held
+        on_device = (layer for layer in self._layers.values() if layer.device == device)
+        return sum(layer.bytes(lines, slots) for layer in on_device)
+
+    def reserve(self, lines: int, slots: int) -> None:
+        """Makes room for so many lines and slots, if there is not.
+
+        Raises:
+            OutOfMemoryError: there is not enough memory; everything is as it was.
+        """
+        size = max(lines, self._held[0]), max(slots + SPARE_SLOTS, self._held[1])
+        if size != self._held:
+            self._resize([size])
+
+    def _make_room(self, slots: int) -> None:
+        """Room for `slots` of each row that has a line; more where memory allows."""
+        held_lines, held_slots = self._held
+        if self.lines <= held_lines and slots + SPARE_SLOTS <= held_slots:
             return
-        new_rows = held_rows if rows <= held_rows else min(power_of_two(rows), self._max_rows)
-        new_slots = held_slots
+        longest = max(slots, *self._used.values(), 0)
         if slots + SPARE_SLOTS > held_slots:
-            doubled = max(power_of_two(slots), _SMALLEST_CAPACITY)
+            # All memory moves: what nobody uses is left out.
+            lines = power_of_two(self.live)
+            doubled = max(power_of_two(longest), _SMALLEST_CAPACITY)
             # The last pass of a full row may pad a little beyond the context.
-            new_slots = max(min(doubled, self._max_slots), slots) + SPARE_SLOTS
-        self.version += 1
-        for layer, (keys, values) in self._slabs.items():
-            self._slabs[layer] = (
-                _grown(keys, new_rows, new_slots),
-                _grown(values, new_rows, new_slots),
-            )
-        # Last: where memory runs out on the way, some layers have more room than is counted on.
-        self._held = new_rows, new_slots
+            new_slots = max(min(doubled, self._max_slots), longest) + SPARE_SLOTS
+        else:
+            lines, new_slots = power_of_two(self.lines), held_slots
+        self._resize([(min(lines, self._max_rows), new_slots), (self.live, longest + SPARE_SLOTS)])
+
+    def _resize(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Moves everything into memory of the first of these (lines, slots) that there is room
+        for."""
+        self._gathered.clear()
+        for size in sizes:
+            if not self._fits(*size):
+                continue
+            try:
+                self._move(*size)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                error.__traceback__ = None  # it holds memory
+                forget_cached_blocks()
+            else:
+                return
+        raise self._too_large(*sizes[-1])
+
+    def compact(self) -> None:
+        """Moves rows into the first lines; memory stays where it is."""
+        moves = self._renumbered()
+        for keys, values in self._slabs.values():
+            for row, line in moves:  # ascending, so that none is written over before it has moved
+                used = min(self._used.get(row, 0), keys.shape[2])
+                keys[line, :, :used] = keys[self._line_of[row], :, :used]
+                values[line, :, :used] = values[self._line_of[row], :, :used]
+        self._line_of.update(moves)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Stores [B, heads, width, dim] at each row's positions; gives [B, heads, view, dim]."""
         if layer_idx not in self._slabs:
-            self._slabs[layer_idx] = self._empty(key_states), self._empty(value_states)
+            layer = _Layer(
+                (key_states.shape[1], key_states.shape[3]),
+                (value_states.shape[1], value_states.shape[3]),
+                key_states.dtype,
+                key_states.device,
+            )
+            self._layers[layer_idx] = layer
+            self._slabs[layer_idx] = layer.empty(*self._held)
         keys, values = self._slabs[layer_idx]
-        first, last = self._rows[0], self._rows[-1]
-        if self._uniform and last - first + 1 == len(self._rows):
+        first, last = self._lines[0], self._lines[-1]
+        together = self._lines == list(range(first, last + 1))
+        if self._uniform and together:
             # Neighbouring rows of one length are a view: no gather, no scatter.
             start, end = self._starts[0], self._view
             keys[first : last + 1, :, start:end] = key_states
@@ -124,7 +269,7 @@ class RowCache(Cache):
         rows, positions = self._indices(key_states.device)
         keys[rows[:, None], :, positions] = key_states.transpose(1, 2)
         values[rows[:, None], :, positions] = value_states.transpose(1, 2)
-        if last - first + 1 == len(self._rows):
+        if together:
             return keys[first : last + 1, :, : self._view], values[
                 first : last + 1, :, : self._view
             ]
@@ -148,26 +293,94 @@ class RowCache(Cache):
 
     def wipe(self, row: int) -> None:
         """Zeroes a row that may hold NaN: masked slots still meet the softmax as 0 x NaN."""
-        for keys, values in self._slabs.values():
-            if 0 <= row < keys.shape[0]:
-                keys[row].zero_()
-                values[row].zero_()
+        line = self._line_of.get(row)
+        if line is not None:
+            for keys, values in self._slabs.values():
+                keys[line].zero_()
+                values[line].zero_()
 
     def shrink(self) -> None:
-        """Gives back what the next pass can make anew."""
+        """Gives back what the next pass can make anew, and what no row is in."""
         self._gathered.clear()
+        live = len(self._line_of)
+        if live == 0:
+            self.release()
+            return
+        slots = max(self._used.values()) + SPARE_SLOTS
+        if self._slabs and (live < self._held[0] or slots < self._held[1]):
+            with contextlib.suppress(OutOfMemoryError):
+                self._resize([(live, min(slots, self._held[1]))])
 
     def release(self) -> None:
         """Gives all memory back; only while no row is in use."""
         self._slabs.clear()
-        self.shrink()
+        self._gathered.clear()
+        self._line_of.clear()
+        self._used.clear()
         self._held = (0, 0)
         self.version += 1
 
-    def _empty(self, like: Tensor) -> Tensor:
-        rows, slots = self._held
-        # Zeroes, not garbage: see `wipe`.
-        return like.new_zeros(rows, like.shape[1], slots, like.shape[3])
+    def _fits(self, lines: int, slots: int) -> bool:
+        for device, needed in self.need(lines, slots - SPARE_SLOTS).items():
+            free = free_memory(str(device))
+            if free is not None and needed > free + self.bytes_held(device):
+                return False
+        return True
+
+    def _too_large(self, lines: int, slots: int) -> OutOfMemoryError:
+        sizes = []
+        for device, needed in self.need(lines, slots - SPARE_SLOTS).items():
+            free = free_memory(str(device))
+            left = "an unknown amount" if free is None else in_words(free)
+            held = in_words(self.bytes_held(device))
+            sizes.append(
+                f"{in_words(needed)} are needed on {device}, {held} are held, {left} is free"
+            )
+        return OutOfMemoryError(
+            f"keys and values of {lines} rows of {slots - SPARE_SLOTS} positions have no room: "
+            + "; ".join(sizes)
+        )
+
+    def _renumbered(self) -> list[tuple[int, int]]:
+        """(row, the line that it has when all lie in the first ones), in the order of lines."""
+        rows = sorted(self._line_of, key=self._line_of.__getitem__)
+        return [(row, line) for line, row in enumerate(rows)]
+
+    def _move(self, lines: int, slots: int) -> None:
+        """All slabs in memory of another size, every row with them; where a layer finds no room,
+        those before it go back."""
+        moves = self._renumbered() if self.lines > lines else list(self._line_of.items())
+        before = self._held
+        # A row that was placed just now has nothing to take along.
+        copies = [
+            (self._line_of[row], line, min(self._used[row], slots))
+            for row, line in moves
+            if row in self._used
+        ]
+        back = [(new, old, used) for old, new, used in copies]
+        moved: list[int] = []
+        try:
+            for index, layer in self._layers.items():
+                new = layer.empty(lines, slots)
+                if index in self._slabs:
+                    _copy(self._slabs[index], new, copies)
+                self._slabs[index] = new
+                del new
+                moved.append(index)
+        except BaseException:
+            # Each that moved found room for more than it now has to have again.
+            for index in reversed(moved):
+                if before == (0, 0):
+                    del self._slabs[index]
+                else:
+                    old = self._layers[index].empty(*before)
+                    _copy(self._slabs[index], old, back)
+                    self._slabs[index] = old
+                    del old
+            raise
+        self._line_of.update(moves)
+        self._held = lines, slots
+        self.version += 1
 
     def _gather(self, what: str, slab: Tensor, rows: Tensor) -> Tensor:
         """Copies of rows of [rows, heads, slots, dim] up to the pass's view.
@@ -193,7 +406,7 @@ class RowCache(Cache):
         if device not in self._index:
             if self._static_starts is None:
                 starts = torch.tensor(self._starts, device=device)
-                rows = torch.tensor(self._rows, device=device)
+                rows = torch.tensor(self._lines, device=device)
             else:
                 starts = self._static_starts.to(device)
                 rows = torch.arange(len(starts), device=device)
@@ -202,14 +415,11 @@ class RowCache(Cache):
         return self._index[device]
 
 
-def _grown(slab: Tensor, rows: int, slots: int) -> Tensor:
-    """The slab, or a larger copy where it has less room."""
-    held_rows, heads, held_slots, width = slab.shape
-    if held_rows >= rows and held_slots >= slots:
-        return slab
-    grown = slab.new_zeros(max(rows, held_rows), heads, max(slots, held_slots), width)
-    grown[:held_rows, :, :held_slots] = slab
-    return grown
+def _copy(old: Slabs, new: Slabs, copies: Sequence[tuple[int, int, int]]) -> None:
+    """Copies (old line, new line, slots)."""
+    for source, target, used in copies:
+        for before, after in zip(old, new, strict=True):
+            after[target, :, :used] = before[source, :, :used]
 
 
 def power_of_two(n: int) -> int:

@@ -14,17 +14,23 @@ def free_memory(where: str) -> int | None:
     known."""
     if where == "auto":
         if torch.cuda.is_available():
-            return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+            return sum(_free_on_cuda(index) for index in range(torch.cuda.device_count()))
         return None if torch.accelerator.is_available() else free_memory("cpu")
     try:
         device = torch.device(where)
     except RuntimeError:
         return None  # loading will say that there is no such device
     if device.type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info(device)[0])
+        return _free_on_cuda(device)
     if device.type == "cpu":
         return _free_on_host()
     return None
+
+
+def _free_on_cuda(device: torch.device | int) -> int:
+    """What the device has, and what torch keeps there for later and nobody uses."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + int(kept)
 
 
 def _free_on_host() -> int | None:
@@ -71,3 +77,11 @@ def forget_cached_blocks() -> None:
     """Gives blocks that torch keeps for later back to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def in_words(count: float) -> str:
+    """A number of bytes for people."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

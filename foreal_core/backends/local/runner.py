@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from foreal_core.backends.local.attention import ATTENTION_NAME
 from foreal_core.backends.local.batches import split_batch
 from foreal_core.backends.local.chunks import Chunk as Chunk, wanted_columns, wanted_logits
-from foreal_core.backends.local.cuda_graphs import WIDEST, CudaGraphs
+from foreal_core.backends.local.cuda_graphs import MOST_GRAPHS, WIDEST, CudaGraphs
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.fused_forward import FusedForward
 from foreal_core.backends.local.kv_cache import RowCache
@@ -89,7 +89,7 @@ class ModelRunner:
             )
         self._last_position = max_slots - 1
         self._static_passes = CudaGraphs(
-            torch.compile(model, dynamic=False) if compiled else model,
+            _compiled(model) if compiled else model,
             self.cache,
             self.device,
             max_rows=max_rows,
@@ -105,6 +105,9 @@ class ModelRunner:
                 self._lean = FusedForward.of(model, self.cache, self._packed) if plain else None
                 if self._lean is None and not compiled:
                     self._packed.pack(model.modules())
+            if self.static and self.device.type == "cuda" and not compiled:
+                with torch.inference_mode():
+                    self._static_passes.capture_all(max_slots)
         except BaseException:
             self._packed.clear()
             _return_attention(model)
@@ -178,6 +181,10 @@ class ModelRunner:
             return flat
         return flat[to_device(wanted, flat.device, torch.long)]
 
+    def free(self, row: int) -> None:
+        """The row's request is over."""
+        self.cache.free(row)
+
     def rest(self) -> None:
         """Nothing runs: gives the thread's workers back, and the cache's memory unless recorded
         passes live in it."""
@@ -204,6 +211,12 @@ class ModelRunner:
         self._packed.clear()
         self.cache.release()
         _return_attention(self.model)
+
+
+def _compiled(model: Any) -> Any:
+    # Each shape is compiled by itself; beyond dynamo's limit of eight it would give up unseen.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+    return torch.compile(model, dynamic=False)
 
 
 # Models in use: their own attention implementation, and how many runners use them.
