@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from scripted import TOOLS_TEMPLATE, pair_with_tools
 from toy import Family, pair
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, FoReaLError
 from foreal_core.demo import problems
 from foreal_core.engine import gather
+from foreal_core.text.thinking import answer_of
 
 pytest.importorskip("llguidance", reason="the extra 'json' is not installed")
 
@@ -105,6 +107,16 @@ def test_a_thinking_that_the_prompt_closed_is_not_opened_again(decoder: FoReaLDe
         ids = decoder.encode("1" + ending)
         for seed in range(8):
             assert_valid(decoder.generate(ids, seed=seed, **settings).text)
+
+
+@pytest.mark.parametrize("ending", ["", "<think>\n\n</think>\n\n"])
+@pytest.mark.parametrize("tag", ["<think>", "</think>", "<think> or </think>"])
+def test_a_tag_in_the_question_lifts_no_schema(ending: str, tag: str) -> None:
+    decoder = pair_with_tools(TOOLS_TEMPLATE.replace("<think>\n", ending))
+    messages = [{"role": "user", "content": f"What does {tag} mean?"}]
+    asked: dict[str, Any] = {"json_schema": SCHEMA, "max_new_tokens": 80}
+    for setting in ({"policy": "draft"}, {"temperature": 30.0, "seed": 1}):
+        assert_valid(answer_of(decoder.generate(messages=messages, **asked, **setting).text))
 
 
 CALL = {

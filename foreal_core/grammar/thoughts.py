@@ -13,7 +13,8 @@ from foreal_core.text.thinking_marks import thinking_after, thinking_marks
 class Thoughts:
     """The thinking of a completion that grows and shrinks at its end.
 
-    A model whose marks are known may open a thinking with its first tokens.
+    A model may open a thinking with its first tokens, if the mark begins with a token of its own:
+    others could as well begin an answer.
 
     Args:
         tokenizer: the leader's.
@@ -23,6 +24,8 @@ class Thoughts:
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._marks = thinking_marks(tokenizer)
+        first = self._marks.start_ids[:1]
+        self._may_open = self._marks.known and {*first} <= tokenizer.added_tokens_decoder.keys()
         self._length = 0
         # What was read before the answer, and the states after it: one more.
         self._ids: list[int] = []
@@ -52,7 +55,7 @@ class Thoughts:
     def openers(self) -> list[int]:
         """The ids that open the thinking here, or go on with what opens it."""
         at = len(self._ids)
-        if not self._marks.known or self._states[-1].part != "start" or self._length != at:
+        if not self._may_open or self._states[-1].part != "start" or self._length != at:
             return []
         marks = (self._marks.start_ids, self._marks.answer_ids)
         return [mark[at] for mark in marks if len(mark) > at and list(mark[:at]) == self._ids]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from foreal_core.errors import ConfigError
 from foreal_core.text.conversation import render_conversation
+from foreal_core.text.plain_contents import apply_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ def render_chat(
     messages: Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Any] | None = None,
+    special_tokens_in_messages: bool = False,
     **template_kwargs: Any,
 ) -> list[int]:
     """The ids of a chat as the template writes it, up to where the answer begins.
@@ -32,6 +34,8 @@ def render_chat(
         tokenizer: a transformers tokenizer with a chat template.
         messages: dicts with "role" and "content" (or "tool_calls").
         tools: functions or JSON schemas, for templates that show them.
+        special_tokens_in_messages: special tokens that messages, tools and documents spell become
+            tokens, as the template's own do; else they are encoded as the text that they are.
         template_kwargs: what the template itself understands ("enable_thinking", ...).
 
     Raises:
@@ -57,6 +61,8 @@ def render_chat(
         arguments = {"add_generation_prompt": True, **template_kwargs}
         if prelude:
             arguments["chat_template"] = prelude + tokenizer.get_chat_template(tools=shown)
+        if not special_tokens_in_messages:
+            return apply_template(tokenizer, chat, shown, arguments)
         ids: list[int] = tokenizer.apply_chat_template(
             list(chat), tools=shown, tokenize=True, return_dict=False, **arguments
         )

@@ -105,18 +105,12 @@ class PairTokenizer:
         """The ids of a piece from the middle of a text, without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def id_of(self, token: str) -> int | None:
-        """The id of the token that is spelled so, if there is one."""
-        found: int | None = self.tokenizer.convert_tokens_to_ids(token)
-        if found is None or self.tokenizer.convert_ids_to_tokens(found) != token:
-            return None  # some tokenizers answer with the unknown token
-        return found
-
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Any] | None = None,
+        special_tokens_in_messages: bool = False,
         **template_kwargs: Any,
     ) -> list[int]:
         """The ids of a chat in the tokenizer's template, up to where the answer begins.
@@ -126,12 +120,19 @@ class PairTokenizer:
         Args:
             messages: dicts with "role" and "content" (or "tool_calls").
             tools: functions or JSON schemas, for templates that show them.
+            special_tokens_in_messages: see `render_chat`.
             template_kwargs: what the template itself understands ("enable_thinking", ...).
 
         Raises:
             ConfigError: malformed messages, no chat template, or an error of the template.
         """
-        rendered = render_chat(self.tokenizer, messages, tools=tools, **template_kwargs)
+        rendered = render_chat(
+            self.tokenizer,
+            messages,
+            tools=tools,
+            special_tokens_in_messages=special_tokens_in_messages,
+            **template_kwargs,
+        )
         return self._with_one_bos(rendered)
 
     def count_chat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ def test_cuts_change_nothing(text: str, part: Any, cuts: set[int]) -> None:
         return parts, state.over
 
     places = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    pieces = [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(places)]
     assert joined(pieces) == joined([text])
     if part == "answer":
         assert joined(pieces)[0]["answer"] == text

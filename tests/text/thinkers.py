@@ -34,7 +34,8 @@ R1 = (
 MAGISTRAL = (
     "{{ '<s>' }}{{ '[SYSTEM_PROMPT]Draft your thinking first.[THINK]Your thoughts.[/THINK]"
     "[/SYSTEM_PROMPT]' }}{% for m in messages %}{% if m.role == 'user' %}"
-    "{{ '[INST]' + m.content + '[/INST]' }}{% else %}{{ m.content + '</s>' }}{% endif %}{% endfor %}"
+    "{{ '[INST]' + m.content + '[/INST]' }}{% else %}{{ m.content + '</s>' }}{% endif %}"
+    "{% endfor %}"
 )
 EXAONE = (
     "{% for m in messages %}{{ '[|' + m.role + '|]' }}"
