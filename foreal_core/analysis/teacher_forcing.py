@@ -61,8 +61,10 @@ class TeacherForcer:
 
     def _pass(self, author: Author, chunks: Sequence[Chunk], found: list[list[int]]) -> None:
         logits = self._runners[author].forward(chunks)
-        if author == DRAFT and self._tokenizer.draft_forbidden:
-            forbidden = torch.tensor(self._tokenizer.draft_forbidden, device=logits.device)
+        tokenizer = self._tokenizer
+        ids = tokenizer.leader_forbidden if author == LEADER else tokenizer.draft_forbidden
+        if ids:
+            forbidden = torch.tensor(ids, device=logits.device)
             logits = logits.index_fill(-1, forbidden, -torch.inf)
         tokens = logits.argmax(dim=-1).tolist()
         for chunk in chunks:

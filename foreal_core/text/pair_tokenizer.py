@@ -80,6 +80,11 @@ class PairTokenizer:
         return self._map.ends
 
     @property
+    def leader_forbidden(self) -> tuple[int, ...]:
+        """Ascending ids that the leader must never write: rows that no tokenizer knows."""
+        return self._map.leader_forbidden
+
+    @property
     def draft_forbidden(self) -> tuple[int, ...]:
         """Ascending ids that the draft must never write, in its ids."""
         return self._map.draft_forbidden

@@ -77,21 +77,25 @@ class IdMap:
         to_draft: leader's id -> what the draft reads instead.
         from_draft: draft's id -> what the draft means by it, in the leader's ids.
         ends: ids that end the text, in the leader's ids, whoever writes them.
-        draft_forbidden: ascending ids that the draft must never write, in its ids.
+        leader_forbidden: ascending ids that the leader must never write: rows that no tokenizer
+            knows.
+        draft_forbidden: the same for the draft, in its ids, with all that means something else or
+            nothing to the leader.
     """
 
     to_draft: Mapping[int, int]
     from_draft: Mapping[int, int]
     ends: frozenset[int]
+    leader_forbidden: tuple[int, ...]
     draft_forbidden: tuple[int, ...]
 
 
 def map_ids(leader: Vocabulary, draft: Vocabulary) -> IdMap:
     """Maps the ids of two vocabularies that agree on every ordinary token which both have.
 
-    Equal vocabularies leave every id as it is: the draft may write all that the leader's matrix has
-    a row for, and reads its stand-in (padding, else its end, else id 0) where its own has none.
-    Between others, the first line that fits decides:
+    Equal vocabularies leave every id as it is: both may write what the tokenizer knows and the
+    leader's matrix has a row for, and the draft reads its stand-in (padding, else its end, else
+    id 0) where its own has none. Between others, the first line that fits decides:
 
     | The leader's id is                                    | The draft reads            |
     |-------------------------------------------------------|----------------------------|
@@ -149,6 +153,7 @@ def map_ids(leader: Vocabulary, draft: Vocabulary) -> IdMap:
         to_draft=to_draft,
         from_draft=from_draft,
         ends=leader.ends | same.intersection(draft.ends),
+        leader_forbidden=_unknown(leader),
         draft_forbidden=tuple(i for i in range(draft.rows) if i not in allowed),
     )
 
@@ -165,8 +170,19 @@ def _map_equal(leader: Vocabulary, draft: Vocabulary) -> IdMap:
         to_draft=dict.fromkeys(range(draft.rows, leader.rows), draft.stand_in()),
         from_draft={},
         ends=leader.ends.union(end for end in draft.ends if end < leader.rows),
-        draft_forbidden=tuple(range(leader.rows, draft.rows)),
+        leader_forbidden=_unknown(leader),
+        draft_forbidden=tuple(
+            i
+            for i in range(draft.rows)
+            if i >= leader.rows or (i not in draft.tokens and i not in draft.ends)
+        ),
     )
+
+
+def _unknown(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Rows whose ids mean nothing: neither the tokenizer knows them nor do they end the text."""
+    known = vocabulary.tokens.keys() | vocabulary.ends
+    return tuple(i for i in range(vocabulary.rows) if i not in known)
 
 
 def _require_same_ordinary_tokens(

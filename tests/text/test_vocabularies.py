@@ -77,9 +77,20 @@ def test_the_text_ends_where_either_ends_it(leader: Vocabulary, draft: Vocabular
         assert means(ids, end) in ids.ends
 
 
+@given(vocabularies(), vocabularies())
+def test_nobody_writes_what_no_tokenizer_knows(leader: Vocabulary, draft: Vocabulary) -> None:
+    ids = map_ids(leader, draft)
+    unknown = set(range(leader.rows)).difference(leader.tokens, leader.ends)
+    assert list(ids.leader_forbidden) == sorted(unknown)
+    unknown = set(range(draft.rows)).difference(draft.tokens, draft.ends)
+    assert unknown <= set(ids.draft_forbidden)
+
+
 @given(vocabularies())
 def test_equal_vocabularies_change_nothing(vocabulary: Vocabulary) -> None:
-    assert map_ids(vocabulary, vocabulary) == IdMap({}, {}, vocabulary.ends, ())
+    padding = tuple(i for i in range(vocabulary.rows) if i not in vocabulary.tokens)
+    expected = IdMap({}, {}, vocabulary.ends, padding, padding)
+    assert map_ids(vocabulary, vocabulary) == expected
 
 
 @given(vocabularies())

@@ -75,9 +75,10 @@ class LocalExecutor:
         self._grammars = Grammars(
             tokenizer, leader_vocab_size=leader.vocab_size, draft_vocab_size=draft.vocab_size
         )
-        self._forbidden: Tensor | None = None
-        if tokenizer.draft_forbidden:
-            self._forbidden = torch.tensor(tokenizer.draft_forbidden)
+        forbidden = {LEADER: tokenizer.leader_forbidden, DRAFT: tokenizer.draft_forbidden}
+        self._forbidden: dict[Author, Tensor] = {
+            author: torch.tensor(ids) for author, ids in forbidden.items() if ids
+        }
 
     @property
     def static_shapes(self) -> bool:
@@ -169,9 +170,7 @@ class LocalExecutor:
         wanted = [(part.sequence, position) for part in parts for position in part.chunk.predicted]
         if not wanted:
             return None
-        if author == DRAFT:
-            logits = self._without_forbidden(logits)
-        logits = _constrained(parts, logits)
+        logits = _constrained(parts, self._without_forbidden(author, logits))
         return draw_on_device(
             logits,
             [sequence.config for sequence, _ in wanted],
@@ -235,12 +234,13 @@ class LocalExecutor:
             done.append(Round(parts, draws))
         return done
 
-    def _without_forbidden(self, logits: Tensor) -> Tensor:
-        if self._forbidden is None:
+    def _without_forbidden(self, author: Author, logits: Tensor) -> Tensor:
+        forbidden = self._forbidden.get(author)
+        if forbidden is None:
             return logits
-        if self._forbidden.device != logits.device:
-            self._forbidden = self._forbidden.to(logits.device)
-        return logits.index_fill(-1, self._forbidden, -torch.inf)
+        if forbidden.device != logits.device:
+            forbidden = self._forbidden[author] = forbidden.to(logits.device)
+        return logits.index_fill_(-1, forbidden, -torch.inf)
 
 
 def _constrained(parts: Sequence[RowPass], logits: Tensor) -> Tensor:
