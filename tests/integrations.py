@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from foreal_core import FoReaLDecoder
@@ -25,6 +26,15 @@ LONG: dict[str, Any] = {
     **{"policy": "wait", "lead_probability": 1.0},
     **{"max_new_tokens": 1500, "repetition_penalty": 1.3},
 }
+
+
+def cut_texts(parts: Sequence[str], *flags: str) -> Callable[[Any], Any]:
+    """Gives a test a `text` of these parts, `cuts` for `pieces_of`, and flags of either kind."""
+    drawn: dict[str, st.SearchStrategy[Any]] = {name: st.booleans() for name in flags}
+    drawn["text"] = st.lists(st.sampled_from(parts), max_size=12).map("".join)
+    drawn["cuts"] = st.sets(st.integers(0, 90))
+    derandomised = settings(max_examples=300, deadline=None, derandomize=True)
+    return lambda test: derandomised(given(**drawn)(test))
 
 
 def pieces_of(text: str, cuts: set[int]) -> list[str]:

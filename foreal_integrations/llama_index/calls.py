@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
+
+from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 
 from foreal_core import (
     ConfigError,
@@ -40,6 +42,10 @@ def refusing() -> Iterator[None]:
         yield
     except ConfigError as error:
         raise RequestRefusedError(str(error)) from error
+
+
+R = TypeVar("R", ChatResponse, CompletionResponse)
+View: TypeAlias = Callable[[Reply, Delta | None, dict[str, Any] | None], R]
 
 
 @dataclass
@@ -134,3 +140,36 @@ class Call:
                 await stream.aclose()
                 raise
         self.generation = stream.result
+
+
+# -- a call in the ways in which LlamaIndex wants it --------------------------------------------
+
+
+def whole(call: Call, view: View[R]) -> R:
+    """The response to the whole text."""
+    for _ in call.deltas():
+        pass
+    return view(call.reply, None, call.raw())
+
+
+async def awhole(call: Call, view: View[R]) -> R:
+    """`whole` for an event loop."""
+    async for _ in call.adeltas():
+        pass
+    return view(call.reply, None, call.raw())
+
+
+def streamed(call: Call, view: View[R]) -> Generator[R, None, None]:
+    """A response for every delta, and one at the end that says what it cost."""
+    with contextlib.closing(call.deltas()) as deltas:
+        for delta in deltas:
+            yield view(call.reply, delta, None)
+    yield view(call.reply, Delta(), call.raw())
+
+
+async def astreamed(call: Call, view: View[R]) -> AsyncGenerator[R, None]:
+    """`streamed` for an event loop."""
+    async with contextlib.aclosing(call.adeltas()) as deltas:
+        async for delta in deltas:
+            yield view(call.reply, delta, None)
+    yield view(call.reply, Delta(), call.raw())

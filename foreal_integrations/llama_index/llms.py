@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_prompt
 from llama_index.core.base.llms.types import (
@@ -39,14 +39,20 @@ from foreal_core.chat.settings import (
 )
 from foreal_core.text.tool_forms import takes_tools
 from foreal_integrations.fields import PairFields, check_timeout
-from foreal_integrations.llama_index.calls import Call, RequestRefusedError, refusing
+from foreal_integrations.llama_index.calls import (
+    Call,
+    RequestRefusedError,
+    astreamed,
+    awhole,
+    refusing,
+    streamed,
+    whole,
+)
 from foreal_integrations.llama_index.costs import Account, Bill, Meter
-from foreal_integrations.llama_index.messages import Delta, Reply, to_chat
+from foreal_integrations.llama_index.messages import Reply, to_chat
 from foreal_integrations.llama_index.structured import ConstrainedPredictions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
-
     from llama_index.core.tools import BaseTool
 
 __all__ = ["FoReaLLLM", "RequestRefusedError"]
@@ -56,9 +62,6 @@ _COMPLETION_ARGUMENTS = _ARGUMENTS | {"raw_prompt"}
 _CHAT_ARGUMENTS = _ARGUMENTS | {"tools", "tool_choice", "allow_parallel_tool_calls"}
 # LlamaIndex reserves the output's share of the context window; prompts need the rest.
 _OUTPUT_SHARE = 4
-
-R = TypeVar("R", ChatResponse, CompletionResponse)
-View: TypeAlias = Callable[[Reply, Delta | None, dict[str, Any] | None], R]
 
 
 @dataclass(frozen=True)
@@ -121,45 +124,45 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return _whole(self._completion_call(prompt, formatted, kwargs), Reply.completion)
+        return whole(self._completion_call(prompt, formatted, kwargs), Reply.completion)
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        return _streamed(self._completion_call(prompt, formatted, kwargs), Reply.completion)
+        return streamed(self._completion_call(prompt, formatted, kwargs), Reply.completion)
 
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         call = await self._acompletion_call(prompt, formatted, kwargs)
-        return await _awhole(call, Reply.completion)
+        return await awhole(call, Reply.completion)
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         call = await self._acompletion_call(prompt, formatted, kwargs)
-        return _astreamed(call, Reply.completion)
+        return astreamed(call, Reply.completion)
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return _whole(self._chat_call(messages, kwargs), Reply.chat)
+        return whole(self._chat_call(messages, kwargs), Reply.chat)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return _streamed(self._chat_call(messages, kwargs), Reply.chat)
+        return streamed(self._chat_call(messages, kwargs), Reply.chat)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return await _awhole(await self._achat_call(messages, kwargs), Reply.chat)
+        return await awhole(await self._achat_call(messages, kwargs), Reply.chat)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        return _astreamed(await self._achat_call(messages, kwargs), Reply.chat)
+        return astreamed(await self._achat_call(messages, kwargs), Reply.chat)
 
     # -- tools ----------------------------------------------------------------------------------
 
@@ -377,32 +380,3 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
         splitter = splitter_of(tokenizer, prompt.ids, tools=tools)
         reply = Reply(ReplyReader(splitter, parallel=ask.parallel), forced=ask.forced)
         return Call(self.model_name, decoder, prompt, ask.settings, ask.timeout, ask.account, reply)
-
-
-# -- a call in the ways in which LlamaIndex wants it --------------------------------------------
-
-
-def _whole(call: Call, view: View[R]) -> R:
-    for _ in call.deltas():
-        pass
-    return view(call.reply, None, call.raw())
-
-
-async def _awhole(call: Call, view: View[R]) -> R:
-    async for _ in call.adeltas():
-        pass
-    return view(call.reply, None, call.raw())
-
-
-def _streamed(call: Call, view: View[R]) -> Generator[R, None, None]:
-    with contextlib.closing(call.deltas()) as deltas:
-        for delta in deltas:
-            yield view(call.reply, delta, None)
-    yield view(call.reply, Delta(), call.raw())
-
-
-async def _astreamed(call: Call, view: View[R]) -> AsyncGenerator[R, None]:
-    async with contextlib.aclosing(call.adeltas()) as deltas:
-        async for delta in deltas:
-            yield view(call.reply, delta, None)
-    yield view(call.reply, Delta(), call.raw())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings, strategies as st
-from integrations import pieces_of
+from integrations import cut_texts, pieces_of
 
 from foreal_core.chat.calls import BrokenCall, ToolCall, read_calls
 from foreal_core.chat.replies import ReplySplitter
@@ -29,13 +28,7 @@ def split(deltas: list[str], *, thinking: bool, tools: bool) -> list[tuple[str, 
     return joined
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(
-    text=st.lists(st.sampled_from(PARTS), max_size=12).map("".join),
-    cuts=st.sets(st.integers(0, 60)),
-    thinking=st.booleans(),
-    tools=st.booleans(),
-)
+@cut_texts(PARTS, "thinking", "tools")
 def test_cuts_change_nothing(text: str, cuts: set[int], thinking: bool, tools: bool) -> None:
     assert split(pieces_of(text, cuts), thinking=thinking, tools=tools) == split(
         [text], thinking=thinking, tools=tools

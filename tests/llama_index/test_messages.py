@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from integrations import pieces_of
+from integrations import cut_texts, pieces_of
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from hypothesis import given, settings, strategies as st
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ImageBlock,
@@ -46,14 +45,7 @@ def read(deltas: list[str], *, thinking: bool, tools: bool, forced: bool) -> Rep
     return reply
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(
-    text=st.lists(st.sampled_from(PARTS), max_size=12).map("".join),
-    cuts=st.sets(st.integers(0, 90)),
-    thinking=st.booleans(),
-    tools=st.booleans(),
-    forced=st.booleans(),
-)
+@cut_texts(PARTS, "thinking", "tools", "forced")
 def test_cuts_change_nothing(
     text: str, cuts: set[int], thinking: bool, tools: bool, forced: bool
 ) -> None:
