@@ -244,9 +244,11 @@ class Transcript:
         self.finish_reason = reason
         if reason == "cancelled":
             # Nothing may be shown after the consumer left: the unseen tail goes.
-            if self._mark is not None and self._unshown:
-                self._cut(self._mark.position)
-                self._restore(self._mark)
+            if self._unshown:
+                self._cut(len(self.tokens) - len(self._unshown))
+                if self._mark is not None:
+                    self._restore(self._mark)
+                self._clip_segments()
         elif self._stops.hit is None:
             self._mark = None
             self._show(len(self.tokens), belongs_before=not self.begun)

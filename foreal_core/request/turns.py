@@ -21,6 +21,8 @@ from foreal_core.text.openings import Openings
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 _REST = Write(DRAFT)
+# Hand-offs in a row before which nobody wrote a token.
+_MOST_EMPTY = 32
 
 
 class Turns:
@@ -51,6 +53,7 @@ class Turns:
         spec = config.policy_spec
         self._name = spec.name
         arguments = [] if spec.options is None else [spec.checked_options(config.policy_options)]
+        self._empty_handoffs = 0  # in a row
         # The leader's span, its start and its report, while its hand-off may not have been.
         self._provisional: tuple[Write, int, SpanReport] | None = None
         try:
@@ -113,6 +116,12 @@ class Turns:
             return
         if self.written and not transcript.begun:
             return  # what is no sentence yet is no lead
+        self._empty_handoffs = 0 if self.written else self._empty_handoffs + 1
+        if self._empty_handoffs > _MOST_EMPTY:
+            raise FoReaLError(
+                f"policy {self._name!r} handed over {_MOST_EMPTY} times and let nobody write: after "
+                "a Handoff that is due at once it must yield a Write that is not."
+            )
         report = self._report(Outcome.HANDOFF)
         transcript.handoffs += self.written > 0
         transcript.end_segment("hand_off")
