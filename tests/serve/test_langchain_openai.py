@@ -16,7 +16,7 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from openai import RateLimitError
+from openai import LengthFinishReasonError, RateLimitError
 from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, pair_with_tools
 from served import MODEL, QUESTION, Gate, Served, idle, until
@@ -179,6 +179,8 @@ class TestIntegration(ChatModelIntegrationTests):
 
     @pytest.fixture(autouse=True)
     def skill_is_not_the_point(self, request: pytest.FixtureRequest) -> None:
-        """Tests that need a capable model run too, and fail; greedy text is always the same."""
+        """Tests that need a capable model run too. They may fail in the ways in which a weak one
+        does, and in no other."""
         if reason := BEYOND_THE_PAIR.get(request.node.originalname):
-            request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+            weak = (AssertionError, LengthFinishReasonError)
+            request.node.add_marker(pytest.mark.xfail(reason=reason, raises=weak, strict=False))
