@@ -402,8 +402,7 @@ def test_whatever_a_span_may_be_the_engine_can_do(
 ) -> None:
     def policy(config: Any, gate: Any) -> Iterator[Write]:
         while True:
-            for span in spans:
-                yield span
+            yield from spans
 
     asked: dict[str, Any] = {"max_new_tokens": 25, "temperature": temperature, "seed": seed}
     first = small.generate(PROMPTS[seed % len(PROMPTS)], policy=policy, **asked)

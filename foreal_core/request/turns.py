@@ -119,8 +119,8 @@ class Turns:
         self._empty_handoffs = 0 if self.written else self._empty_handoffs + 1
         if self._empty_handoffs > _MOST_EMPTY:
             raise FoReaLError(
-                f"policy {self._name!r} handed over {_MOST_EMPTY} times and let nobody write: after "
-                "a Handoff that is due at once it must yield a Write that is not."
+                f"policy {self._name!r} handed over {_MOST_EMPTY} times and let nobody write: "
+                "after a Handoff that is due at once it must yield a Write that is not."
             )
         report = self._report(Outcome.HANDOFF)
         transcript.handoffs += self.written > 0

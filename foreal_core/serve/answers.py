@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foreal_core.chat.calls import ToolCall
 from foreal_core.cost import CostReport
-from foreal_core.events import Generation
+from foreal_core.events import Generation, TokenEvent
+from foreal_core.serve import logprobs
 from foreal_core.serve.asks import Ask
 from foreal_core.serve.replies import ChatReply
+from foreal_core.text.pair_tokenizer import PairTokenizer
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Head:
-    """What every answer and chunk of one request begins with."""
+class Context:
+    """What all parts of the answer to one request need.
+
+    Attributes:
+        id, created, model: what each answer and chunk begins with.
+        ask: what is asked for.
+        tokenizer: the pair's.
+    """
 
     id: str
     created: int
     model: str
+    ask: Ask
+    tokenizer: PairTokenizer
 
-    def fields(self, kind: str) -> Record:
+    def head(self, kind: str) -> Record:
+        """The first fields of an answer or chunk."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
 def chat_answer(
-    head: Head, ask: Ask, replies: Sequence[ChatReply], generations: Sequence[Generation]
+    context: Context, replies: Sequence[ChatReply], generations: Sequence[Generation]
 ) -> Record:
     """A chat's answer.
 
     Args:
         replies: fresh ones, one for each generation.
     """
-    choices = []
-    for index, (reply, generation) in enumerate(zip(replies, generations, strict=True)):
-        choices.append(_chat_choice(index, reply, generation))
+    choices = [
+        {"index": index, **_chat_choice(context, reply, generation)}
+        for index, (reply, generation) in enumerate(zip(replies, generations, strict=True))
+    ]
     reasoning = sum(reply.reasoning_tokens for reply in replies)
-    return _answer(head.fields("chat.completion"), ask, choices, generations, reasoning)
+    return _answer(context, "chat.completion", choices, generations, reasoning)
 
 
-def _chat_choice(index: int, reply: ChatReply, generation: Generation) -> Record:
+def _chat_choice(context: Context, reply: ChatReply, generation: Generation) -> Record:
     texts: dict[str, str] = {}
-    deltas = reply.feed(zip(generation.texts, generation.token_ids, strict=True))
+    deltas = reply.feed(events_of(generation))
+    written = reply.take_written()
     ending = reply.end(generation)
     for delta in [*deltas, *ending.deltas]:
         texts[delta.field] = texts.get(delta.field, "") + delta.text
@@ -56,25 +70,45 @@ def _chat_choice(index: int, reply: ChatReply, generation: Generation) -> Record
         message["content"] = content or None
         message["tool_calls"] = [call_record(call) for call in ending.calls]
     return {
-        "index": index,
         "message": message,
-        "logprobs": None,
+        "logprobs": None if written is None else logprobs.of_chat(written, context.tokenizer),
         "finish_reason": ending.finish_reason,
     }
 
 
-def text_answer(head: Head, ask: Ask, generations: Sequence[Generation]) -> Record:
+def text_answer(context: Context, generations: Sequence[Generation]) -> Record:
     """A completion's answer."""
+    wanted = context.ask.choices[0].settings.logprobs
     choices = [
         {
             "index": index,
             "text": generation.text,
-            "logprobs": None,
+            "logprobs": logprobs.of_text(events_of(generation), context.tokenizer, 0)
+            if wanted
+            else None,
             "finish_reason": generation.finish_reason,
         }
         for index, generation in enumerate(generations)
     ]
-    return _answer(head.fields("text_completion"), ask, choices, generations, 0)
+    return _answer(context, "text_completion", choices, generations, 0)
+
+
+def events_of(generation: Generation) -> list[TokenEvent]:
+    """The token events that a stream of this text has."""
+    sentences = (
+        number
+        for number, sentence in enumerate(generation.sentences)
+        for _ in range(sentence.start, sentence.end)
+    )
+    rows = zip(
+        generation.token_ids,
+        generation.texts,
+        generation.authors,
+        itertools.chain(sentences, itertools.repeat(len(generation.sentences))),
+        generation.logprobs or itertools.repeat(None),
+        strict=False,
+    )
+    return [TokenEvent(index, *row) for index, row in enumerate(rows)]
 
 
 def call_record(call: ToolCall) -> Record:
@@ -102,8 +136,9 @@ def usage(
 
 
 def bill(generation: Generation) -> Record:
-    """The cost record of one choice."""
-    return {**generation.cost.to_dict(), "models": public_names(generation.cost.models)}
+    """Our field of an answer: the cost record of one choice, and what a caller should know."""
+    record = {**generation.cost.to_dict(), "models": public_names(generation.cost.models)}
+    return {**record, "warnings": list(generation.warnings)} if generation.warnings else record
 
 
 def public_names(models: Mapping[str, str]) -> dict[str, str]:
@@ -114,43 +149,33 @@ def public_names(models: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def cost_record(ask: Ask, generation: Generation) -> Record:
-    """The cost record of one choice, with its tokens where they are asked for."""
-    record = bill(generation)
-    if ask.tokens:
-        sentences = [
-            number
-            for number, sentence in enumerate(generation.sentences)
-            for _ in range(sentence.start, sentence.end)
-        ]
-        rows = zip(generation.texts, generation.authors, sentences, strict=False)
-        record["tokens"] = [token_record(*row) for row in rows]
-    return record
-
-
-def token_record(text: str, author: str, sentence: int) -> Record:
-    """Who wrote a token, and in which sentence."""
-    return {"text": text, "author": author, "sentence": sentence}
+def token_records(events: Iterable[TokenEvent]) -> list[Record]:
+    """Who wrote each token, and in which sentence."""
+    return [
+        {"text": event.text, "author": event.author, "sentence": event.sentence} for event in events
+    ]
 
 
 def _answer(
-    fields: Record,
-    ask: Ask,
+    context: Context,
+    kind: str,
     choices: list[Record],
     generations: Sequence[Generation],
     reasoning_tokens: int,
 ) -> Record:
     costs = [generation.cost for generation in generations]
+    asked = context.ask.choices
     # A prompt counts once, however many choices go on from it.
-    prompts = {
-        choice.prompt: cost.prompt_tokens for choice, cost in zip(ask.choices, costs, strict=True)
-    }
+    prompts = {choice.prompt: cost.prompt_tokens for choice, cost in zip(asked, costs, strict=True)}
     answer = {
-        **fields,
+        **context.head(kind),
         "choices": choices,
         "usage": usage(costs, sum(prompts.values()), reasoning_tokens),
     }
-    records = [cost_record(ask, generation) for generation in generations]
+    records = [bill(generation) for generation in generations]
+    if context.ask.tokens:
+        for record, generation in zip(records, generations, strict=True):
+            record["tokens"] = token_records(events_of(generation))
     if len(records) == 1:
         return {**answer, "foreal": records[0]}
     for choice, record in zip(choices, records, strict=True):

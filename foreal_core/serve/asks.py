@@ -8,7 +8,7 @@ from typing import Any
 
 from foreal_core.chat.messages import chosen_tools, held_to_calls
 from foreal_core.config import FoReaLConfig
-from foreal_core.randomness import problem_seed
+from foreal_core.randomness import stream_seed
 from foreal_core.serve.chats import to_chat, to_tools
 from foreal_core.serve.errors import refused
 from foreal_core.serve.requests import (
@@ -20,6 +20,11 @@ from foreal_core.serve.requests import (
     Tool,
 )
 
+# OpenAI's settings that FoReaLConfig calls the same.
+_SAME_NAMES = (
+    *("temperature", "top_p", "stop"),
+    *("presence_penalty", "frequency_penalty", "logit_bias"),
+)
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(FoReaLConfig))
 # Fields that would change the answer and are not known here, and what to give instead.
 _REFUSED = {
@@ -33,14 +38,6 @@ _NOT_FOR_TEMPLATES = frozenset(
     | {"tokenize", "truncation", "max_length", "padding", "return_tensors", "return_dict"}
     | {"return_assistant_tokens_mask", "continue_final_message", "split_special_tokens"}
 )
-# OpenAI's settings that FoReaLConfig may lack, and their values that change nothing.
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,9 +177,7 @@ def _ask(
             "n",
         )
     choices = [
-        Choice(prompt, _with_seed(settings, index))
-        for prompt in range(len(prompts))
-        for index in range(count)
+        Choice(index // count, _with_seed(settings, index)) for index in range(count * len(prompts))
     ]
     options = request.stream_options
     return Ask(
@@ -196,10 +191,10 @@ def _ask(
 
 
 def _with_seed(settings: FoReaLConfig, index: int) -> FoReaLConfig:
-    """The settings of one of a prompt's choices: the first as if it were alone."""
+    """The settings of one of a request's choices, each with random numbers of its own."""
     if settings.seed is None or index == 0:
         return settings
-    return settings.with_overrides(seed=problem_seed(settings.seed, index))
+    return settings.with_overrides(seed=stream_seed(settings.seed, index))
 
 
 def _settings(request: Sampling, defaults: FoReaLConfig, limit: int | None) -> FoReaLConfig:
@@ -209,7 +204,7 @@ def _settings(request: Sampling, defaults: FoReaLConfig, limit: int | None) -> F
         if extra.get(name) is not None:
             raise refused(f"{name} is not allowed: give {instead}.", name)
     given = {name: extra[name] for name in _SETTINGS if extra.get(name) is not None}
-    for name in ("temperature", "top_p", "stop"):
+    for name in _SAME_NAMES:
         if (value := getattr(request, name)) is not None:
             given[name] = value
     if request.seed is not None:
@@ -220,15 +215,18 @@ def _settings(request: Sampling, defaults: FoReaLConfig, limit: int | None) -> F
             "other: they are two names of one setting.",
             "max_tokens",
         )
-    for name, neutral in _NEUTRAL.items():
-        value = getattr(request, name, None)
-        if value is None:
-            continue
-        if name in _SETTINGS:
-            given[name] = value
-        elif value not in neutral:
-            raise refused(f"{name} is not supported by this server: leave it out.", name)
+    given |= _logprobs(request)
     return defaults.with_overrides(**given)
+
+
+def _logprobs(request: Sampling) -> dict[str, Any]:
+    """The two interfaces ask for log-probabilities in two ways."""
+    if isinstance(request, CompletionRequest):
+        asked = request.logprobs
+        return {} if asked is None else {"logprobs": True, "top_logprobs": asked}
+    if not isinstance(request, ChatRequest) or not request.logprobs:
+        return {}
+    return {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
 
 
 def _token_limit(request: ChatRequest) -> int | None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from foreal_core.events import Generation, TokenEvent
-from foreal_core.serve.answers import Head, bill, call_record, token_record, usage
-from foreal_core.serve.asks import Ask
+from foreal_core.serve import logprobs
+from foreal_core.serve.answers import Context, bill, call_record, token_records, usage
 from foreal_core.serve.errors import ApiError
 from foreal_core.serve.replies import ChatReply
 
@@ -45,32 +45,43 @@ def error_event(error: ApiError) -> bytes:
 
 
 class _Writer:
-    def __init__(self, head: Head, kind: str, ask: Ask) -> None:
-        self._ask = ask
-        self._fields = head.fields(kind)
-        # Only what stands between these changes from chunk to chunk.
-        self._start = b"data: " + json.dumps(self._fields).encode()[:-1] + b', "choices": ['
+    def __init__(self, context: Context, kind: str) -> None:
+        self._context = context
+        self._head = context.head(kind)
+        # Only what stands after this changes from chunk to chunk.
+        self._start = (
+            b"data: " + json.dumps(self._head).encode()[:-1] + b', "choices": [{"index": 0, '
+        )
 
-    def _chunk(self, choice: str, extra: str = "") -> bytes:
-        return self._start + choice.encode() + b"]" + extra.encode() + b"}\n\n"
+    def _chunk(self, said: str, known: str, reason: str, extra: str) -> bytes:
+        """One chunk.
+
+        Args:
+            said: the delta or the text, with its name.
+            known: the log-probabilities.
+            reason: why the text ended.
+            extra: our own field.
+            All but `extra` are JSON; it is JSON with its name, or "".
+        """
+        rest = f'{said}, "logprobs": {known}, "finish_reason": {reason}}}]{extra}}}\n\n'
+        return self._start + rest.encode()
 
     def _tokens(self, events: Sequence[TokenEvent]) -> str:
         """Our field of a chunk: who wrote what, if that was asked for."""
-        if not self._ask.tokens:
+        if not self._context.ask.tokens:
             return ""
-        rows = [token_record(event.text, event.author, event.sentence) for event in events]
-        return f', "foreal": {json.dumps({"tokens": rows})}'
+        return f', "foreal": {json.dumps({"tokens": token_records(events)})}'
 
     def _last(self, generation: Generation, reasoning_tokens: int) -> bytes:
         """The usage, in a chunk of its own, and the end."""
-        if not self._ask.usage:
+        if not self._context.ask.usage:
             return DONE
         cost = generation.cost
         used: Any = usage([cost], cost.prompt_tokens, reasoning_tokens)
-        chunk = {**self._fields, "choices": [], "usage": used}
+        chunk = {**self._head, "choices": [], "usage": used}
         return b"data: " + json.dumps(chunk).encode() + b"\n\n" + DONE
 
-    def _record(self, generation: Generation) -> str:
+    def _bill(self, generation: Generation) -> str:
         # The tokens have gone out with the text.
         return f', "foreal": {json.dumps(bill(generation))}'
 
@@ -78,8 +89,8 @@ class _Writer:
 class ChatWriter(_Writer):
     """A chat's stream."""
 
-    def __init__(self, head: Head, ask: Ask, reply: ChatReply) -> None:
-        super().__init__(head, "chat.completion.chunk", ask)
+    def __init__(self, context: Context, reply: ChatReply) -> None:
+        super().__init__(context, "chat.completion.chunk")
         self._reply = reply
 
     def opening(self) -> bytes:
@@ -89,13 +100,12 @@ class ChatWriter(_Writer):
         return self._delta("{}")
 
     def feed(self, events: Sequence[TokenEvent]) -> bytes:
-        deltas = self._reply.feed((event.text, event.token_id) for event in events)
-        tokens = self._tokens(events)
-        if not deltas and tokens:
-            return self._delta("{}", tokens)
-        texts = [f'{{"{one.field}": {json.dumps(one.text)}}}' for one in deltas]
-        extras = [*[""] * (len(texts) - 1), tokens]
-        return b"".join(map(self._delta, texts, extras))
+        deltas = [f'{{"{one.field}": {json.dumps(one.text)}}}' for one in self._reply.feed(events)]
+        tokens, known = self._tokens(events), self._known()
+        if not deltas and not tokens and known == "null":
+            return b""
+        *before, last = deltas or ["{}"]
+        return b"".join([*map(self._delta, before), self._delta(last, known, extra=tokens)])
 
     def ending(self, generation: Generation) -> bytes:
         end = self._reply.end(generation)
@@ -103,19 +113,29 @@ class ChatWriter(_Writer):
         for index, call in enumerate(end.calls):
             calls = [{"index": index, **call_record(call)}]
             out.append(self._delta(json.dumps({"tool_calls": calls})))
-        out.append(self._delta("{}", self._record(generation), f'"{end.finish_reason}"'))
+        reason = f'"{end.finish_reason}"'
+        out.append(self._delta("{}", reason=reason, extra=self._bill(generation)))
         return b"".join([*out, self._last(generation, self._reply.reasoning_tokens)])
 
-    def _delta(self, delta: str, extra: str = "", reason: str = "null") -> bytes:
-        choice = f'{{"index": 0, "delta": {delta}, "logprobs": null, "finish_reason": {reason}}}'
-        return self._chunk(choice, extra)
+    def _known(self) -> str:
+        written = self._reply.take_written()
+        if not written:
+            return "null"
+        return json.dumps(logprobs.of_chat(written, self._context.tokenizer))
+
+    def _delta(
+        self, delta: str, known: str = "null", reason: str = "null", extra: str = ""
+    ) -> bytes:
+        return self._chunk(f'"delta": {delta}', known, reason, extra)
 
 
 class TextWriter(_Writer):
     """A completion's stream."""
 
-    def __init__(self, head: Head, ask: Ask) -> None:
-        super().__init__(head, "text_completion", ask)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context, "text_completion")
+        self._wants_logprobs = context.ask.choices[0].settings.logprobs
+        self._length = 0  # of the text so far, in characters
 
     def opening(self) -> bytes:
         return b""
@@ -125,14 +145,18 @@ class TextWriter(_Writer):
 
     def feed(self, events: Sequence[TokenEvent]) -> bytes:
         text = "".join(event.text for event in events)
-        tokens = self._tokens(events)
-        return self._text(text, tokens) if text or tokens else b""
+        tokens, known = self._tokens(events), "null"
+        if self._wants_logprobs and events:
+            record = logprobs.of_text(events, self._context.tokenizer, self._length)
+            known = json.dumps(record)
+        self._length += len(text)
+        silent = not text and not tokens and known == "null"
+        return b"" if silent else self._text(text, known, extra=tokens)
 
     def ending(self, generation: Generation) -> bytes:
         reason = f'"{generation.finish_reason}"'
-        return self._text("", self._record(generation), reason) + self._last(generation, 0)
+        last = self._text("", reason=reason, extra=self._bill(generation))
+        return last + self._last(generation, 0)
 
-    def _text(self, text: str, extra: str = "", reason: str = "null") -> bytes:
-        written = json.dumps(text)
-        choice = f'{{"index": 0, "text": {written}, "logprobs": null, "finish_reason": {reason}}}'
-        return self._chunk(choice, extra)
+    def _text(self, text: str, known: str = "null", reason: str = "null", extra: str = "") -> bytes:
+        return self._chunk(f'"text": {json.dumps(text)}', known, reason, extra)

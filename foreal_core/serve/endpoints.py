@@ -7,13 +7,14 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from foreal_core.config import FoReaLConfig
+from foreal_core.events import Generation
 from foreal_core.serve import asks
-from foreal_core.serve.answers import Head, Record, chat_answer, text_answer
+from foreal_core.serve.answers import Context, Record, chat_answer, text_answer
 from foreal_core.serve.asks import Ask
 from foreal_core.serve.chats import to_tools
 from foreal_core.serve.chunks import ChatWriter, EventWriter, TextWriter
@@ -51,7 +52,7 @@ class Endpoints:
         """POST /v1/chat/completions"""
         request, size = await self._read(exchange, ChatRequest)
         ask = asks.of_chat(request, self._service.defaults)
-        head = self._head("chatcmpl")
+        context = self._context("chatcmpl", ask)
 
         def reply(prompt: Prompt) -> ChatReply:
             field = self._service.options.reasoning
@@ -59,11 +60,11 @@ class Endpoints:
             return ChatReply(ask, field, tokenizer, prompt.ids)
 
         def writer(prompt: Prompt) -> EventWriter:
-            return ChatWriter(head, ask, reply(prompt))
+            return ChatWriter(context, reply(prompt))
 
-        def answer(prompts: list[Prompt], ends: Any) -> Record:
+        def answer(prompts: list[Prompt], ends: Sequence[Generation]) -> Record:
             replies = [reply(prompts[choice.prompt]) for choice in ask.choices]
-            return chat_answer(head, ask, replies, ends)
+            return chat_answer(context, replies, ends)
 
         await self._run(exchange, ask, size, writer, answer)
 
@@ -71,13 +72,13 @@ class Endpoints:
         """POST /v1/completions"""
         request, size = await self._read(exchange, CompletionRequest)
         ask = asks.of_completion(request, self._service.defaults)
-        head = self._head("cmpl")
+        context = self._context("cmpl", ask)
         await self._run(
             exchange,
             ask,
             size,
-            lambda prompt: TextWriter(head, ask),
-            lambda prompts, ends: text_answer(head, ask, ends),
+            lambda prompt: TextWriter(context),
+            lambda prompts, ends: text_answer(context, ends),
         )
 
     async def tokenize(self, exchange: Exchange) -> None:
@@ -115,8 +116,10 @@ class Endpoints:
             _logger.info("request: %s", body.decode("utf-8", "replace"))
         return request, len(body)
 
-    def _head(self, kind: str) -> Head:
-        return Head(f"{kind}-{uuid.uuid4().hex}", int(time.time()), self._service.model)
+    def _context(self, kind: str, ask: Ask) -> Context:
+        tokenizer = self._service.decoder.pair_tokenizer
+        name = f"{kind}-{uuid.uuid4().hex}"
+        return Context(name, int(time.time()), self._service.model, ask, tokenizer)
 
     async def _run(
         self,
@@ -124,7 +127,7 @@ class Endpoints:
         ask: Ask,
         size: int,
         writer: Callable[[Prompt], EventWriter],
-        answer: Callable[[list[Prompt], Any], Record],
+        answer: Callable[[list[Prompt], Sequence[Generation]], Record],
     ) -> None:
         service, options = self._service, self._service.options
         with service.admission.admit(len(ask.choices)):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from foreal_core.chat.calls import BrokenCall, ToolCall
 from foreal_core.chat.replies import Part, ReplyReader, splitter_of
-from foreal_core.events import Generation
+from foreal_core.events import Generation, TokenEvent
 from foreal_core.serve.asks import Ask
 from foreal_core.serve.options import ReasoningField
 from foreal_core.text.call_syntax import HERMES
@@ -53,7 +53,8 @@ class ChatReply:
         splitter = splitter_of(tokenizer, prompt, tools=ask.tools)
         self._reader = ReplyReader(splitter, parallel=not ask.single_call)
         self._syntax = splitter.calls or HERMES
-        self._held_to_calls = any(c.settings.call_schema is not None for c in ask.choices)
+        self._wants_logprobs = ask.choices[0].settings.logprobs
+        self._written: list[TokenEvent] = []
         self._reasoning: ReasoningField = reasoning
         self._in_marks = False  # the answer's text is inside the marks of the thinking
         self._calls: list[ToolCall] = []
@@ -63,26 +64,35 @@ class ChatReply:
         """Tokens of the thinking so far."""
         return self._reader.reasoning_tokens
 
-    def feed(self, tokens: Iterable[tuple[str, int]]) -> list[Delta]:
-        """The deltas that became certain with these tokens, neighbours of one field as one.
+    def feed(self, events: Iterable[TokenEvent]) -> list[Delta]:
+        """The deltas that became certain with these tokens, neighbours of one field as one."""
+        deltas: list[Delta] = []
+        for event in events:
+            thought = self._reader.reasoning_tokens
+            deltas += self._deltas(self._reader.feed(event.text, event.token_id))
+            if self._wants_logprobs and self._reader.reasoning_tokens == thought:
+                self._written.append(event)
+        return _joined(deltas)
 
-        Args:
-            tokens: their texts and ids.
-        """
-        return self._deltas(part for token in tokens for part in self._reader.feed(*token))
+    def take_written(self) -> list[TokenEvent] | None:
+        """The tokens since the last call that are none of the thinking; None unless their
+        log-probabilities are asked for."""
+        if not self._wants_logprobs:
+            return None
+        written, self._written = self._written, []
+        return written
 
     def end(self, generation: Generation) -> Ending:
         """What is left at the end of the text."""
         deltas = self._deltas(self._reader.flush())
-        cut = generation.finish_reason == "length"
-        if cut and self._held_to_calls:
-            # The grammar closed the call in time.
+        if generation.end_reason == "grammar":  # which closed the call in time
             written = [(call.name, call.arguments) for call in self._calls]
             deltas += [Delta("content", self._syntax.written(written))] if written else []
             self._calls = []
         if self._in_marks:
             deltas.append(Delta("content", f"\n{THINK_END}"))
             self._in_marks = False
+        cut = generation.finish_reason == "length"
         reason: FinishReason = "length" if cut else "tool_calls" if self._calls else "stop"
         return Ending(_joined(deltas), self._calls, reason)
 
@@ -97,7 +107,7 @@ class ChatReply:
                 deltas += self._thought(part.text)
             else:
                 deltas += self._content(part.text)
-        return _joined(deltas)
+        return deltas
 
     def _thought(self, text: str) -> list[Delta]:
         if self._reasoning != "content":

@@ -89,11 +89,11 @@ def gate(passes: Passes) -> Iterator[Gate]:
 @pytest.fixture
 def busy(serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate) -> Iterator[Served]:
     """A server whose rows are taken and where nobody may wait, until the gate is opened."""
-    from served import long_chat, post, raw, until
+    from served import QUESTION, post, raw, until
 
     own = serve(decoder, max_queue=0)
     rows = decoder.stats()["max_batch_size"]
-    held = [raw(own, post(long_chat())) for _ in range(rows)]
+    held = [raw(own, post({"messages": QUESTION, "max_tokens": 2})) for _ in range(rows)]
     until(lambda: own.under_way == rows)
     yield own
     for connection in held:

@@ -5,10 +5,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from scripted import ScriptedDecoder, call_text, pair_with_tools
+from scripted import (
+    OPTIONS_TEMPLATE,
+    TOOLS_TEMPLATE,
+    ScriptedDecoder,
+    call_text,
+    pair_with_tools,
+)
 from served import MODEL, QUESTION, Served, joined
 
 from foreal_core.text.thinking import THINK_END
@@ -149,6 +156,14 @@ def test_each_choice_has_a_seed_of_its_own(served: Served) -> None:
     assert again["usage"]["prompt_tokens"] == served.chat(**fields)["usage"]["prompt_tokens"]
 
 
+def test_choices_are_those_of_a_batch(served: Served) -> None:
+    fields: dict[str, Any] = {"seed": 3, "temperature": 1.0}
+    body = {"prompt": ["Kim has", "Tom"], "n": 2, "max_tokens": 12, **fields}
+    choices = served.post("/v1/completions", body).json()["choices"]
+    batch = served.decoder.generate(["Kim has", "Tom"], n=2, max_new_tokens=12, **fields)
+    assert [choice["text"] for choice in choices] == [one.text for texts in batch for one in texts]
+
+
 def test_several_choices_are_not_streamed(served: Served) -> None:
     body = {"messages": QUESTION, "n": 2, "stream": True}
     status, error = served.error("/v1/chat/completions", body)
@@ -178,6 +193,52 @@ def test_tokens_and_their_authors_on_demand(served: Served) -> None:
     alone = served.decoder.generate(messages=QUESTION, max_new_tokens=60, seed=7)
     assert [token["text"] for token in whole] == list(alone.texts)
     assert [token["author"] for token in whole] == list(alone.authors)
+
+
+def test_penalties_and_biases_reach_the_decoder(served: Served) -> None:
+    token = served.decoder.encode(" Kim")[0]
+    fields: dict[str, Any] = {"presence_penalty": 0.5, "frequency_penalty": -1.0, "seed": 7}
+    biased = {"logit_bias": {str(token): -100.0}, **fields}
+    settings = served.chat(max_tokens=2, **biased)["foreal"]["settings"]
+    assert settings["presence_penalty"] == 0.5 and settings["frequency_penalty"] == -1.0
+    assert " Kim" not in both(served, max_tokens=60, **biased)[0]
+
+
+def test_logprobs_of_the_answer(served: Served) -> None:
+    fields: dict[str, Any] = {"seed": 7, "logprobs": True, "top_logprobs": 2}
+    choice = served.chat(**fields)["choices"][0]
+    content = choice["logprobs"]["content"]
+    alone = served.decoder.generate(messages=QUESTION, **fields)
+    # All tokens after the thinking's end, without the end of sequence.
+    count = len(content)
+    known = alone.logprobs[-count - 1 : -1]
+    assert "".join(one["token"] for one in content).strip() == choice["message"]["content"]
+    assert [one["logprob"] for one in content] == [one.logprob for one in known]
+    assert {one["author"] for one in content} <= set(alone.authors)
+    assert all(len(one["top_logprobs"]) == 2 for one in content)
+    assert all(bytes(one["bytes"]).decode() == one["token"] for one in content)
+    parts = served.stream(**fields)
+    streamed = [one["choices"][0]["logprobs"] for one in parts]
+    assert [token for one in streamed if one for token in one["content"]] == content
+    plain = served.chat(seed=7, logprobs=True, max_tokens=200)["choices"][0]["logprobs"]
+    assert all(one["top_logprobs"] == [] for one in plain["content"])
+
+
+def test_logprobs_of_a_completion(served: Served) -> None:
+    body: dict[str, Any] = {"prompt": "Kim has", "max_tokens": 6, "seed": 1, "logprobs": 1}
+    choice = served.post("/v1/completions", body).json()["choices"][0]
+    known = choice["logprobs"]
+    assert "".join(known["tokens"]) == choice["text"]
+    cuts = [*known["text_offset"], None]
+    pieces = [choice["text"][a:b] for a, b in pairwise(cuts)]
+    assert pieces == known["tokens"] and all(len(top) == 1 for top in known["top_logprobs"])
+    streamed = served.post("/v1/completions", {**body, "stream": True})
+    parts = [json.loads(line[6:]) for line in streamed.text.split("\n\n")[:-2]]
+    found = [part["choices"][0]["logprobs"] for part in parts]
+    for field in ("tokens", "token_logprobs", "text_offset"):
+        assert [one for record in found if record for one in record[field]] == known[field]
+    none = served.post("/v1/completions", {**body, "logprobs": 0}).json()["choices"][0]
+    assert none["logprobs"]["top_logprobs"] == [{}] * 6
 
 
 # -- tools -----------------------------------------------------------------------------------------
@@ -335,9 +396,23 @@ def test_content_as_parts_for_every_role(served: Served) -> None:
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_template_options(serve: Callable[..., Served]) -> None:
+    decoder = ScriptedDecoder(pair_with_tools(OPTIONS_TEMPLATE), ["Two.", "Hm.</think>\n\nTwo."])
+    own = serve(decoder)
+    options = {"enable_thinking": False, "documents": [{"text": "One and one."}]}
+    quiet = own.chat(chat_template_kwargs=options)["choices"][0]["message"]
+    loud = own.chat()["choices"][0]["message"]
+    assert quiet["content"] == loud["content"] == "Two." and "reasoning_content" not in quiet
+    assert "One and one." in decoder.prompts[0] and "</think>" in decoder.prompts[0]
+    for name in ("chat_template", "tools", "tokenize", "messages"):
+        body = {"messages": QUESTION, "chat_template_kwargs": {name: "{{ 1 }}"}}
+        status, error = own.error("/v1/chat/completions", body)
+        assert status == 400 and error["param"] == "chat_template_kwargs"
+
+
 def test_both_names_of_the_thinking_are_read(serve: Callable[..., Served]) -> None:
-    shown = "[{{ m.role }}|{{ m.reasoning_content }}|{{ m.content }}]"
-    pair = pair_with_tools(f"{{% for m in messages %}}{shown}{{% endfor %}}")
+    shown = "[{{ message.role }}|{{ message.reasoning_content }}|{{ message.content }}]"
+    pair = pair_with_tools(TOOLS_TEMPLATE.replace("{{ message.content }}", shown))
     decoder = ScriptedDecoder(pair, ["a"] * 3)
     own = serve(decoder)
     call = {"id": "x", "type": "function", "function": {"name": "add", "arguments": "{}"}}

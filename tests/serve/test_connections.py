@@ -6,6 +6,7 @@ test lets them go on.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable
@@ -32,9 +33,22 @@ from served import (
     until,
 )
 
-from foreal_core import FoReaLDecoder, NonFiniteLogitsError
+from foreal_core import (
+    AsyncTokenStream,
+    FoReaLConfig,
+    FoReaLDecoder,
+    NonFiniteLogitsError,
+    TokenEvent,
+)
+from foreal_core.serve.answers import Context
+from foreal_core.serve.asks import Defaults, of_chat
+from foreal_core.serve.chunks import ChatWriter
 from foreal_core.serve.connection import MOST_HEAD
+from foreal_core.serve.errors import ClientLeft
 from foreal_core.serve.options import ServerOptions
+from foreal_core.serve.replies import ChatReply
+from foreal_core.serve.requests import ChatRequest
+from foreal_core.serve.running import send_stream
 from foreal_core.serve.server import Server
 
 # -- clients that leave ----------------------------------------------------------------------------
@@ -111,26 +125,50 @@ def test_a_completion_is_kept_alive_too(
         assert list(parts)[-1]["choices"][0]["finish_reason"] == "length"
 
 
-def test_text_that_is_held_back_is_silence(
-    serve: Callable[..., Served], decoder: FoReaLDecoder, passes: Passes
-) -> None:
+@pytest.mark.asyncio
+async def test_text_that_is_held_back_is_silence(decoder: FoReaLDecoder) -> None:
     """A call is sent whole; while it is written the client must hear something."""
-    own = serve(decoder, keep_alive=0.02, coalesce=0.0)
-    step = threading.Semaphore(0)
-
-    def one_by_one() -> None:
-        assert step.acquire(timeout=WAIT_S)
-
-    passes.before = one_by_one
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-    body = {"messages": QUESTION, "stream": True, "tools": [tool], "tool_choice": "required"}
-    with own.client.stream("POST", CHAT, json=body) as answer:
-        silent = 0
-        for part in chunks(answer):
-            silent += part["choices"][0]["delta"] == {}
-            step.release()
-    passes.before = None
-    assert silent > 1
+    body = {"messages": QUESTION, "stream": True, "tools": [tool]}
+    defaults = Defaults(FoReaLConfig(), 1)
+    ask = of_chat(ChatRequest.model_validate(body), defaults)
+    context = Context("chatcmpl-1", 0, MODEL, ask, decoder.pair_tokenizer)
+    reply = ChatReply(ask, "reasoning_content", decoder.tokenizer, thinking=False)
+    writer = ChatWriter(context, reply)
+    assert b"So:" in writer.feed([TokenEvent(0, 5, "So: x", "leader", 0)])
+    assert not writer.feed([TokenEvent(1, 5, "<tool_call>", "leader", 0)])
+
+    sent: list[bytes] = []
+    pushes: list[Any] = []
+
+    class Client:
+        async def start_events(self) -> None:
+            sent.append(b"")
+
+        async def write(self, data: bytes, *, more: bool) -> None:
+            sent.append(data)
+            # Something is written of the call between any two signs of life.
+            pushes[0]([TokenEvent(len(sent), 5, '{"name": ', "leader", 0)])
+            if len(sent) == 4:
+                interrupt.set_exception(ClientLeft())
+
+    class Request:
+        def cancel(self) -> None:
+            pass
+
+    def start(push: Any) -> Any:
+        pushes.append(push)
+        push([TokenEvent(2, 5, '{"name": ', "leader", 0)])
+        return Request()
+
+    interrupt = asyncio.get_running_loop().create_future()
+    client: Any = Client()
+    options = ServerOptions(keep_alive=0.02, coalesce=0.0)
+    stream = AsyncTokenStream(start)
+    with pytest.raises(ClientLeft):
+        await send_stream(client, writer, stream, interrupt, options, decoder.max_context)
+    deltas = [json.loads(one[6:])["choices"][0]["delta"] for one in sent[2:]]
+    assert deltas == [{}] * 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -17,11 +16,10 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from openai import RateLimitError
+from openai import LengthFinishReasonError, RateLimitError
 from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, pair_with_tools
 from served import MODEL, QUESTION, Gate, Served, idle, until
-from standard import BEYOND_THE_PAIR, SkillIsNotThePoint
 from test_chat import CALLED
 
 ASK = [HumanMessage(QUESTION[0]["content"])]
@@ -123,12 +121,20 @@ def test_a_busy_server(busy: Served, gate: Gate) -> None:
 
 # -- LangChain's own tests -------------------------------------------------------------------------
 
+ARGUMENTS = "the bundled pair does not understand the question: the arguments are wrong"
+AGENT = "the bundled pair was not trained to call this tool by itself"
+KEYS = "the bundled pair does not understand which keys the JSON is to have"
 ENDLESS = (
     "the bundled pair finds no end of its text here: the token limit cuts it, a cut call is no "
     "call and openai refuses a cut answer (LengthFinishReasonError)"
 )
-# Beside what needs a capable model anyhow.
-CUT_OFF = {
+# What needs a capable model; its answers have the right form even there.
+BEYOND_THE_PAIR = {
+    "test_tool_calling": ARGUMENTS,
+    "test_tool_calling_async": ARGUMENTS,
+    "test_unicode_tool_call_integration": ARGUMENTS,
+    "test_agent_loop": AGENT,
+    "test_json_mode": KEYS,
     "test_bind_runnables_as_tools": ENDLESS,
     "test_structured_output": ENDLESS,
     "test_structured_output_async": ENDLESS,
@@ -150,10 +156,9 @@ def answering(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.usefixtures("answering")
 @pytest.mark.asyncio
 @pytest.mark.filterwarnings("ignore:.*is not an async function")
-class TestIntegration(SkillIsNotThePoint, ChatModelIntegrationTests):
+class TestIntegration(ChatModelIntegrationTests):
     """LangChain's standard tests of a chat model."""
 
-    beyond: ClassVar[Mapping[str, str]] = {**BEYOND_THE_PAIR, **CUT_OFF}
     served: Served
 
     @property
@@ -167,3 +172,15 @@ class TestIntegration(SkillIsNotThePoint, ChatModelIntegrationTests):
             # The leader alone: its greedy text does not hang on where sentences end.
             **{"max_tokens": 120, "stream_usage": True, "extra_body": {"policy": "leader"}},
         }
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @pytest.fixture(autouse=True)
+    def skill_is_not_the_point(self, request: pytest.FixtureRequest) -> None:
+        """Tests that need a capable model run too. They may fail in the ways in which a weak one
+        does, and in no other."""
+        if reason := BEYOND_THE_PAIR.get(request.node.originalname):
+            weak = (AssertionError, LengthFinishReasonError)
+            request.node.add_marker(pytest.mark.xfail(reason=reason, raises=weak, strict=False))

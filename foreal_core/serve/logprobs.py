@@ -1,0 +1,67 @@
+"""Log-probabilities of written tokens, each as its author saw it, in OpenAI's two forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from foreal_core.events import TokenEvent, TokenLogprobs
+from foreal_core.text.pair_tokenizer import PairTokenizer
+
+# JSON knows no infinity. OpenAI's own stand-in, here also for tokens that nobody drew: a policy
+# gave them, or a grammar closed the text with them.
+_LEAST = -9999.0
+_UNKNOWN = TokenLogprobs(_LEAST)
+
+
+def of_chat(events: Sequence[TokenEvent], tokenizer: PairTokenizer) -> dict[str, Any]:
+    """A chat choice's "logprobs"; "author" beside OpenAI's fields."""
+    content = []
+    for event in _readable(events, tokenizer):
+        known = event.logprobs or _UNKNOWN
+        content.append(
+            {
+                **_named(tokenizer.text_of(event.token_id), known.logprob),
+                "top_logprobs": [_named(tokenizer.text_of(id_), p) for id_, p in known.top],
+                "author": event.author,
+            }
+        )
+    return {"content": content, "refusal": None}
+
+
+def _named(text: str, logprob: float) -> dict[str, Any]:
+    # Half a character has no text of its own.
+    whole = "\N{REPLACEMENT CHARACTER}" not in text
+    return {
+        "token": text,
+        "logprob": max(logprob, _LEAST),
+        "bytes": list(text.encode()) if whole else None,
+    }
+
+
+def of_text(events: Sequence[TokenEvent], tokenizer: PairTokenizer, offset: int) -> dict[str, Any]:
+    """A completion choice's "logprobs".
+
+    Args:
+        events: consecutive tokens.
+        offset: characters of the completion before them.
+    """
+    offsets = []
+    readable = _readable(events, tokenizer)
+    for event in readable:
+        offsets.append(offset)
+        offset += len(event.text)
+    known = [event.logprobs or _UNKNOWN for event in readable]
+    return {
+        "tokens": [tokenizer.text_of(event.token_id) for event in readable],
+        "token_logprobs": [max(one.logprob, _LEAST) for one in known],
+        "top_logprobs": [
+            {tokenizer.text_of(id_): max(p, _LEAST) for id_, p in one.top} for one in known
+        ],
+        "text_offset": offsets,
+    }
+
+
+def _readable(events: Sequence[TokenEvent], tokenizer: PairTokenizer) -> list[TokenEvent]:
+    """The tokens without an end of sequence, which is none of the text."""
+    return [event for event in events if event.token_id not in tokenizer.leader_eos]
