@@ -447,7 +447,7 @@ TEXTS = st.lists(st.one_of(PIECES, PIECES, st.text(max_size=3)), max_size=30)
 
 class TestProperties:
     @given(TEXTS)
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=300, deadline=None)
     def test_no_sentence_is_empty_or_lost(self, pieces: list[str]) -> None:
         sentences = split(pieces)
         assert [piece for sentence in sentences for piece in sentence] == pieces
@@ -455,7 +455,7 @@ class TestProperties:
             assert any(map(str.isalnum, "".join(sentence)))
 
     @given(TEXTS)
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=300, deadline=None)
     def test_verdicts_follow_the_protocol(self, pieces: list[str]) -> None:
         detector = SentenceBoundaryDetector()
         pending = False
@@ -476,7 +476,7 @@ class TestProperties:
             pending = verdict is Boundary.PENDING
 
     @given(TEXTS)
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=300, deadline=None)
     def test_white_space_makes_no_sentence(self, pieces: list[str]) -> None:
         detector = SentenceBoundaryDetector()
         for piece in pieces:
@@ -494,7 +494,7 @@ class TestProperties:
         ]
 
     @given(TEXTS)
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=300, deadline=None)
     def test_what_was_read_does_not_depend_on_the_cuts(self, pieces: list[str]) -> None:
         def state(cut: Sequence[str]) -> dict[str, Any]:
             detector = SentenceBoundaryDetector()
@@ -506,7 +506,7 @@ class TestProperties:
         assert state(pieces) == state("".join(pieces))
 
     @given(TEXTS)
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=600, deadline=None)
     def test_an_end_does_not_depend_on_the_cuts(self, pieces: list[str]) -> None:
         # A text that ends one sentence in its midst cannot be cut there: that is left out.
         pieces = [*filter(ends_at_most, pieces), " Z"]

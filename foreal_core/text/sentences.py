@@ -186,7 +186,7 @@ class SentenceBoundaryDetector:
                 self._closer = char
             return self._doubt
         self._closer, self._spaced = "", False
-        return self._doubt if self._doubt in ("mark", "wide") else self._judge(char)
+        return self._judge(char)
 
     def _judge(self, mark: str) -> _Doubt | None:
         """Why a mark at this place may end the sentence; None where it cannot."""
