@@ -35,6 +35,12 @@ def factory_of(tokenizer: PreTrainedTokenizerFast) -> ConstraintFactory:
     return ConstraintFactory(tokenizer, len(tokenizer), [tokenizer.convert_tokens_to_ids(END)])
 
 
+def prompt_ids(tokenizer: Any) -> list[int]:
+    """A prompt after which the answer comes at once."""
+    ids: list[int] = tokenizer.encode("</think>", add_special_tokens=False)
+    return ids
+
+
 def written(
     config: FoReaLConfig, seed: int, tokenizer: Any = None, *, closing: float = 0.3
 ) -> list[int]:
@@ -45,8 +51,8 @@ def written(
             where they may come next: without it, strings would fill every answer.
     """
     tokenizer = tokenizer or tokenizer_with()
-    prompt = tokenizer.encode("</think>", add_special_tokens=False)
-    constraint = factory_of(tokenizer).compile(config, prompt, config.max_new_tokens)
+    factory, limit = factory_of(tokenizer), config.max_new_tokens
+    constraint = factory.compile(config, prompt_ids(tokenizer), limit)
     end, draw = tokenizer.convert_tokens_to_ids(END), Random(seed)
     closers = np.zeros(len(tokenizer), dtype=bool)
     closers[[*tokenizer.convert_tokens_to_ids(['"', "}", "]", '"}', '"]']), end]] = True

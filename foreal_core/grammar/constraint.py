@@ -10,6 +10,8 @@ would leave no room for one.
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,13 +21,12 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.grammar.call_grammar import CallGrammar
 from foreal_core.grammar.completion import Ending, EndingFinder
+from foreal_core.grammar.json_features import UnheldSchemaError, described
 from foreal_core.grammar.thoughts import Thoughts
 from foreal_core.text.tool_forms import call_syntax, hidden_marks
 
-# The spacing of json.dumps, which models have seen most.
-_SPACING = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
-# The whole numbers that every reader of JSON holds exactly (RFC 8259, section 6).
-_MOST = 2**53 - 1
+# Characters of an error message: some of llguidance's hold whole regular expressions.
+_MOST_TOLD = 300
 _SCHEMAS = ("json_schema", "call_schema")
 
 
@@ -81,14 +82,24 @@ class ConstraintFactory:
             ConfigError: llguidance cannot compile a schema; the message says why.
         """
         given = [name for name in _SCHEMAS if getattr(config, name) is not None]
-        grammar = self._grammar(config, bounded=True)
-        if self._matcher.validate_grammar(grammar, self._tokenizer):
-            # llguidance knows no bounds beside some other keywords.
-            grammar = self._grammar(config, bounded=False)
-        if problem := self._matcher.validate_grammar(grammar, self._tokenizer):
-            raise ConfigError(f"{' or '.join(given)} is not allowed: {problem.strip()}")
+        try:
+            grammar = self._grammar(config, bounded=True)
+            if self._matcher.validate_grammar(grammar, self._tokenizer):
+                # llguidance knows no bounds beside some other keywords.
+                grammar = self._grammar(config, bounded=False)
+            problem = _told(self._matcher.validate_grammar(grammar, self._tokenizer))
+        except UnheldSchemaError as error:
+            problem = str(error)
+        if problem:
+            raise ConfigError(f"{' or '.join(given)} is not allowed: {problem}")
+        matcher = self._matcher(self._tokenizer, grammar)
+        if self._allows_nothing(matcher):
+            raise ConfigError(
+                f"{' or '.join(given)} is not allowed: no value follows it that the model's "
+                "tokenizer can spell."
+            )
         return Constraint(
-            self._matcher(self._tokenizer, grammar),
+            matcher,
             self._ways,
             self._vocabulary,
             limit,
@@ -96,12 +107,19 @@ class ConstraintFactory:
             Thoughts(self._source, prompt),
         )
 
+    def _allows_nothing(self, matcher: Any) -> bool:
+        """Whether nothing may come after the white space that an answer may begin with."""
+        copy = matcher.deep_copy()
+        copy.try_consume_tokens(self._tokenizer.tokenize_bytes(b"\n\n"))
+        allowed = _allowed_by(copy, self._vocabulary)
+        allowed[list(self._end_of_sequence)] = False
+        return not allowed.any()
+
     def _grammar(self, config: FoReaLConfig, *, bounded: bool) -> str:
         """A grammar of answers of any of the schemas, after a little white space."""
 
         def json_rule(schema: Mapping[str, Any]) -> str:
-            described = _bounded(schema) if bounded else schema
-            return f"%json {json.dumps({**described, 'x-guidance': _SPACING})}"
+            return f"%json {json.dumps(described(schema, bounded=bounded))}"
 
         rules: list[str] = []
         ways: list[str] = []
@@ -119,23 +137,20 @@ class ConstraintFactory:
         return "\n".join([start, *rules]) + "\n"
 
 
-def _bounded(schema: Any) -> Any:
-    """The schema with bounds for numbers that have none: a weak model would write digits for ever,
-    and Python's `json` refuses integers of more than 4300."""
-    if isinstance(schema, list):
-        return [_bounded(part) for part in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    literal = ("const", "enum", "default", "examples")
-    bounded = {name: part if name in literal else _bounded(part) for name, part in schema.items()}
-    kinds = bounded.get("type")
-    kinds = kinds if isinstance(kinds, list) else [kinds]
-    if {"integer", "number"} & {kind for kind in kinds if isinstance(kind, str)}:
-        if "exclusiveMinimum" not in bounded:
-            bounded.setdefault("minimum", min(-_MOST, bounded.get("maximum", 0)))
-        if "exclusiveMaximum" not in bounded:
-            bounded.setdefault("maximum", max(_MOST, bounded.get("minimum", 0)))
-    return bounded
+def _allowed_by(matcher: Any, vocabulary: int) -> np.ndarray:
+    """A boolean [vocabulary] of the ids that may come next."""
+    packed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    return np.unpackbits(packed, bitorder="little")[:vocabulary].astype(bool)
+
+
+def _told(problem: str) -> str:
+    """What llguidance says is wrong, without our grammar, which nobody has seen."""
+    lines = problem.strip().splitlines()
+    told = " ".join(line.strip() for line in lines if not re.match(r"\s*(\d+ \||\^\s*$)", line))
+    told = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", told).strip()
+    if told.startswith("oneOf constraints are not supported"):
+        told = "oneOf is not supported unless its schemas exclude each other: use anyOf"
+    return textwrap.shorten(told, _MOST_TOLD, placeholder=" ...")
 
 
 class Constraint:
@@ -156,6 +171,7 @@ class Constraint:
         thoughts: Thoughts,
     ) -> None:
         self._matcher = matcher
+        self._fresh = matcher.deep_copy()
         self._finder = ways
         self._vocabulary = vocabulary
         self._limit = limit
@@ -168,30 +184,46 @@ class Constraint:
 
     def allowed(self, completion: Sequence[int]) -> np.ndarray | None:
         """A boolean [vocabulary] for the id after `completion`; None while nothing is ruled out.
+        Where nothing is left to write that is the end of the text, which `fitted` refuses.
 
         Raises:
-            FoReaLError: nothing is left to write: the tokenizer cannot spell what is asked for.
+            FoReaLError: the tokenizer cannot spell what is asked for.
         """
         follows = self._follow(completion)
         openers = self._thoughts.openers()
         if not follows and not openers:
             return None
         if follows:
-            packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-            allowed = np.unpackbits(packed, bitorder="little")[: self._vocabulary].astype(bool)
+            allowed = _allowed_by(self._matcher, self._vocabulary)
+            if self._matcher.is_error():
+                # Nothing may come next, after which the matcher would answer no more.
+                self._matcher = self._fresh.deep_copy()
+                self._matcher.try_consume_tokens(self._consumed)
         else:
             allowed = np.zeros(self._vocabulary, dtype=bool)
         allowed[openers] = True
         return allowed
 
-    def fitted(self, completion: Sequence[int], token: int) -> int:
+    def fitted(self, completion: Sequence[int], token: int, *, proposed: bool = False) -> int:
         """What is to follow `completion` where a model wrote `token`: the same, as long as the
-        answer can still end within the limit after it; else what leads to its end."""
+        answer can still end within the limit after it; else what leads to its end.
+
+        Args:
+            proposed: the token may still be rejected.
+
+        Raises:
+            FoReaLError: the text would end in the middle, as nothing is left to write.
+        """
         room = self._limit - len(completion)
         ends = token in self._end_of_sequence
         follows = self._follow(completion if ends else [*completion, token])
         if self._thoughts.answer_start is None:
             return self._fitted_thought(completion, room, token)
+        if ends and follows and not proposed and not self._matcher.is_accepting():
+            raise FoReaLError(
+                "the text cannot go on under its json_schema or call_schema: nothing that the "
+                "schema allows there can be spelled by the model's tokenizer."
+            )
         if ends or not follows:
             return token
         if self._ways[-1].fits(room - 1) or not self._follow(completion):

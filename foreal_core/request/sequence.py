@@ -272,7 +272,8 @@ class Sequence:
         within the limit."""
         if self.constraint is None:
             return drawn
-        token = self.constraint.fitted(self.context(position)[self.prompt_length :], drawn)
+        completion = self.context(position)[self.prompt_length :]
+        token = self.constraint.fitted(completion, drawn, proposed=proposed)
         if token != drawn and not proposed and drawn not in self._text.ends:
             # A model that would end the text in its thinking is made to answer: no shortening.
             self._text.shortened = True
