@@ -69,6 +69,7 @@ class CudaGraphs:
         device: where token ids go; passes are captured if it is a CUDA device.
         max_rows: rows of the cache.
         last_position: the last one that the model knows; padding stays at it.
+        cache_argument: what `forward` calls the cache.
 
     Attributes:
         works: False once it turned out that the model cannot be captured.
@@ -83,8 +84,10 @@ class CudaGraphs:
         *,
         max_rows: int,
         last_position: int,
+        cache_argument: str = "past_key_values",
     ) -> None:
         self._forward = forward
+        self._cache_argument = cache_argument
         self._cache = cache
         self._device = device
         self._rows = row_steps(max_rows)
@@ -225,7 +228,7 @@ class CudaGraphs:
             logits: Tensor = self._forward(
                 input_ids=ids,
                 position_ids=positions.clamp(max=self._last_position),
-                past_key_values=self._cache,
+                **{self._cache_argument: self._cache},
                 use_cache=True,
                 logits_to_keep=kept,
             ).logits

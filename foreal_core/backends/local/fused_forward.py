@@ -33,7 +33,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from foreal_core.backends.local.attention import row_attention
 from foreal_core.backends.local.chunks import Chunk
-from foreal_core.backends.local.kv_cache import RowCache
+from foreal_core.backends.local.kv_cache import RowCache, cache_argument
 from foreal_core.backends.local.packed_linear import (
     Forward,
     PackedLinears,
@@ -49,6 +49,7 @@ _MASKS: dict[str, Callable[..., Tensor | None]] = {
     "full_attention": create_causal_mask,
     "sliding_attention": create_sliding_window_causal_mask,
 }
+_MASKS_CACHE = cache_argument(create_causal_mask)
 _PROBE = 4  # tokens
 # More than rounding elsewhere explains. What is left out of a model on purpose is found by looking
 # at its modules; this finds what another release of transformers does.
@@ -98,7 +99,10 @@ class _Attention:
         shown = like.new_empty(*shape, 0)
         self._masks = {
             kind: _MASKS[kind](
-                config=config, inputs_embeds=shown, attention_mask=None, past_key_values=cache
+                config=config,
+                inputs_embeds=shown,
+                attention_mask=None,
+                **{_MASKS_CACHE: cache},
             )
             for kind in kinds
         }
@@ -278,7 +282,7 @@ class FusedForward:
         own = model(
             input_ids=torch.tensor([tokens], device="cpu"),
             position_ids=torch.arange(_PROBE, device="cpu")[None],
-            past_key_values=cache,
+            **{cache_argument(model.forward): cache},
             use_cache=True,
         ).logits[0]
         cache.begin([0], [0], [_PROBE])

@@ -9,8 +9,9 @@ is copied. The lengths live with the requests; the cache is told them pass by pa
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias
@@ -420,6 +421,12 @@ def _copy(old: Slabs, new: Slabs, copies: Sequence[tuple[int, int, int]]) -> Non
     for source, target, used in copies:
         for before, after in zip(old, new, strict=True):
             after[target, :, :used] = before[source, :, :used]
+
+
+def cache_argument(function: Callable[..., Any]) -> str:
+    """What a model's forward, or a function that makes masks, calls its cache: "past_key_values"
+    up to transformers 5.23, "cache" from 5.24 on."""
+    return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
 
 
 def power_of_two(n: int) -> int:

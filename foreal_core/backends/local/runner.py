@@ -19,7 +19,7 @@ from foreal_core.backends.local.chunks import Chunk as Chunk, wanted_columns, wa
 from foreal_core.backends.local.cuda_graphs import MOST_GRAPHS, WIDEST, CudaGraphs
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.fused_forward import FusedForward
-from foreal_core.backends.local.kv_cache import RowCache
+from foreal_core.backends.local.kv_cache import RowCache, cache_argument
 from foreal_core.backends.local.packed_linear import PackedLinears, packing
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.cost import ModelProfile
@@ -88,12 +88,14 @@ class ModelRunner:
                 + ("." if self._spread else ", or pass static_shapes=True as well.")
             )
         self._last_position = max_slots - 1
+        self._cache_argument = cache_argument(model.forward)
         self._static_passes = CudaGraphs(
             _compiled(model) if compiled else model,
             self.cache,
             self.device,
             max_rows=max_rows,
             last_position=self._last_position,
+            cache_argument=self._cache_argument,
         )
         self._packed = PackedLinears(model)
         _borrow_attention(model)
@@ -171,7 +173,7 @@ class ModelRunner:
         logits: Tensor = self.model(
             input_ids=ids,
             position_ids=positions,
-            past_key_values=self.cache,
+            **{self._cache_argument: self.cache},
             use_cache=True,
             logits_to_keep=keep,
         ).logits
