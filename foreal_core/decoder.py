@@ -267,7 +267,8 @@ class FoReaLDecoder(Calls):
         return self._engine.closed
 
     def stats(self) -> dict[str, int]:
-        """Requests that run ("active"), that wait ("queued"), "free_rows", "max_batch_size"."""
+        """Requests that run ("active"), that wait ("queued"), "free_rows", "max_batch_size", and
+        the "tokens" of those that run, where the models are in this process."""
         return self._engine.stats()
 
     def close(self) -> None:

@@ -141,7 +141,7 @@ class Engine:
         return request
 
     def stats(self) -> dict[str, int]:
-        """Rows in use, requests that wait for one, rows that are free."""
+        """Rows in use, requests that wait for one, rows that are free, tokens in all rows."""
         self._process.refuse_another()
         with self._wake:
             return {
@@ -149,6 +149,7 @@ class Engine:
                 "queued": self._scheduler.waiting,
                 "free_rows": self._scheduler.free,
                 "max_batch_size": self.max_batch_size,
+                "tokens": sum(len(one.state.tokens) for one in self._scheduler.active),
             }
 
     @property

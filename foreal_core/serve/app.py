@@ -185,7 +185,9 @@ class _Gate:
                 exchange = Exchange(scope, receive, tagged, service.options, service.admission)
                 await exchange.answer(answer.status, answer.body(), answer.headers.items())
         finally:
-            self._service.metrics.answered(scope["path"], status)
+            # Not the path itself: anybody could make up any number of them.
+            route = getattr(scope.get("route"), "path", "other")
+            self._service.metrics.answered(route, status)
             probe = scope["path"] in _PROBES and status < 400
             _logger.log(
                 logging.DEBUG if probe else logging.INFO,
