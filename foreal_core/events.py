@@ -15,7 +15,14 @@ from foreal_core.cost import (
 FinishReason = Literal["stop", "length", "cancelled"]
 EndReason = Literal["eos", "stop_id", "stop_string", "length", "grammar", "cancelled"]
 SegmentReason = Literal[
-    "hand_off", "sentence_end", "end_of_sequence", "stop_string", "length", "cancelled", "given"
+    "hand_off",
+    "sentence_end",
+    "end_of_sequence",
+    "stop_string",
+    "length",
+    "cancelled",
+    "given",
+    "review",
 ]
 
 
@@ -60,7 +67,8 @@ class TokenEvent:
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Tokens [start, end) that one author wrote in one go, and why it stopped there; "given" ends
-    a text that the policy gave to that author."""
+    a text that the policy gave to that author, "review" what the draft wrote before a token that
+    the leader put in place of the draft's."""
 
     author: Author
     start: int
