@@ -150,6 +150,9 @@ class FoReaLConfig:
                 "no JSON. Use another policy."
             )
 
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True, default=str))
+
     @property
     def constrained(self) -> bool:
         """Whether a grammar says what the answer may be."""
