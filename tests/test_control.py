@@ -330,3 +330,68 @@ def test_speculative_thinkings_rule_asks_after_blank_lines_alone() -> None:
 def test_a_wrong_option_is_refused(policy: str, options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         FoReaLConfig(policy=policy, policy_options=options)
+
+
+# -- roles ----------------------------------------------------------------------------------------
+
+
+def roles_of(leader: dict[Any, Any], draft: dict[Any, Any], **settings: Any) -> Generation:
+    two = scripted_pair(leader, draft)
+    with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=1) as decoder:
+        written = decoder.generate(" =", max_new_tokens=12, **settings)
+        stream = decoder.stream(" =", max_new_tokens=12, **settings, speculate=False)
+        assert "".join(event.text for event in stream) == written.text
+        assert stream.result.authors == written.authors
+    return written
+
+
+SAYS = {
+    " =": " so",
+    " so": "!\n",
+    "!\n": " we",
+    " we": "</think>",
+    "</think>": "\n",
+    "\n": " then",
+    " then": " x",
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"policy": "draft"}, "ddddddd"),
+        ({"policy": "draft", "lead_first": 1}, "llddddd"),
+        ({"policy": "draft", "lead_first": 2}, "lllllddd"),
+        ({"policy": "draft", "answer_by": "leader"}, "dddddlll"),
+        ({"policy": "leader", "answer_by": "draft"}, "lllllddd"),
+        ({"policy": "draft", "lead_first": 9, "answer_by": "draft"}, "lllllddd"),
+        (
+            {
+                "policy": "review",
+                "policy_options": {"tolerance": 0.5},
+                "lead_first": 1,
+                "answer_by": "leader",
+            },
+            "lldddlll",
+        ),
+        (
+            {"policy": "entropy", "policy_options": {"share": 0.0}, "answer_by": "leader"},
+            "dddddlll",
+        ),
+        ({"policy": "cues", "lead_first": 1}, "lldddddd"),
+    ],
+)
+def test_the_first_sentences_and_the_answer_have_their_author(
+    settings: dict[str, Any], expected: str
+) -> None:
+    written = roles_of(SAYS, SAYS, **settings)
+    assert written.text.replace("</think>", "") == " so!\n we\n then x"
+    size = len(written.authors)
+    assert "".join(author[0] for author in written.authors) == (expected + expected[-1])[:size]
+
+
+def test_wrong_roles_are_refused() -> None:
+    with pytest.raises(ConfigError, match="answer_by"):
+        FoReaLConfig(answer_by="judge")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="lead_first"):
+        FoReaLConfig(lead_first=-1)

@@ -21,6 +21,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.events import DRAFT, LEADER, Author, TokenLogprobs
 from foreal_core.policies import Outcome, Preview, Review, SpanReport, Write
+from foreal_core.policies.roles import with_roles
 from foreal_core.policies.spans import Span
 from foreal_core.request.alignment import Alignment
 from foreal_core.request.transcript import Transcript, Written
@@ -67,7 +68,8 @@ class Turns:
         self._provisional: tuple[Span, int, SpanReport] | None = None
         self._undecided = True  # nobody writes the present sentence yet
         try:
-            self._policy = spec.factory(config, spec.gate(seed), *arguments)
+            policy = spec.factory(config, spec.gate(seed), *arguments)
+            self._policy = with_roles(policy, config, answering=self._answering)
         except Exception as error:
             raise _failed(self._name, error) from error
         self._start_span(self._ask(None))
