@@ -65,6 +65,11 @@ class FoReaLConfig:
         lead_first: sentences that the leader writes whole before the policy is asked (>= 0).
         answer_by: "leader" or "draft" writes what follows the thinking, from the first sentence
             after its end mark on; None leaves it to the policy.
+        thinking_budget: tokens of thinking after which it is closed for the model (>= 1, below
+            max_new_tokens): a sentence that says so and the end mark are given to it, and it
+            answers. None for no bound.
+        thinking_repeats: the same where the thinking ends in the same words so often in a row
+            (>= 2; the loop spans at least 32 tokens, its words at most 64).
         draft_length: tokens that the draft proposes per pass of the leader (>= 1); None
             proposes as many as are likely to pay, by how many the leader accepts.
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
@@ -111,6 +116,8 @@ class FoReaLConfig:
     policy_options: Mapping[str, Any] | str | None = None
     lead_first: int = 0
     answer_by: Author | None = None
+    thinking_budget: int | None = None
+    thinking_repeats: int | None = None
     draft_length: int | None = None
     json_schema: Mapping[str, Any] | str | None = None
     call_schema: Mapping[str, Any] | str | None = None
@@ -122,6 +129,10 @@ class FoReaLConfig:
         self._check_int("max_new_tokens", 1)
         self._check_int("top_k", 0)
         self._check_int("lead_first", 0)
+        if self.thinking_budget is not None:
+            self._check_int("thinking_budget", 1, self.max_new_tokens - 1)
+        if self.thinking_repeats is not None:
+            self._check_int("thinking_repeats", 2)
         if self.answer_by is not None:
             self._check_choice("answer_by", (LEADER, DRAFT))
         if self.draft_length is not None:

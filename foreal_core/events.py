@@ -23,6 +23,8 @@ SegmentReason = Literal[
     "cancelled",
     "given",
     "review",
+    "thinking_budget",
+    "thinking_loop",
 ]
 
 
@@ -68,7 +70,8 @@ class TokenEvent:
 class Segment:
     """Tokens [start, end) that one author wrote in one go, and why it stopped there; "given" ends
     a text that the policy gave to that author, "review" what the draft wrote before a token that
-    the leader put in place of the draft's."""
+    the leader put in place of the draft's, "thinking_budget" and "thinking_loop" a thinking that
+    the settings closed."""
 
     author: Author
     start: int

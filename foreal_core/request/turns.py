@@ -19,11 +19,12 @@ from dataclasses import replace
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
-from foreal_core.events import DRAFT, LEADER, Author, TokenLogprobs
+from foreal_core.events import DRAFT, LEADER, Author, SegmentReason, TokenLogprobs
 from foreal_core.policies import Outcome, Preview, Review, SpanReport, Write
 from foreal_core.policies.roles import with_roles
 from foreal_core.policies.spans import Span
 from foreal_core.request.alignment import Alignment
+from foreal_core.request.thinking_watch import ThinkingWatch
 from foreal_core.request.transcript import Transcript, Written
 from foreal_core.text.openings import Openings
 from foreal_core.text.pair_tokenizer import PairTokenizer
@@ -67,6 +68,9 @@ class Turns:
         # The leader's span, its start and its report, while its hand-off may not have been.
         self._provisional: tuple[Span, int, SpanReport] | None = None
         self._undecided = True  # nobody writes the present sentence yet
+        self._watch = ThinkingWatch(config, transcript.tokens, tokenizer)
+        # The span that was interrupted to close the thinking, and its start.
+        self._closing: tuple[Span, int] | None = None
         try:
             policy = spec.factory(config, spec.gate(seed), *arguments)
             self._policy = with_roles(policy, config, answering=self._answering)
@@ -96,6 +100,7 @@ class Turns:
             self.transcript.handoffs += author == DRAFT
             self.transcript.start_segment(author)
         written = self.transcript.write(token, author, logprobs)
+        due = self._watch.due(self.transcript.tokens)
         if written is Written.GOES_ON:
             if self._provisional is not None and self.transcript.pending is None:
                 self._confirm()
@@ -112,6 +117,15 @@ class Turns:
             self._settle()
         else:
             self.alignment.cut(len(self.transcript.tokens))
+        if (
+            due is not None
+            and written in (Written.GOES_ON, Written.BELONGS_BEFORE)
+            and self._closing is None
+            and self._provisional is None
+            and self.transcript.pending is None
+            and isinstance(self.span, Write)
+        ):
+            self._close_thinking(due)
 
     def commit_opening(self) -> None:
         """The draft has read the text that it was given."""
@@ -122,7 +136,11 @@ class Turns:
                 return
         self.transcript.end_segment("given")
         self.transcript.start_segment(DRAFT)
-        self.span_start = len(self.transcript.tokens)
+        if self._closing is None:
+            self.span_start = len(self.transcript.tokens)
+        else:
+            (self.span, self.span_start), self._closing = self._closing, None
+            self._end_sentence()
 
     def previewed(self, tokens: Sequence[int], entropy: float, gap: float, *, over: bool) -> None:
         """The draft has looked at these tokens ahead of the text; nothing can follow if `over`."""
@@ -183,8 +201,25 @@ class Turns:
         if span.handoff is not None:
             self.check_handoff()
 
+    def _close_thinking(self, reason: SegmentReason) -> None:
+        """What closes the thinking is given to the draft; then the policy hears of its span."""
+        transcript = self.transcript
+        self._closing = self.span, self.span_start
+        transcript.end_segment(reason)
+        self.span = _REST
+        transcript.start_segment(DRAFT)
+        self.alignment.start_span(len(transcript.tokens), None)
+        self.opening = self._watch.closing[: transcript.limit - len(transcript.tokens)]
+
     def _end_sentence(self) -> None:
         transcript = self.transcript
+        if self._closing is not None:  # what is given has sentences, and the policy no say in them
+            transcript.end_sentence()
+            return
+        if due := self._watch.due(transcript.tokens):
+            transcript.end_sentence()
+            self._close_thinking(due)
+            return
         report = self._report(Outcome.SENTENCE_END)
         transcript.end_sentence()
         transcript.end_segment("sentence_end")
@@ -202,7 +237,7 @@ class Turns:
             self._provisional = None
         self._end_sentence()
         for token, author, logprobs in opening:
-            if not self._stays(author, review):
+            if self._closing is None and not self._stays(author, review):
                 break
             self.commit(token, author, logprobs)
 
