@@ -84,6 +84,7 @@ def test_a_thinking_within_its_budget_is_left_alone(
 def looping(script: dict[Any, Any], **settings: Any) -> Generation:
     known = {**script, "<think>": " x", "</think>": "\n\n", "\n\n": " then"}
     two = scripted_pair(known, known)
+    two.tokenizer.chat_template = "{{ messages[0].content }}<think>"
     with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=1) as decoder:
         prompt = [two.tokenizer.convert_tokens_to_ids("<think>")]
         return decoder.generate(prompt, max_new_tokens=120, **settings)
@@ -107,11 +108,11 @@ def test_what_is_no_loop_goes_on() -> None:
     assert not any(segment.reason == "thinking_loop" for segment in written.segments)
 
 
-def test_a_vocabulary_without_the_marks_is_told() -> None:
+def test_a_model_without_marks_is_told() -> None:
     assert "</think>" not in vocabulary()
     two = scripted_pair({" =": " x"}, {" =": " x"})
     with FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=1) as decoder:
-        with pytest.raises(ConfigError, match="</think>"):
+        with pytest.raises(ConfigError, match="thinking_budget"):
             decoder.generate(" =", thinking_budget=5)
         assert decoder.generate(" =", policy="leader").text == " x"
 

@@ -274,7 +274,6 @@ class Sequence:
             turns.check_handoff()
         elif turns.opening:
             turns.commit_opening()
-        # Not so where the policy's first preview came just now.
         looked = bool(draws.entropies) and not isnan(draws.entropies[-1])
         own = partial(self._fitted, positions[-1], drawn, self._logprobs(draws, -1, DRAFT))
         if isinstance(turns.span, Preview) or turns.span.decided_by == LEADER:

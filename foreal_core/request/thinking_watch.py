@@ -9,6 +9,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError
 from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.thinking import THINK_END, THINK_START
+from foreal_core.text.thinking_marks import thinking_after, thinking_marks
 
 # What is put before the end mark, as s1 (arXiv 2501.19393) and vLLM do.
 _LAST_THOUGHT = "\n\nThe time for thinking is over. I answer now.\n"
@@ -29,7 +30,7 @@ class ThinkingWatch:
         closing: ids that close the thinking; empty where nothing is watched.
 
     Raises:
-        ConfigError: one of them is set and the vocabulary has no marks of thinking.
+        ConfigError: one of them is set and the model has no marks of thinking.
     """
 
     def __init__(
@@ -40,18 +41,19 @@ class ThinkingWatch:
         self._repeats = config.thinking_repeats
         if self._budget is None and self._repeats is None:
             return
-        start, end = (tokenizer.id_of(mark) for mark in (THINK_START, THINK_END))
-        if start is None or end is None:
+        marks = thinking_marks(tokenizer.tokenizer)
+        if not marks.known:
             raise ConfigError(
-                "thinking_budget and thinking_repeats need a vocabulary with the tokens "
-                f"{THINK_START} and {THINK_END}, and this pair has none: leave them out."
+                "thinking_budget and thinking_repeats need a model that marks its thinking, and "
+                "neither the chat template nor the vocabulary of this pair has marks such as "
+                f"{THINK_START} and {THINK_END}: leave them out."
             )
         plain = tokenizer.encode_plain
-        self.closing = [*plain(_LAST_THOUGHT), end, *plain("\n\n")]
-        self._marks = {start: True, end: False}
-        self._first = len(prompt)
-        self._at_first = self._last_mark(prompt, False)
-        self._thinking, self._seen = self._at_first, self._first
+        self.closing = [*plain(_LAST_THOUGHT), *marks.end_ids, *plain("\n\n")]
+        self._text_of = tokenizer.text_of
+        self._first = self._seen = len(prompt)
+        self._at_first = thinking_after(tokenizer.tokenizer, prompt)
+        self._state = self._at_first.copy()
 
     def due(self, tokens: Sequence[int]) -> Literal["thinking_budget", "thinking_loop"] | None:
         """Why the thinking is to end behind these tokens, if it is; to be asked after every change
@@ -59,10 +61,11 @@ class ThinkingWatch:
         if not self.closing:
             return None
         if len(tokens) < self._seen:
-            self._thinking, self._seen = self._at_first, self._first
-        self._thinking = self._last_mark(tokens[self._seen :], self._thinking)
+            self._state, self._seen = self._at_first.copy(), self._first
+        for token in tokens[self._seen :]:
+            self._state.feed(self._text_of(token), token)
         self._seen = len(tokens)
-        if not self._thinking:
+        if self._state.part != "thinking":
             return None
         if self._budget is not None and len(tokens) - self._first >= self._budget:
             return "thinking_budget"
@@ -81,9 +84,3 @@ class ThinkingWatch:
             ):
                 return True
         return False
-
-    def _last_mark(self, tokens: Sequence[int], otherwise: bool) -> bool:
-        """Whether the last mark of thinking opens it."""
-        return next(
-            (self._marks[token] for token in reversed(tokens) if token in self._marks), otherwise
-        )

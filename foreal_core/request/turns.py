@@ -73,7 +73,8 @@ class Turns:
         self._closing: tuple[Span, int] | None = None
         try:
             policy = spec.factory(config, spec.gate(seed), *arguments)
-            self._policy = with_roles(policy, config, answering=self._answering)
+            over = config.answer_by and self._openings.thinking_is_over(transcript.tokens)
+            self._policy = with_roles(policy, config, answering=bool(over))
         except Exception as error:
             raise _failed(self._name, error) from error
         self._start_span(self._ask(None))
