@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, NoReturn, get_args
 
+from foreal_core.cost import DRAFT, LEADER, Author
 from foreal_core.errors import ConfigError, did_you_mean
 from foreal_core.policies import PolicyFactory, PolicySpec, find_policy
 
@@ -61,6 +62,14 @@ class FoReaLConfig:
             `register_policy`), or a factory of one.
         policy_options: the policy's own options: a mapping, its JSON text, or an instance of the
             policy's dataclass.
+        lead_first: sentences that the leader writes whole before the policy is asked (>= 0).
+        answer_by: "leader" or "draft" writes what follows the thinking, from the first sentence
+            after its end mark on; None leaves it to the policy.
+        thinking_budget: tokens of thinking after which it is closed for the model (>= 1, below
+            max_new_tokens): a sentence that says so and the end mark are given to it, and it
+            answers. None for no bound.
+        thinking_repeats: the same where the thinking ends in the same words so often in a row
+            (>= 2; the loop spans at least 32 tokens, its words at most 64).
         draft_length: tokens that the draft proposes per pass of the leader (>= 1); None
             proposes as many as are likely to pay, by how many the leader accepts.
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
@@ -105,6 +114,10 @@ class FoReaLConfig:
     speculate: bool = True
     policy: str | PolicyFactory = "foreal"
     policy_options: Mapping[str, Any] | str | None = None
+    lead_first: int = 0
+    answer_by: Author | None = None
+    thinking_budget: int | None = None
+    thinking_repeats: int | None = None
     draft_length: int | None = None
     json_schema: Mapping[str, Any] | str | None = None
     call_schema: Mapping[str, Any] | str | None = None
@@ -115,6 +128,13 @@ class FoReaLConfig:
         self._check_int("hit_threshold", 0)
         self._check_int("max_new_tokens", 1)
         self._check_int("top_k", 0)
+        self._check_int("lead_first", 0)
+        if self.thinking_budget is not None:
+            self._check_int("thinking_budget", 1, self.max_new_tokens - 1)
+        if self.thinking_repeats is not None:
+            self._check_int("thinking_repeats", 2)
+        if self.answer_by is not None:
+            self._check_choice("answer_by", (LEADER, DRAFT))
         if self.draft_length is not None:
             self._check_int("draft_length", 1)
         self._check_float("lead_probability", 0.0, 1.0, "in [0, 1]")
@@ -149,6 +169,9 @@ class FoReaLConfig:
                 "policy='wait' is not allowed with a json_schema or call_schema: its fixed text is "
                 "no JSON. Use another policy."
             )
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True, default=str))
 
     @property
     def constrained(self) -> bool:

@@ -15,7 +15,16 @@ from foreal_core.cost import (
 FinishReason = Literal["stop", "length", "cancelled"]
 EndReason = Literal["eos", "stop_id", "stop_string", "length", "grammar", "cancelled"]
 SegmentReason = Literal[
-    "hand_off", "sentence_end", "end_of_sequence", "stop_string", "length", "cancelled", "given"
+    "hand_off",
+    "sentence_end",
+    "end_of_sequence",
+    "stop_string",
+    "length",
+    "cancelled",
+    "given",
+    "review",
+    "thinking_budget",
+    "thinking_loop",
 ]
 
 
@@ -60,7 +69,9 @@ class TokenEvent:
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Tokens [start, end) that one author wrote in one go, and why it stopped there; "given" ends
-    a text that the policy gave to that author."""
+    a text that the policy gave to that author, "review" what the draft wrote before a token that
+    the leader put in place of the draft's, "thinking_budget" and "thinking_loop" a thinking that
+    the settings closed."""
 
     author: Author
     start: int

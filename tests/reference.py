@@ -16,6 +16,13 @@ silent, the readings are:
 - An end-of-sequence token ends the response at once and belongs to it; after a pending mark it is
   a later text that settles the mark, so who opens the next sentence says whether it stays.
 - The text is cut before the earliest stop string; the token that completes it is the last one.
+- Under "review" a led sentence's lead is as ever; else each token is the draft's draw if the leader
+  would have drawn it itself, had it weighed it 1 / tolerance times as much, and its own draw if
+  not. Weights are probabilities, when sampling times exp(temperature x noise) of those tokens that
+  the leader's truncation keeps.
+- Under "entropy" a sentence is led iff the entropy (or 1 minus the gap of the two likeliest) of
+  the draft's raw distribution for its first token is above the threshold, or iff fewer than
+  share x i of the first i are larger. Under "cues" iff the draft alone would begin it with a cue.
 - With n = 0 and k = 0 a led sentence is handed over before the leader writes anything.
 """
 
@@ -31,11 +38,13 @@ import torch
 from torch import Tensor
 from toy import PROMPTS, SPECIALS, Family, Pair, readable, vocabulary
 
-from foreal_core.backends.local.sampling import draw
+from foreal_core.backends.local.sampling import _warped, draw, gumbel_noise
 from foreal_core.config import FoReaLConfig
 from foreal_core.events import Generation
 from foreal_core.policies import gate_draw
 from foreal_core.text.sentences import Boundary, SentenceBoundaryDetector
+
+KNOWN_POLICIES = ("foreal", "even", "wait", "review", "entropy", "cues")
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,9 @@ class Reference:
         self._known: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def generate(self, prompt: Sequence[int], settings: FoReaLConfig) -> Answer:
-        if settings.policy not in ("foreal", "even", "wait") or settings.seed is None:
-            raise ValueError("the reference writes by the paper's scheme and needs a seed")
+        if settings.policy not in KNOWN_POLICIES or settings.seed is None:
+            raise ValueError("the reference does not know the policy, or has no seed")
+        self._unsure: list[float] = []
         detector = _Detector(settings)
         token_ids: list[int] = []
         authors: list[str] = []
@@ -80,7 +90,7 @@ class Reference:
 
         start = 0  # where the current sentence starts
         begun = False  # it holds more than white space and closing delimiters
-        led = _gate(settings, sentences)
+        led = self._is_led(settings, sentences, prompt, token_ids)
         given = self._cue(settings, led, prompt)  # tokens that nobody chooses
         pending: int | None = None  # where the next sentence starts, should the mark be an end
         # Per token that the leader wrote in this sentence: do both models agree on it?
@@ -88,7 +98,8 @@ class Reference:
         hit_runs: list[int | None] = []
 
         while True:
-            author = "leader" if _leads(led, aligned, settings, begun=begun) else "draft"
+            leads = _leads(led, aligned, settings, begun=begun)
+            author = "leader" if leads else "draft"
             context = [*prompt, *token_ids]
             if given:
                 token_ids.append(given.pop(0))
@@ -97,10 +108,14 @@ class Reference:
                 ruled = self._ruled(logits, settings, prompt, token_ids)
                 drawn = draw(ruled[None], [settings], [settings.seed], [len(token_ids)], [None])
                 margin = min(margin, _gap(logits))
-                token_ids.append(drawn.tokens[0])
+                token = drawn.tokens[0]
+                if author == "draft" and settings.policy == "review":
+                    token, author, gap = self._reviewed(settings, token, prompt, token_ids)
+                    margin = min(margin, gap)
+                token_ids.append(token)
             authors.append(author)
             hit_runs.append(None)
-            if author == "leader":
+            if leads:
                 other = self._next_logits("draft", context)
                 margin = min(margin, _gap(other))
                 aligned.append(int(other.argmax()) == int(logits.argmax()))
@@ -119,12 +134,13 @@ class Reference:
                 assert pending is not None
                 sentences.append((start, pending, led))
                 start, pending = pending, None
-                led = _gate(settings, sentences)
+                led = self._is_led(settings, sentences, prompt, token_ids[:start])
                 given = self._cue(settings, led, [*prompt, *token_ids[:start]])
                 begun = False
                 opener = "leader" if _leads(led, [], settings, begun=False) else "draft"
                 written = len(token_ids) - start
-                if given or any(writer != opener for writer in authors[start:]):
+                reviewed = settings.policy == "review"  # written anew, it will be the same
+                if given or reviewed or any(writer != opener for writer in authors[start:]):
                     taken_back += written
                     del token_ids[start:], authors[start:], hit_runs[start:]
                     aligned = []
@@ -156,7 +172,7 @@ class Reference:
             if boundary is Boundary.END:
                 sentences.append((start, len(token_ids), led))
                 start = len(token_ids)
-                led = _gate(settings, sentences)
+                led = self._is_led(settings, sentences, prompt, token_ids)
                 given = self._cue(settings, led, [*prompt, *token_ids])
                 aligned, begun = [], False
             elif boundary is Boundary.BELONGS_BEFORE:
@@ -216,6 +232,75 @@ class Reference:
             logits[token] -= settings.presence_penalty * (times > 0)
         return logits
 
+    def _is_led(
+        self,
+        settings: FoReaLConfig,
+        sentences: Sequence[tuple[int, int, bool]],
+        prompt: Sequence[int],
+        token_ids: Sequence[int],
+    ) -> bool:
+        """Whether the sentence after these is led."""
+        options = dict(settings.policy_options or {})
+        if settings.policy == "entropy":
+            ahead: list[int] = []
+            while not readable(ahead).strip():
+                over = len(token_ids) + len(ahead) >= settings.max_new_tokens
+                if ahead and (over or ahead[-1] in self._ends(settings)):
+                    break
+                chances = self._next_logits("draft", [*prompt, *token_ids, *ahead]).softmax(-1)
+                ahead.append(self._drawn("draft", settings, prompt, [*token_ids, *ahead]))
+            first, second = chances.topk(2).values.tolist()
+            unsure = -float((chances * chances.log()).sum())
+            if options.get("measure") == "gap":
+                unsure = 1 - (first - second)
+            self._unsure.append(unsure)
+            if options.get("threshold") is not None:
+                return unsure > float(options["threshold"])
+            larger = sum(other > unsure for other in self._unsure)
+            return larger < float(options["share"]) * len(self._unsure)
+        if settings.policy == "cues":
+            ahead = []
+            while True:
+                ahead.append(self._drawn("draft", settings, prompt, [*token_ids, *ahead]))
+                text = readable(ahead).lstrip()
+                for cue in options["cues"]:
+                    if text == cue or (text.startswith(cue) and not text[len(cue)].isalnum()):
+                        return True
+                over = len(token_ids) + len(ahead) >= settings.max_new_tokens
+                if over or ahead[-1] in self._ends(settings):
+                    return False
+                if not any(cue.startswith(text) for cue in options["cues"]):
+                    return False
+        return _gate(settings, sentences)
+
+    def _drawn(
+        self, author: str, settings: FoReaLConfig, prompt: Sequence[int], written: Sequence[int]
+    ) -> int:
+        assert settings.seed is not None
+        logits = self._next_logits(author, [*prompt, *written])
+        ruled = self._ruled(logits, settings, prompt, written)[None]
+        return draw(ruled, [settings], [settings.seed], [len(written)], [None]).tokens[0]
+
+    def _reviewed(
+        self, settings: FoReaLConfig, token: int, prompt: Sequence[int], written: Sequence[int]
+    ) -> tuple[int, str, float]:
+        """What stands where the draft drew `token`, by whom, and how clear that is."""
+        tolerance = float(dict(settings.policy_options or {})["tolerance"])
+        assert settings.seed is not None
+        logits = self._next_logits("leader", [*prompt, *written])
+        own = self._drawn("leader", settings, prompt, written)
+        if token == own or tolerance == 0:
+            return token, "draft", _gap(logits)
+        scores = self._ruled(logits, settings, prompt, written)[None].double()
+        if settings.temperature > 0:
+            noise = gumbel_noise([settings.seed], [len(written)], len(logits), logits.device)
+            kept = _warped(scores.float(), [settings]).isfinite()
+            scores = (scores + settings.temperature * noise).masked_fill(~kept, -torch.inf)
+        ratio = float((scores[0, token] - scores[0, own]).exp())
+        gap = min(_gap(logits), abs(ratio - tolerance))
+        stands = ratio >= tolerance and tolerance < 1
+        return (token, "draft", gap) if stands else (own, "leader", gap)
+
     def _cue(self, settings: FoReaLConfig, led: bool, context: Sequence[int]) -> list[int]:
         if settings.policy != "wait" or not led:
             return []
@@ -253,10 +338,13 @@ class _Detector:
 def _gate(settings: FoReaLConfig, sentences: Sequence[tuple[int, int, bool]]) -> bool:
     """Whether the sentence after these is led."""
     assert settings.seed is not None
+    p = settings.lead_probability
+    if settings.policy == "review":
+        p = float(dict(settings.policy_options or {})["lead_probability"])
     if settings.policy != "even":
-        return gate_draw(settings.seed, len(sentences)) < settings.lead_probability
+        return gate_draw(settings.seed, len(sentences)) < p
     so_far = sum(led for _, _, led in sentences)
-    return so_far < Fraction(str(settings.lead_probability)) * (len(sentences) + 1)
+    return so_far < Fraction(str(p)) * (len(sentences) + 1)
 
 
 def _leads(led: bool, aligned: Sequence[bool], settings: FoReaLConfig, *, begun: bool) -> bool:
@@ -347,7 +435,7 @@ def assert_structure(written: Generation) -> None:
         assert set(written.authors[segment.start : segment.end]) == {segment.author}
     reasons = {segment.reason for segment in written.segments}
     ends = {"sentence_end", "end_of_sequence", "stop_string", "length"}
-    assert reasons <= {"hand_off", "given", *ends}
+    assert reasons <= {"hand_off", "given", "review", *ends}
     last = written.segments[-1].reason
     if written.finish_reason == "length":
         assert last == "length"
@@ -355,7 +443,12 @@ def assert_structure(written: Generation) -> None:
         assert last == ("end_of_sequence" if written.stop_string is None else "stop_string")
     for segment, following in pairwise(written.segments):
         if segment.reason == "hand_off":
-            assert (segment.author, following.author) == ("leader", "draft")
+            # A reviewed draft may lose its first token at once.
+            reviewed = written.cost.settings["policy"] == "review"
+            assert segment.author == "leader"
+            assert following.author == "draft" or reviewed
+        elif segment.reason == "review":
+            assert (segment.author, following.author) == ("draft", "leader")
         elif segment.reason == "given":
             assert (segment.author, following.author) == ("draft", "draft")
         else:

@@ -49,10 +49,10 @@ def test_what_is_generated_is_up_to_date(name: str, generate: ModuleType) -> Non
 
 
 def test_blocks_are_rewritten_where_they_stand(generate: ModuleType) -> None:
-    page = "before\n<!-- generated: policies -->\nold\n<!-- /generated -->\nafter\n"
+    page = "before\n<!-- generated: policies -->\nstale\n<!-- /generated -->\nafter\n"
     new = generate.rewritten(page)
     assert new.startswith("before\n<!-- generated: policies -->\n| policy |")
-    assert new.endswith("<!-- /generated -->\nafter\n") and "old" not in new
+    assert new.endswith("<!-- /generated -->\nafter\n") and "stale" not in new
     assert generate.rewritten(new) == new
 
 

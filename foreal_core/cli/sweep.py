@@ -44,10 +44,11 @@ def sweep(
     ] = None,
     problem_seed: Annotated[int, typer.Option(help="Which bundled problems are asked.")] = 2026,
     preset: Annotated[
-        Literal["comparison", "paper"] | None,
+        Literal["comparison", "paper", "control"] | None,
         typer.Option(
             help="comparison: leader, drafts, the paper's two settings, speculative decoding and "
-            "the controls; paper: the same, the grid over n and p and the row over k."
+            "the controls; paper: the same, the grid over n and p and the row over k; "
+            "control: all policies, where they can be steered at three levels of cost."
         ),
     ] = None,
     grid: Annotated[
@@ -81,9 +82,7 @@ def sweep(
         extra_module("matplotlib", "eval", "--plots")
     values = _values(grid or ())
     if preset is None and not values:
-        raise ConfigError(
-            "nothing to sweep over: give --preset comparison or paper, or --grid NAME=V,V,..."
-        )
+        raise ConfigError("nothing to sweep over: give --preset, or --grid NAME=V,V,...")
     base = FoReaLConfig(**{"seed": 0, **settings})
     pairs = _pairs(leader, draft, preset, device_map, dtype, batch_size)
     first = next(iter(pairs.values()))
@@ -132,7 +131,7 @@ def _pairs(
 ) -> dict[str, PairOptions]:
     """The pairs by their drafts' names, the main one first."""
     if not drafts and leader is None:
-        drafts = list(DRAFTS) if preset else list(DRAFTS)[:1]
+        drafts = list(DRAFTS) if preset in ("comparison", "paper") else list(DRAFTS)[:1]
     pairs = {
         _short_name(draft, drafts or ()): PairOptions(leader, draft, device_map, dtype, batch_size)
         for draft in drafts or (None,)

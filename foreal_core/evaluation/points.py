@@ -12,6 +12,7 @@ from foreal_core.config import FoReaLConfig
 # The settings that make a difference under each policy, of those that sweeps are about.
 _STEERING = ("lead_count", "lead_probability", "hit_threshold", "hit_window")
 SWEPT = (*_STEERING, "draft_length", "speculate")
+_LEADING = ("lead_count", "hit_threshold", "hit_window", "draft_length", "speculate")
 _MATTERS: dict[str, tuple[str, ...]] = {
     "foreal": SWEPT,
     "even": SWEPT,
@@ -19,6 +20,9 @@ _MATTERS: dict[str, tuple[str, ...]] = {
     "speculative": ("draft_length",),
     "leader": (),
     "draft": (),
+    "review": ("speculate",),
+    "entropy": _LEADING,
+    "cues": _LEADING,
 }
 _NAMES: dict[str, str] = {
     "foreal": "FoReaL",
@@ -51,7 +55,7 @@ class Point:
     def of(cls, draft: str, base: FoReaLConfig, **overrides: Any) -> Point:
         """The point of these settings; equal points write the same texts at the same cost."""
         config = base.with_overrides(**overrides)
-        idle = set(SWEPT) - set(_MATTERS.get(config.policy_spec.name, SWEPT))
+        idle = set(SWEPT) - set(_matters(config))
         defaults = FoReaLConfig()
         config = config.with_overrides(**{name: getattr(defaults, name) for name in idle})
         return cls("" if config.policy == "leader" else draft, config)
@@ -65,13 +69,19 @@ class Point:
         """
         config, defaults = self.config, FoReaLConfig()
         policy = config.policy_spec.name
-        matters = _MATTERS.get(policy, SWEPT)
+        matters = _matters(config)
         name = _NAMES.get(policy, policy).format(config.draft_length or "adaptive")
         for setting, symbol in _SYMBOLS.items():
             usual = setting == "hit_threshold" and config.hit_threshold == defaults.hit_threshold
             if setting in matters and not usual:
                 name += f" {symbol}={getattr(config, setting)}"
-        told = {"policy", *_SYMBOLS, *(SWEPT if config.policy == "speculative" else ())}
+        name += "".join(f" {option}={value}" for option, value in _told_options(config))
+        told = {
+            "policy",
+            "policy_options",
+            *_SYMBOLS,
+            *(SWEPT if config.policy == "speculative" else ()),
+        }
         for field in fields(config):
             value = getattr(config, field.name)
             usual = getattr(defaults if field.name in SWEPT else base, field.name)
@@ -80,6 +90,29 @@ class Point:
         if len(drafts) > 1 and self.draft and (config.policy == "draft" or self.draft != drafts[0]):
             name += f" ({self.draft})"
         return name
+
+
+def _matters(config: FoReaLConfig) -> tuple[str, ...]:
+    """The settings out of SWEPT that make a difference under a config's policy."""
+    name = config.policy_spec.name
+    if (
+        name == "review"
+        and config.policy_spec.checked_options(config.policy_options).lead_probability
+    ):
+        return _LEADING
+    return _MATTERS.get(name, SWEPT)
+
+
+def _told_options(config: FoReaLConfig) -> list[tuple[str, Any]]:
+    """The first option of a config's policy, if it is set, and those not at their defaults."""
+    spec = config.policy_spec
+    if spec.options is None:
+        return []
+    given, usual = spec.checked_options(config.policy_options), spec.options()
+    first, *others = (field.name for field in fields(spec.options))
+    told = [] if getattr(given, first) is None else [first]
+    told += [name for name in others if getattr(given, name) != getattr(usual, name)]
+    return [(name, getattr(given, name)) for name in told]
 
 
 def grid(draft: str, base: FoReaLConfig, values: Mapping[str, Sequence[Any]]) -> list[Point]:
@@ -117,9 +150,27 @@ def paper(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
     )
 
 
+def control(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
+    """All policies with the first draft, where they can be steered at three levels of cost."""
+    first = drafts[0]
+    options: dict[str, tuple[str, Sequence[Any]]] = {
+        "review": ("tolerance", (0.05, 0.3, 0.7)),
+        "entropy": ("share", (0.2, 0.4, 0.6)),
+        "cues": ("rule", ("first_words", "speculative_thinking")),
+    }
+    points = [Point.of(first, base, policy=policy) for policy in ("leader", "draft", "speculative")]
+    points += grid(first, base, {"policy": ["foreal", "even"], "lead_probability": [0.4, 0.6, 0.8]})
+    for policy, (option, values) in options.items():
+        points += [
+            Point.of(first, base, policy=policy, policy_options={option: value}) for value in values
+        ]
+    return points
+
+
 PRESETS: Mapping[str, Callable[[Sequence[str], FoReaLConfig], list[Point]]] = {
     "comparison": comparison,
     "paper": paper,
+    "control": control,
 }
 
 

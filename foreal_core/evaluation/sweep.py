@@ -87,7 +87,7 @@ class Sweep:
         """The part of a record that must be equal for this sweep to resume it, JSON-safe."""
         machine = provenance.machine()
         models = provenance.models({"leader": self.leader, **self.drafts})
-        varied = {*SWEPT, "policy"}
+        varied = {*SWEPT, "policy", "policy_options"}
         return {
             "suites": {
                 suite.name: {"count": len(suite.tasks), "digest": digest(suite.tasks)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from foreal_core.policies.baselines import draft, leader, speculative
 from foreal_core.policies.controls import wait
+from foreal_core.policies.cues import CuesOptions, cues
+from foreal_core.policies.entropy import EntropyOptions, entropy
 from foreal_core.policies.foreal import even, foreal
 from foreal_core.policies.gate import DrawnGate, EvenGate, Gate, gate_draw
 from foreal_core.policies.registry import (
@@ -15,7 +17,16 @@ from foreal_core.policies.registry import (
     register_policy,
     unregister_policy,
 )
-from foreal_core.policies.spans import Handoff, Outcome, Policy, SpanReport, Write
+from foreal_core.policies.review import ReviewOptions, review
+from foreal_core.policies.spans import (
+    Handoff,
+    Outcome,
+    Policy,
+    Preview,
+    Review,
+    SpanReport,
+    Write,
+)
 
 register_policy("foreal", foreal)
 register_policy("even", even, gate=EvenGate)
@@ -23,6 +34,9 @@ register_policy("leader", leader)
 register_policy("draft", draft)
 register_policy("speculative", speculative)
 register_policy("wait", wait)
+register_policy("review", review, options=ReviewOptions)
+register_policy("entropy", entropy, options=EntropyOptions)
+register_policy("cues", cues, options=CuesOptions)
 
 __all__ = [
     "DrawnGate",
@@ -33,6 +47,8 @@ __all__ = [
     "Policy",
     "PolicyFactory",
     "PolicySpec",
+    "Preview",
+    "Review",
     "SpanReport",
     "Write",
     "find_policy",

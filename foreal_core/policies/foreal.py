@@ -6,21 +6,27 @@ from typing import TYPE_CHECKING
 
 from foreal_core.cost import DRAFT, LEADER
 from foreal_core.policies.gate import Gate
-from foreal_core.policies.spans import Handoff, Policy, Write
+from foreal_core.policies.spans import Handoff, Policy, Review, Write
 
 if TYPE_CHECKING:
     from foreal_core.config import FoReaLConfig
 
 
-def foreal(config: FoReaLConfig, gate: Gate) -> Policy:
-    """The leader opens a sentence with chance p, the draft finishes it (the paper)."""
+def lead_of(config: FoReaLConfig, review: Review | None = None) -> Write:
+    """The leader's part of a led sentence by the settings n and k; `review` is how the draft's is
+    reviewed."""
     n, k = config.lead_count, config.hit_threshold
-    lead = Write(
+    counted_from = n if config.hit_window == "after_lead" else 0
+    return Write(
         LEADER,
-        handoff=Handoff(n, k, counted_from=n if config.hit_window == "after_lead" else 0),
+        handoff=Handoff(n, k, counted_from, review),
         propose=config.draft_length if config.speculate else 0,
     )
-    rest = Write(DRAFT)
+
+
+def foreal(config: FoReaLConfig, gate: Gate) -> Policy:
+    """The leader opens a sentence with chance p, the draft finishes it (the paper)."""
+    lead, rest = lead_of(config), Write(DRAFT)
     while True:
         if gate(config.lead_probability) and (yield lead).ended_sentence:
             continue

@@ -37,6 +37,9 @@ _KINDS = {
     "speculative": (SKY, "D"),
     "even gate": (PURPLE, "P"),
     '"Wait," control': (BLACK, "X"),
+    "review": (VERMILION, "*"),
+    "entropy": (ORANGE, "p"),
+    "cues": (SKY, "h"),
 }
 _POLICIES = {
     "leader": "leader alone",
@@ -44,6 +47,7 @@ _POLICIES = {
     "speculative": "speculative",
     "even": "even gate",
     "wait": '"Wait," control',
+    **{policy: policy for policy in ("review", "entropy", "cues")},
 }
 _PARAMETERS = {
     "p": ("lead_probability", "p, chance that a sentence is led"),
@@ -125,7 +129,8 @@ def _pareto(runs: Sequence[_Run], stem: Path) -> list[Path]:
         if kind in known
     ]
     handles += axes[0].plot([], [], color=BLACK, linewidth=0.8, label="Pareto front (filled)")
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    columns = min(len(handles), 7)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return save(figure, stem)
 
 

@@ -15,6 +15,9 @@ class Draws:
         tokens: the drawn token of each row.
         argmax: the arg-max of each row's raw logits: what alignment compares.
         finite: whether the row's largest logit is a finite number (NaN anywhere makes it False).
+        margins: where a proposal was to be judged: the log of its weight over the drawn token's,
+            see `policies.Review`; NaN elsewhere.
+        entropies, gaps: where they were asked for: see `policies.SpanReport`; NaN elsewhere.
         logprobs: what the raw logits say of the drawn token and of the likeliest ones; empty where
             no row's settings ask for it.
     """
@@ -22,6 +25,9 @@ class Draws:
     tokens: list[int]
     argmax: list[int]
     finite: list[bool]
+    margins: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def part(self, first: int, last: int) -> Draws:
@@ -30,5 +36,8 @@ class Draws:
             self.tokens[first:last],
             self.argmax[first:last],
             self.finite[first:last],
+            self.margins[first:last],
+            self.entropies[first:last],
+            self.gaps[first:last],
             self.logprobs[first:last],
         )

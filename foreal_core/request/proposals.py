@@ -3,7 +3,10 @@ float32 never the text. No torch."""
 
 from __future__ import annotations
 
-from foreal_core.policies import Write
+from dataclasses import dataclass
+
+from foreal_core.events import TokenLogprobs
+from foreal_core.policies.spans import Span
 
 # Proposals of a hit test may exceed the length up to here: most runs are this short.
 _USUAL_RUN = 8
@@ -42,6 +45,21 @@ def least_chance(draft_bytes: float, leader_bytes: float, pass_tokens: float) ->
     return min(max(cost / _SPARED, _SMALLEST_CHANCE), _LARGEST_CHANCE)
 
 
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A draw that is to be decided upon.
+
+    Attributes:
+        token: in the leader's ids.
+        shortens: a grammar put it there, lest the limit cut the text off.
+        logprobs: what its author made of it, if that is to be told.
+    """
+
+    token: int
+    shortens: bool = False
+    logprobs: TokenLogprobs | None = None
+
+
 class ProposalLength:
     """How many proposals per pass suit one request.
 
@@ -59,16 +77,18 @@ class ProposalLength:
         # By place; asked several times a step, and the same until something is learnt.
         self._open_lengths: dict[int, int] = {}
 
-    def wanted(self, span: Write, written: int, place: int, hits: int, room: int) -> int:
+    def wanted(self, span: Span, written: int, place: int, hits: int, room: int) -> int:
         """How many tokens the leader is to check in its next pass.
 
         Args:
-            span: what is being written, by the leader.
+            span: what is being written; none are wanted where the draft alone decides.
             written: tokens of the span so far.
             place: where the next token stands in its sentence, as far as that is known.
             hits: the run of aligned positions that it ends with.
             room: how many more the text could take, one for the leader's own draw left out.
         """
+        if span.review is not None:
+            return min(span.review.stretch, room + 1)  # the leader's own draw follows none of them
         if span.propose == 0:
             return 0
         propose = self._open(place) if span.propose is None else span.propose
@@ -84,7 +104,7 @@ class ProposalLength:
         from_start = span.handoff.counted_from == 0
         return min(propose, room, max(lead, run) if from_start else lead + run)
 
-    def follow(self, span: Write, place: int, taken_over: int, refused: bool) -> None:
+    def follow(self, span: Span, place: int, taken_over: int, refused: bool) -> None:
         """Notes that from `place` on the leader accepted so many proposals, and then rejected one
         (`refused`) or had checked all."""
         if span.propose is not None:

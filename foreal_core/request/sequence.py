@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence as SequenceOf
+from functools import partial
+from math import isnan
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import CostReport, ModelProfile, TokenKind
@@ -24,12 +26,13 @@ from foreal_core.events import (
     TokenLogprobs,
 )
 from foreal_core.grammar.constraint import Constraint
+from foreal_core.policies import Preview
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.clock import Clock
 from foreal_core.request.draws import Draws
 from foreal_core.request.logit_rules import Adjustment, rules_of
 from foreal_core.request.model_state import ModelState, next_chunk
-from foreal_core.request.proposals import ProposalLength
+from foreal_core.request.proposals import Proposal, ProposalLength
 from foreal_core.request.result import build_cost, build_generation
 from foreal_core.request.transcript import Transcript
 from foreal_core.request.turns import Turns
@@ -89,7 +92,7 @@ class Sequence:
         self._alignment = self._turns.alignment
         self._tokenizer = tokenizer
         self._states: dict[Author, ModelState] = {LEADER: ModelState(), DRAFT: ModelState()}
-        self._proposals: list[int] = []  # of the draft to the leader, not yet checked
+        self._proposals: list[Proposal] = []  # of the draft to the leader, not yet checked
         self._proposed_end = False  # the last of them would end the sentence or the text
         self._proposal_length = ProposalLength(least_chance)
 
@@ -118,7 +121,7 @@ class Sequence:
     def next_author(self) -> Author:
         """The model whose pass this request waits for."""
         turns = self._turns
-        if turns.span.author == DRAFT or self._alignment.is_open(len(self._text.tokens)):
+        if turns.span.decided_by == DRAFT or self._alignment.is_open(len(self._text.tokens)):
             return DRAFT
         return DRAFT if self._wants_proposal() else LEADER
 
@@ -129,10 +132,23 @@ class Sequence:
         if author == DRAFT:
             end = first_logit + len(ahead)
             first_logit = min(self._alignment.first_open(end), end)
+        elif self._turns.span.review is not None:
+            ahead = ahead[:-1]  # what comes after the last is the draft's to propose
         state = self._states[author]
         # Logits for a position come from ingesting the one before it, once more if need be.
         state.roll_back(first_logit - 1)
         return next_chunk(self.row, state.length, tokens, ahead, first_logit)
+
+    @property
+    def previews(self) -> bool:
+        """Whether its policy asks how sure the draft is."""
+        return self._turns.previews
+
+    def to_judge(self, position: int) -> int | None:
+        """The proposal at a position of which the leader is to say how much it weighs."""
+        index = position - len(self._text.tokens)
+        judged = self._turns.span.may_review and index < len(self._proposals)
+        return self._proposals[index].token if judged else None
 
     def runs_ahead(self) -> int:
         """How many more proposals will be wanted after the one that the draft is about to draw, as
@@ -217,27 +233,37 @@ class Sequence:
     # -- draws become text --------------------------------------------------------------------
 
     def _take_leader(self, positions: range, draws: Draws) -> None:
-        """Commits the leader's own draws for as long as the proposals agree with them."""
+        """Commits the leader's own draws for as long as the proposals agree with them, or in a
+        reviewed span the proposals for as long as they stand."""
         proposals, self._proposals = self._proposals, []
         turns, alignment = self._turns, self._alignment
         span, place = turns.span, self._place()
         agreed = positions[0]  # the text that both models have seen ends here
         rejected = False
-        for index, (token, choice) in enumerate(zip(draws.tokens, draws.argmax, strict=True)):
-            position = positions[index]
-            if turns.span.handoff is not None:
+        drawn = zip(positions, draws.tokens, draws.argmax, strict=True)
+        for index, (position, token, choice) in enumerate(drawn):
+            review = turns.span.review
+            if turns.span.handoff is not None or review is not None:
+                # What is reviewed behind a pending mark may open the next sentence's lead.
                 alignment.note(LEADER, position, choice)
-            fitted = self._fitted(position, token)
-            logprobs = self._logprobs(draws, index) if fitted == token else None
-            token = fitted
-            accepted = index < len(proposals) and token == proposals[index]
-            turns.commit(token, LEADER, logprobs)
+            proposal = proposals[index] if index < len(proposals) else None
+            own = self._fitted(
+                position, token, self._logprobs(draws, index), proposed=review is not None
+            )
+            if review is None:
+                accepted = proposal is not None and proposal.token == own.token
+                self._commit(own, LEADER)
+            elif proposal is None or isnan(draws.margins[index]):
+                break  # nothing of the draft's to judge
+            else:
+                accepted = review.stands(proposal.token, own.token, draws.margins[index])
+                self._commit(*((proposal, DRAFT) if accepted else (own, LEADER)))
             if not accepted:
-                rejected = index < len(proposals)
+                rejected = proposal is not None
                 break
             agreed += 1
-            if not turns.goes_on(LEADER):
-                break
+            if not turns.goes_on(LEADER) or len(self.tokens) != agreed:
+                break  # the turn ended, or what stood behind a mark was taken back
         self._proposal_length.follow(span, place, agreed - positions[0], rejected)
         self._forget_beyond(min(agreed, len(self.tokens)))
 
@@ -250,34 +276,67 @@ class Sequence:
             turns.check_handoff()
         elif turns.opening:
             turns.commit_opening()
-        if turns.span.author == DRAFT and not turns.opening:
+        looked = bool(draws.entropies) and not isnan(draws.entropies[-1])
+        own = partial(self._fitted, positions[-1], drawn, self._logprobs(draws, -1, DRAFT))
+        if isinstance(turns.span, Preview) or turns.span.decided_by == LEADER:
+            if looked if isinstance(turns.span, Preview) else self._wants_proposal():
+                self._propose(own(proposed=True))
+        elif not turns.opening:
             seen = len(self.tokens)
             if turns.goes_on(DRAFT):
                 # Also right after a hand-off: the proposal is the draft's own draw.
-                token = self._fitted(positions[-1], drawn)
-                logprobs = self._logprobs(draws, -1, DRAFT) if token == drawn else None
-                turns.commit(token, DRAFT, logprobs)
+                self._commit(own(), DRAFT)
             self._forget_beyond(min(seen, len(self.tokens)))
-        elif self._wants_proposal():
-            token = self._fitted(positions[-1], drawn, proposed=True)
-            after_mark = not self._proposals and self._text.pending == len(self._text.tokens)
-            self._proposals.append(token)
-            self._proposed_end = token in self._text.ends or (
-                turns.span.handoff is not None
-                and may_end_sentence(self._tokenizer.text_of(token), after_mark=after_mark)
-            )
+            if isinstance(turns.span, Preview) and looked and len(self.tokens) == positions[-1]:
+                # Taken back behind a mark, it is the first token of the sentence to be looked at.
+                self._propose(own(proposed=True))
+        if isinstance(turns.span, Preview) and self._proposals:
+            ids = self._ahead_of_text()
+            over = self._proposed_end or len(self.tokens) + len(ids) >= self._text.limit
+            turns.previewed(ids, draws.entropies[-1], draws.gaps[-1], over=over)
+            self._use_previewed()
 
-    def _fitted(self, position: int, drawn: int, *, proposed: bool = False) -> int:
-        """The token that is written where a model drew `drawn`: under a grammar the answer ends
-        within the limit."""
-        if self.constraint is None:
-            return drawn
-        completion = self.context(position)[self.prompt_length :]
-        token = self.constraint.fitted(completion, drawn, proposed=proposed)
-        if token != drawn and not proposed and drawn not in self._text.ends:
-            # A model that would end the text in its thinking is made to answer: no shortening.
-            self._text.shortened = True
-        return token
+    def _use_previewed(self) -> None:
+        """The policy has heard of the tokens that the draft looked at, and asked for a span."""
+        turns = self._turns
+        if isinstance(turns.span, Preview):
+            return
+        if turns.span.decided_by == LEADER:
+            del self._proposals[self._proposals_wanted() :]
+            self._forget_beyond(len(self.tokens) + len(self._proposals))
+            return
+        held, self._proposals = self._proposals, []
+        seen = len(self.tokens)
+        for proposal in held:
+            if not turns.goes_on(DRAFT):
+                break
+            self._commit(proposal, DRAFT)
+            if self.tokens[seen:] != [proposal.token]:
+                break
+            seen += 1
+        self._forget_beyond(min(seen, len(self.tokens)))
+
+    def _commit(self, token: Proposal, author: Author) -> None:
+        self._text.shortened |= token.shortens
+        self._turns.commit(token.token, author, token.logprobs)
+
+    def _fitted(
+        self,
+        position: int,
+        drawn: int,
+        logprobs: TokenLogprobs | None,
+        *,
+        proposed: bool = False,
+    ) -> Proposal:
+        """What is written for `drawn`: under a grammar the answer ends within the limit."""
+        token = drawn
+        if self.constraint is not None:
+            completion = self.context(position)[self.prompt_length :]
+            token = self.constraint.fitted(completion, drawn, proposed=proposed)
+        if token == drawn:
+            return Proposal(drawn, logprobs=logprobs)
+        # A model that would end the text in its thinking is made to answer: no shortening.
+        return Proposal(token, shortens=drawn not in self._text.ends)
 
     def _logprobs(self, draws: Draws, index: int, author: Author = LEADER) -> TokenLogprobs | None:
         """What the author made of one drawn token, in the leader's ids, if it is to be told."""
@@ -292,9 +351,20 @@ class Sequence:
 
     # -- proposals ----------------------------------------------------------------------------
 
+    def _propose(self, proposal: Proposal) -> None:
+        """Holds a draw of the draft for a position behind the text until it is decided upon."""
+        span = self._turns.span
+        after_mark = not self._proposals and self._text.pending == len(self._text.tokens)
+        self._proposals.append(proposal)
+        self._proposed_end = proposal.token in self._text.ends or (
+            (span.handoff is not None or span.review is not None)
+            and may_end_sentence(self._tokenizer.text_of(proposal.token), after_mark=after_mark)
+        )
+
     def _ahead_of_text(self) -> list[int]:
-        """Ids behind the text that a model is to read: an opening, or proposals."""
-        return self._turns.opening or self._proposals
+        """Ids behind the text that a model is to read: an opening, or what the draft drew and
+        nobody has decided upon."""
+        return self._turns.opening or [proposal.token for proposal in self._proposals]
 
     def _wants_proposal(self) -> bool:
         """Whether one more proposal is worth a pass of the draft; never changes the text."""

@@ -139,10 +139,9 @@ class Transcript:
 
     # -- asked --------------------------------------------------------------------------------
 
-    @property
-    def completion_length(self) -> int:
-        """Tokens written so far."""
-        return len(self.authors)
+    def read_ahead(self, tokens: Sequence[int]) -> str:
+        """What would become readable with tokens behind the text."""
+        return "".join(map(self._detokenizer.copy().push, tokens))
 
     @property
     def texts(self) -> list[str]:

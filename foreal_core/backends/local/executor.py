@@ -177,6 +177,10 @@ class LocalExecutor:
             [sequence.seed for sequence, _ in wanted],
             [position - sequence.prompt_length for sequence, position in wanted],
             [self._adjustment(author, sequence, position) for sequence, position in wanted],
+            [sequence.to_judge(position) for sequence, position in wanted]
+            if author == LEADER
+            else (),
+            uncertainty=author == DRAFT and any(sequence.previews for sequence, _ in wanted),
         )
 
     def _adjustment(

@@ -24,6 +24,8 @@ from foreal_core.request.draws import Draws as Draws
 from foreal_core.request.logit_rules import Adjustment
 
 _MASK32 = 0xFFFFFFFF
+# Of what `draw_on_device` gives, whatever is asked for.
+_FIXED_ROWS = 6
 
 
 def draw(
@@ -53,10 +55,11 @@ def to_host(drawn: Tensor) -> Draws:
     """What `draw_on_device` gave, in the one small copy of a step."""
     drawn = drawn.cpu()
     tokens, argmax, finite = drawn[:3].tolist()
-    draws = Draws(tokens, argmax, [bool(flag) for flag in finite])
-    if len(drawn) > 3:
-        chosen, *likeliest = drawn[3::2].contiguous().view(torch.float64).tolist()
-        ids = drawn[4::2].tolist()
+    floats = drawn[3:_FIXED_ROWS].view(torch.float64).tolist()
+    draws = Draws(tokens, argmax, [bool(flag) for flag in finite], *floats)
+    if len(drawn) > _FIXED_ROWS:
+        chosen, *likeliest = drawn[_FIXED_ROWS::2].contiguous().view(torch.float64).tolist()
+        ids = drawn[_FIXED_ROWS + 1 :: 2].tolist()
         for row, logprob in enumerate(chosen):
             top = ((of[row], value[row]) for of, value in zip(ids, likeliest, strict=True))
             allowed = tuple((token, value) for token, value in top if value > -math.inf)
@@ -70,16 +73,30 @@ def draw_on_device(
     seeds: Sequence[int],
     positions: Sequence[int],
     adjustments: Sequence[Adjustment | None],
+    proposals: Sequence[int | None] = (),
+    *,
+    uncertainty: bool = False,
 ) -> Tensor:
-    """As `draw`, but the result stays where the logits are: [3, R] int64, its rows the first of
-    `Draws`. Where settings ask for logprobs, [4 + 2K, R]: then follows that of the drawn token, and
-    an id and its logprob for each of the K likeliest; logprobs as the bits of float64."""
+    """As `draw`, but the result stays where the logits are: [6, R] int64, its rows the first of
+    `Draws`. Where settings ask for logprobs, [7 + 2K, R]: then follows that of the drawn token, and
+    an id and its logprob for each of the K likeliest. Floats are there as the bits of float64.
+
+    Args:
+        proposals: the token to be judged in each row, None where there is none.
+        uncertainty: whether entropies and gaps are wanted.
+    """
     raw = logits
+    floats = torch.full((3, len(settings)), torch.nan, dtype=torch.float64, device=raw.device)
+    if uncertainty:
+        floats[1], floats[2] = _uncertainty(raw)
     peak, argmax = raw.max(dim=-1)
     tokens = argmax
     if any(adjustments):
         logits = _adjusted(raw, settings, adjustments)
         tokens = logits.argmax(dim=-1)
+    judged = [(row, token) for row, token in enumerate(proposals) if token is not None]
+    if judged:
+        floats[0] = _margins(logits.float(), judged)
     sampled = [row for row, s in enumerate(settings) if s.temperature > 0]
     if sampled:
         rows = to_device(sampled, logits.device)
@@ -90,12 +107,35 @@ def draw_on_device(
             logits.shape[-1],
             logits.device,
         )
-        tokens = tokens.index_copy(0, rows, (scores.double() + noise).argmax(dim=-1))
+        noised = scores.double() + noise
+        tokens = tokens.index_copy(0, rows, noised.argmax(dim=-1))
+        place = {row: index for index, row in enumerate(sampled)}
+        if of_sampled := [(place[row], token) for row, token in judged if row in place]:
+            temperature = to_device([settings[row].temperature for row in sampled], raw.device)
+            floats[0, rows] = _margins(noised, of_sampled) * temperature
     drawn = torch.stack([tokens, argmax, torch.isfinite(peak).long()])
+    drawn = torch.cat([drawn, floats.view(torch.int64)])
     if any(s.logprobs for s in settings):
         most = min(max(s.top_logprobs for s in settings), raw.shape[-1])
         drawn = torch.cat([drawn, _logprobs(raw, tokens, most)])
     return drawn
+
+
+def _margins(scores: Tensor, judged: Sequence[tuple[int, int]]) -> Tensor:
+    """[R] float64: by how much the score of the judged (row, token) falls short of the row's best;
+    NaN in other rows."""
+    rows, tokens = (to_device(list(column), scores.device) for column in zip(*judged, strict=True))
+    chosen = scores[rows]
+    short = chosen.gather(-1, tokens[:, None])[:, 0] - chosen.amax(dim=-1)
+    margins = torch.full((len(scores),), torch.nan, dtype=torch.float64, device=scores.device)
+    return margins.index_copy(0, rows, short.double())
+
+
+def _uncertainty(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy in nats, and the two likeliest tokens' difference in chance, each [R]."""
+    chances = logits.float().softmax(dim=-1)
+    first, second = chances.topk(2, dim=-1).values.unbind(-1)
+    return torch.special.entr(chances).sum(dim=-1), first - second
 
 
 def _logprobs(raw: Tensor, tokens: Tensor, most: int) -> Tensor:

@@ -1,0 +1,34 @@
+"""Checks that the policies' options share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foreal_core.errors import ConfigError
+
+
+def refuse_unless_chance(name: str, value: Any) -> None:
+    """Raises ConfigError unless `value` is a number in [0, 1]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ConfigError(f"{name}={value!r} is not allowed: it must be a number in [0, 1].")
+
+
+def refuse_unless_number(name: str, value: Any) -> None:
+    """Raises ConfigError unless `value` is a number >= 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not value >= 0:
+        raise ConfigError(f"{name}={value!r} is not allowed: it must be a number >= 0.")
+
+
+def refuse_unless_count(name: str, value: Any) -> None:
+    """Raises ConfigError unless `value` is an integer >= 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{name}={value!r} is not allowed: it must be an integer >= 0.")
+
+
+def refuse_unless_one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises ConfigError unless `value` is among those allowed."""
+    if value not in allowed:
+        choices = " or ".join(map(repr, allowed))
+        raise ConfigError(f"{name}={value!r} is not allowed: it must be {choices}.")
