@@ -24,6 +24,7 @@ from foreal_core.events import (
     TokenLogprobs,
 )
 from foreal_core.grammar.constraint import Constraint
+from foreal_core.grammar.continuation import Continuation
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.clock import Clock
 from foreal_core.request.draws import Draws
@@ -83,6 +84,7 @@ class Sequence:
             limit=limit,
             clock=self.clock,
             counts=None if self._rules is None else self._rules.counts,
+            on_cut=None if constraint is None else constraint.cut,
             with_events=with_events,
         )
         self._turns = Turns(self._text, config, seed, tokenizer)
@@ -161,12 +163,12 @@ class Sequence:
         before = tokens[first:]
         return rules.at(position - self.prompt_length, before, self._ahead_of_text()[:ahead])
 
-    def context(self, position: int) -> list[int]:
-        """All ids before `position`, what is proposed included."""
-        ahead = position - len(self._text.tokens)
-        if ahead <= 0:
-            return self._text.tokens[:position]
-        return self._text.tokens + self._ahead_of_text()[:ahead]
+    def completion(self, position: int) -> Continuation:
+        """The completion's ids before `position`, what is proposed included."""
+        tokens = self._text.tokens
+        end = min(position, len(tokens))
+        ahead = self._ahead_of_text()[: position - end]
+        return Continuation(tokens, self.prompt_length, end, ahead)
 
     # -- what the engine tells --------------------------------------------------------------
 
@@ -272,7 +274,8 @@ class Sequence:
         within the limit."""
         if self.constraint is None:
             return drawn
-        token = self.constraint.fitted(self.context(position)[self.prompt_length :], drawn)
+        before = self.completion(position)
+        token = self.constraint.fitted(before, drawn, before.written)
         if token != drawn and not proposed and drawn not in self._text.ends:
             # A model that would end the text in its thinking is made to answer: no shortening.
             self._text.shortened = True

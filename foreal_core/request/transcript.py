@@ -11,7 +11,7 @@ next sentence to say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -73,6 +73,7 @@ class Transcript:
         tokenizer: the pair's.
         limit: prompt and completion together are at most this long.
         counts: of its ids, to be kept up to date.
+        on_cut: told the completion's new length whenever it gets shorter.
         with_events: whether anybody reads the events.
 
     Attributes:
@@ -102,6 +103,7 @@ class Transcript:
         limit: int,
         clock: Clock,
         counts: TokenCounts | None = None,
+        on_cut: Callable[[int], None] | None = None,
         with_events: bool = True,
     ) -> None:
         self.tokens = list(prompt)
@@ -127,6 +129,7 @@ class Transcript:
         self.ends = tokenizer.leader_eos.union(config.stop_token_ids)
         self._stop_ids = frozenset(config.stop_token_ids)
         self._counts = counts
+        self._on_cut = on_cut
         self._detokenizer = Detokenizer(tokenizer.tokenizer)
         self._detector = SentenceBoundaryDetector(config.sentence_boundary)
         self._stops = StopRule(config, tokenizer, self.tokens)
@@ -331,6 +334,8 @@ class Transcript:
             self._counts.remove(self.tokens[length:])
         del self.tokens[length:]
         first = length - self.prompt_length
+        if self._on_cut is not None:
+            self._on_cut(first)
         self.leader_tokens -= self.authors[first:].count(LEADER)
         del self.authors[first:], self.logprobs[first:]
         if excess:
