@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import queue
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -24,6 +24,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
 from foreal_core.demo import pair_paths
 from foreal_core.engine.engine import Engine
+from foreal_core.engine.request import End
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER
 from foreal_core.records import provenance
@@ -97,13 +98,13 @@ def measure(name: str, lengths: Sequence[int] = LENGTHS) -> dict[int, float]:
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (lead, body)
     )
     start, vocab_size = len(prompt) + len(opening), len(tokenizer)
-    ends = [tokenizer.eos_token_id]
+    stops = [tokenizer.eos_token_id]
     pair = PairTokenizer(
         tokenizer,
         leader_vocab_size=vocab_size,
         draft_vocab_size=vocab_size,
-        leader_eos=ends,
-        draft_eos=ends,
+        leader_eos=stops,
+        draft_eos=stops,
     )
     runners = {
         LEADER: _Script(repeated, start, vocab_size, 0),
@@ -128,15 +129,12 @@ def measure(name: str, lengths: Sequence[int] = LENGTHS) -> dict[int, float]:
             spent.append((len(request.state.tokens) - start, seconds))
 
     engine.step = watched  # type: ignore[method-assign]
-    done = threading.Event()
-    ends_with: list[Any] = []
-    engine.submit(
-        [*prompt, *opening], config, None, lambda end: (ends_with.append(end), done.set())
-    )
-    done.wait()
+    ends: queue.SimpleQueue[End] = queue.SimpleQueue()
+    engine.submit([*prompt, *opening], config, None, ends.put)
+    end = ends.get()
     engine.close()
-    if isinstance(ends_with[0], BaseException):
-        raise ends_with[0]
+    if isinstance(end, BaseException):
+        raise end
     return {length: _per_token(spent, length) for length in lengths}
 
 
