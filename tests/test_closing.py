@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from foreal_core import FoReaLConfig, FoReaLDecoder
 from foreal_core.demo import pair_paths, problems
 from foreal_core.grammar.constraint import Constraint, ConstraintFactory
+from foreal_core.grammar.continuation import Continuation
 
 TOKENIZER = AutoTokenizer.from_pretrained(pair_paths()[0])
 END = TOKENIZER.eos_token_id
@@ -246,3 +247,53 @@ def test_only_a_shortened_answer_says_length(
     assert (exact.text, exact.finish_reason) == (whole.text, "stop")
     endless = decoder.generate(prompts[0], json_schema=JOKE, policy="leader", max_new_tokens=40)
     assert endless.finish_reason == "length"
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(("write", "write", "propose", "cut", "look back")), st.integers(0, 9)
+        ),
+        max_size=40,
+    ),
+    seed=st.integers(0, 10**6),
+    thinking=st.booleans(),
+)
+def test_what_is_new_is_enough_to_follow_a_text(
+    steps: list[tuple[str, int]], seed: int, thinking: bool
+) -> None:
+    """Written, proposed, taken back: what may come next is what a text read anew says."""
+    prompt = [TOKENIZER.convert_tokens_to_ids("<think>")] if thinking else PROMPT
+    config, limit = FoReaLConfig(json_schema=TREE), 60
+    follower = FACTORY.compile(config, prompt, limit)
+    chance, text, first = random.Random(seed), list(prompt), len(prompt)
+
+    def asked(end: int, ahead: list[int]) -> list[int]:
+        """What may follow; both must agree."""
+        completion = Continuation(text, first, end, ahead)
+        mask = follower.allowed(completion, completion.written)
+        anew = FACTORY.compile(config, prompt, limit)
+        expected = anew.allowed(list(completion))
+        assert (mask is None) == (expected is None)
+        options = range(len(TOKENIZER)) if mask is None else np.flatnonzero(mask).tolist()
+        if mask is not None:
+            assert options == np.flatnonzero(expected).tolist()
+        token = chance.choice([one for one in options if one != END] or [END])
+        fitted = follower.fitted(completion, token, completion.written)
+        assert fitted == anew.fitted(list(completion), token)
+        return [fitted] if fitted != END else []
+
+    for step, size in steps:
+        room = limit - (len(text) - first) - 3
+        if step == "write" and room > 0:
+            text += asked(len(text), [])
+        elif step == "propose" and room > size:
+            ahead: list[int] = []
+            for _ in range(1 + size % 3):
+                ahead += asked(len(text), ahead)
+        elif step == "cut" and len(text) > first + size:
+            del text[len(text) - size :]
+            follower.cut(len(text) - first)
+        elif step == "look back":
+            asked(max(len(text) - size, first), [])

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from stress import live
 from toy import PROMPTS, fresh_pair, pair
 
 from foreal_core import (
@@ -477,3 +478,12 @@ def test_a_host_without_memory_is_out_of_memory(monkeypatch: pytest.MonkeyPatch)
         assert isinstance(together[1].exception(), OutOfMemoryError)
         assert together[0].result().token_ids == together[2].result().token_ids
         assert decoder.generate(PROMPT, settings).token_ids == expected.token_ids
+
+
+def test_a_short_life_of_everything_that_can_go_wrong() -> None:
+    """Requests that fail, leave, call back and come again; `python tests/stress.py` is a long
+    one."""
+    life = live(150, seed=1)
+    assert not life.wrong
+    assert len(life.survivors) > 50
+    assert {"policy raised", "left open", "cancelled"} <= life.ends.keys()

@@ -16,7 +16,7 @@ from foreal_core import FoReaLConfig, FoReaLDecoder
 from foreal_core.backends.base import Round, RowPass
 from foreal_core.engine.recovery import PassRunner
 from foreal_core.engine.scheduler import Scheduler
-from foreal_core.errors import OutOfMemoryError
+from foreal_core.errors import FoReaLError, OutOfMemoryError
 from foreal_core.events import Author
 from foreal_core.policies import Handoff, Write
 from foreal_core.request.alignment import Alignment
@@ -391,6 +391,15 @@ def small() -> Iterator[FoReaLDecoder]:
         yield decoder
 
 
+def test_hand_offs_that_let_nobody_write_are_refused(small: FoReaLDecoder) -> None:
+    def policy(config: Any, gate: Any) -> Iterator[Write]:
+        while True:
+            yield Write("leader", Handoff(0, 0, 0))
+
+    with pytest.raises(FoReaLError, match="'policy' handed over 32 times and let nobody write"):
+        small.generate(PROMPTS[0], policy=policy)
+
+
 @examples(max_examples=25, deadline=None, derandomize=True)
 @given(
     spans=st.lists(WRITES, min_size=1, max_size=6),
@@ -400,6 +409,10 @@ def small() -> Iterator[FoReaLDecoder]:
 def test_whatever_a_span_may_be_the_engine_can_do(
     spans: list[Write], seed: int, temperature: float, small: FoReaLDecoder
 ) -> None:
+    if all(one.handoff is not None and one.handoff.lead_count + one.handoff.hits == 0
+           for one in spans):  # fmt: skip
+        spans = [*spans, Write("draft")]  # else nobody ever writes
+
     def policy(config: Any, gate: Any) -> Iterator[Write]:
         while True:
             yield from spans

@@ -179,17 +179,28 @@ class Constraint:
         self._thoughts = thoughts
         self._consumed = 0  # tokens of the answer
         self._read: list[int] = []  # the completion so far
+        self._settled = 0  # so many of them were the text's own, and still are
         # How the answer could end after each of its first tokens: one more than are consumed.
         self._ways: list[Ending] = [ways.start(matcher)]
 
-    def allowed(self, completion: Sequence[int]) -> np.ndarray | None:
+    def cut(self, length: int) -> None:
+        """The text's completion was shortened to `length` tokens."""
+        self._settled = min(self._settled, length)
+
+    def allowed(self, completion: Sequence[int], written: int = 0) -> np.ndarray | None:
         """A boolean [vocabulary] for the id after `completion`; None while nothing is ruled out.
         Where nothing is left to write that is the end of the text, which `fitted` refuses.
+
+        Args:
+            completion: ids; of a long one only what is new is looked at.
+            written: how many of them stand in the text, of whose shortening `cut` is told. The
+                others, and all of one that is not followed so, are compared with those of the
+                last call.
 
         Raises:
             FoReaLError: the tokenizer cannot spell what is asked for.
         """
-        follows = self._follow(completion)
+        follows = self._follow(completion, written)
         openers = self._thoughts.openers()
         if not follows and not openers:
             return None
@@ -204,11 +215,19 @@ class Constraint:
         allowed[openers] = True
         return allowed
 
-    def fitted(self, completion: Sequence[int], token: int, *, proposed: bool = False) -> int:
+    def fitted(
+        self,
+        completion: Sequence[int],
+        token: int,
+        written: int = 0,
+        *,
+        proposed: bool = False,
+    ) -> int:
         """What is to follow `completion` where a model wrote `token`: the same, as long as the
         answer can still end within the limit after it; else what leads to its end.
 
         Args:
+            completion, written: as in `allowed`.
             proposed: the token may still be rejected.
 
         Raises:
@@ -216,7 +235,7 @@ class Constraint:
         """
         room = self._limit - len(completion)
         ends = token in self._end_of_sequence
-        follows = self._follow(completion if ends else [*completion, token])
+        follows = self._follow(completion, written, () if ends else (token,))
         if self._thoughts.answer_start is None:
             return self._fitted_thought(completion, room, token)
         if ends and follows and not proposed and not self._matcher.is_accepting():
@@ -226,7 +245,7 @@ class Constraint:
             )
         if ends or not follows:
             return token
-        if self._ways[-1].fits(room - 1) or not self._follow(completion):
+        if self._ways[-1].fits(room - 1) or not self._follow(completion, written):
             return token
         here = self._ways[-1]
         if not here.fits(room):
@@ -245,17 +264,22 @@ class Constraint:
             return token
         return left[0]
 
-    def _follow(self, completion: Sequence[int]) -> bool:
-        """Moves to the end of the completion; whether that lies in the answer, and not beyond the
-        grammar's own end, as a proposal after an end of sequence does."""
-        common = _common_length(self._read, completion)
+    def _follow(self, completion: Sequence[int], written: int, ahead: Sequence[int] = ()) -> bool:
+        """Moves to the end of the completion and of what is ahead of it; whether that lies in the
+        answer, and not beyond the grammar's own end, as a proposal after an end of sequence
+        does."""
+        same = min(self._settled, written)
+        new = [*completion[same:], *ahead]
+        common = same + _common_length(self._read[same:], new)
         if common < len(self._read):
             self._rewind(common)
-        for token in completion[common:]:
+        self._settled = min(written, common)
+        for token in new[common - same :]:
             if self._thoughts.answer_start is not None and self._matcher.is_stopped():
                 return False
             self._thoughts.feed(token)
             self._read.append(token)
+            self._settled = min(written, len(self._read))
             start = self._thoughts.answer_start
             if start is not None and start < len(self._read):
                 self._consume(token)
@@ -283,9 +307,7 @@ class Constraint:
             self._consumed = consumed
 
 
-def _common_length(one: list[int], other: Sequence[int]) -> int:
-    """Length of the longest common prefix; fast where it is all of `one`, as it mostly is."""
-    if other[: len(one)] == one:
-        return len(one)
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

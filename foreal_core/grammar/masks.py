@@ -11,6 +11,7 @@ import numpy as np
 from foreal_core.config import FoReaLConfig
 from foreal_core.events import LEADER, Author
 from foreal_core.grammar.constraint import Constraint, ConstraintFactory
+from foreal_core.grammar.continuation import Continuation
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 
@@ -50,11 +51,11 @@ class Grammars:
             return self._factory.compile(config, prompt, limit)
 
     def masks(
-        self, author: Author, constraint: Constraint, completions: Sequence[Sequence[int]]
+        self, author: Author, constraint: Constraint, completions: Sequence[Continuation]
     ) -> list[np.ndarray | None]:
         """For each completion a boolean [author's vocabulary] for the id behind it; None where
         nothing is ruled out."""
-        masks = [constraint.allowed(completion) for completion in completions]
+        masks = [constraint.allowed(completion, completion.written) for completion in completions]
         if author == LEADER:
             return masks
         return [None if mask is None else mask[self._leader_ids] for mask in masks]

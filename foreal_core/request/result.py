@@ -10,6 +10,7 @@ from foreal_core.events import Author, Generation
 from foreal_core.request.model_state import PREFILL_CHUNK, ModelState
 from foreal_core.request.transcript import Transcript
 from foreal_core.request.turns import Turns
+from foreal_core.text.thinking_marks import thinking_after
 
 
 def build_generation(turns: Turns, cost: CostReport) -> Generation:
@@ -30,7 +31,32 @@ def build_generation(turns: Turns, cost: CostReport) -> Generation:
         texts=tuple(text.texts),
         hit_runs=tuple(runs.get(position) for position in range(first, len(text.tokens))),
         logprobs=tuple(text.logprobs) if text.with_logprobs else None,
+        warnings=_warnings(text),
     )
+
+
+def _warnings(text: Transcript) -> tuple[str, ...]:
+    """Why the answer is empty, if it is."""
+    first = text.prompt_length
+    state = thinking_after(text.tokenizer.tokenizer, text.tokens[:first])
+    for token, shown in zip(text.tokens[first:], text.texts, strict=True):
+        if any(part == "answer" and said.strip() for part, said in state.feed(shown, token)):
+            return ()
+    thought = state.part == "thinking"
+    if any(part == "answer" and said.strip() for part, said in state.flush()):
+        return ()
+    where = " in its thinking" if thought else ""
+    why = {
+        "stop_string": f"the stop string {text.stop_string!r} came{where or ' first'}",
+        "length": f"the limit of {len(text.authors)} tokens came{where or ' first'}: raise "
+        "max_new_tokens or max_context",
+        "eos": f"the model ended the text{where or ' at once'}",
+        "stop_id": f"one of stop_token_ids came{where or ' first'}",
+        "grammar": "the grammar had to end the text before anything was said",
+        "cancelled": f"the request was cancelled{where or ' before anything was said'}",
+    }
+    assert text.end_reason is not None
+    return (f"the answer is empty: {why[text.end_reason]}.",)
 
 
 def build_cost(

@@ -26,6 +26,7 @@ from foreal_core.events import (
     TokenLogprobs,
 )
 from foreal_core.grammar.constraint import Constraint
+from foreal_core.grammar.continuation import Continuation
 from foreal_core.policies import Preview
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.clock import Clock
@@ -86,6 +87,7 @@ class Sequence:
             limit=limit,
             clock=self.clock,
             counts=None if self._rules is None else self._rules.counts,
+            on_cut=None if constraint is None else constraint.cut,
             with_events=with_events,
         )
         self._turns = Turns(self._text, config, seed, tokenizer)
@@ -177,12 +179,12 @@ class Sequence:
         before = tokens[first:]
         return rules.at(position - self.prompt_length, before, self._ahead_of_text()[:ahead])
 
-    def context(self, position: int) -> list[int]:
-        """All ids before `position`, what is proposed included."""
-        ahead = position - len(self._text.tokens)
-        if ahead <= 0:
-            return self._text.tokens[:position]
-        return self._text.tokens + self._ahead_of_text()[:ahead]
+    def completion(self, position: int) -> Continuation:
+        """The completion's ids before `position`, what is proposed included."""
+        tokens = self._text.tokens
+        end = min(position, len(tokens))
+        ahead = self._ahead_of_text()[: position - end]
+        return Continuation(tokens, self.prompt_length, end, ahead)
 
     # -- what the engine tells --------------------------------------------------------------
 
@@ -331,8 +333,8 @@ class Sequence:
         """What is written for `drawn`: under a grammar the answer ends within the limit."""
         token = drawn
         if self.constraint is not None:
-            completion = self.context(position)[self.prompt_length :]
-            token = self.constraint.fitted(completion, drawn, proposed=proposed)
+            before = self.completion(position)
+            token = self.constraint.fitted(before, drawn, before.written, proposed=proposed)
         if token == drawn:
             return Proposal(drawn, logprobs=logprobs)
         # A model that would end the text in its thinking is made to answer: no shortening.

@@ -11,7 +11,7 @@ next sentence to say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -29,11 +29,11 @@ from foreal_core.events import (
     TokenLogprobs,
 )
 from foreal_core.request.clock import Clock
+from foreal_core.request.stop_rule import StopRule
 from foreal_core.request.token_counts import TokenCounts
 from foreal_core.text.detokenizer import Detokenizer
 from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.sentences import Boundary, SentenceBoundaryDetector
-from foreal_core.text.stop_strings import StopFilter
 
 
 class Written(Enum):
@@ -73,10 +73,11 @@ class Transcript:
         tokenizer: the pair's.
         limit: prompt and completion together are at most this long.
         counts: of its ids, to be kept up to date.
+        on_cut: told the completion's new length whenever it gets shorter.
         with_events: whether anybody reads the events.
 
     Attributes:
-        tokens: all ids, prompt first.
+        tokens: all ids, prompt first; `tokenizer` is the pair's.
         prompt_length: tokens of the prompt; positions below it are the prompt's.
         authors: who wrote each token of the completion; `leader_tokens` of them the leader.
         logprobs: what its author made of each token of the completion, where that is known;
@@ -102,9 +103,11 @@ class Transcript:
         limit: int,
         clock: Clock,
         counts: TokenCounts | None = None,
+        on_cut: Callable[[int], None] | None = None,
         with_events: bool = True,
     ) -> None:
         self.tokens = list(prompt)
+        self.tokenizer = tokenizer
         self.prompt_length = len(self.tokens)
         self.limit = limit
         self.clock = clock
@@ -126,10 +129,10 @@ class Transcript:
         self.ends = tokenizer.leader_eos.union(config.stop_token_ids)
         self._stop_ids = frozenset(config.stop_token_ids)
         self._counts = counts
+        self._on_cut = on_cut
         self._detokenizer = Detokenizer(tokenizer.tokenizer)
         self._detector = SentenceBoundaryDetector(config.sentence_boundary)
-        self._stops = StopFilter(config.stop)
-        self._min_tokens = config.min_tokens
+        self._stops = StopRule(config, tokenizer, self.tokens)
         self._mark: _Mark | None = None
         self._begun_at: int | None = None  # the position behind the token that began the sentence
         self._unshown: list[str] = []  # text deltas of the last tokens, not yet released
@@ -330,6 +333,8 @@ class Transcript:
             self._counts.remove(self.tokens[length:])
         del self.tokens[length:]
         first = length - self.prompt_length
+        if self._on_cut is not None:
+            self._on_cut(first)
         self.leader_tokens -= self.authors[first:].count(LEADER)
         del self.authors[first:], self.logprobs[first:]
         if excess:
@@ -348,18 +353,13 @@ class Transcript:
             return
         ready, self._unshown = self._unshown[:count], self._unshown[count:]
         for position, text in enumerate(ready, start=shown):
-            self._emit(position, self._before_stop(position, text), sentence)
+            token, index = self.tokens[position], position - self.prompt_length
+            self._emit(position, self._stops.push(index, token, text), sentence)
             if self._stops.hit is not None:
                 self._unshown = []
                 self._cut(position + 1)
                 self._clip_segments()
                 return
-
-    def _before_stop(self, position: int, text: str) -> str:
-        """What may be shown of a token's text; all of it where stop strings do not count yet."""
-        if position - self.prompt_length < self._min_tokens:
-            return text
-        return self._stops.push(text)
 
     def _emit(self, position: int, text: str, sentence: int) -> None:
         index = position - self.prompt_length
@@ -388,9 +388,7 @@ class Transcript:
 
     def _show_tail(self) -> None:
         """Half a character or half a stop string that was held belongs to the last token."""
-        tail = self._before_stop(len(self.tokens) - 1, self._detokenizer.flush())
-        if self._stops.hit is None:
-            tail += self._stops.flush()
+        tail = self._stops.flush(len(self.authors) - 1, self._detokenizer.flush())
         if not tail:
             return
         self._texts[-1] += tail

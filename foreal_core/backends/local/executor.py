@@ -97,8 +97,7 @@ class LocalExecutor:
         constraint = sequence.constraint
         if constraint is None:
             return RowPass(sequence, chunk)
-        first = sequence.prompt_length
-        completions = [sequence.context(position)[first:] for position in chunk.predicted]
+        completions = [sequence.completion(position) for position in chunk.predicted]
         return RowPass(sequence, chunk, self._grammars.masks(author, constraint, completions))
 
     def groups(self, author: Author, lengths: Sequence[int], most: int) -> list[range]:
