@@ -143,7 +143,7 @@ class ThinkingState:
         if not self.over:
             seen = self._held + text
             self.over = self._marks.end in seen
-            self._held = seen[1 - len(self._marks.end) :]
+            self._held = seen[max(len(seen) - len(self._marks.end) + 1, 0) :]
 
     def _emit(self, part: Part, text: str, pieces: list[tuple[Part, str]]) -> None:
         for token_id, stand_in in self._marks.stand_ins.items():

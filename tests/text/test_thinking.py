@@ -144,6 +144,16 @@ def test_cuts_change_nothing(text: str, part: Any, cuts: set[int]) -> None:
         assert joined(pieces)[0]["answer"] == text
 
 
+@pytest.mark.parametrize("end", ["</think>", "\ufdd0"])
+@pytest.mark.parametrize("part", ["thinking", "answer", "start"])
+def test_little_is_held_of_a_long_text(part: Any, end: str) -> None:
+    state = ThinkingState(ThinkingMarks(end=end), part)
+    state.over = False  # as where nothing told that the text began inside
+    for _ in range(50):
+        state.feed("so </th")
+    assert len(state._held) < len("</think>")
+
+
 @pytest.mark.parametrize(
     ("response", "answer"),
     [
