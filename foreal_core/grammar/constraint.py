@@ -209,7 +209,8 @@ class Constraint:
             if self._matcher.is_error():
                 # Nothing may come next, after which the matcher would answer no more.
                 self._matcher = self._fresh.deep_copy()
-                self._matcher.try_consume_tokens(self._consumed)
+                answer = self._read[len(self._read) - self._consumed :]
+                self._matcher.try_consume_tokens(answer)
         else:
             allowed = np.zeros(self._vocabulary, dtype=bool)
         allowed[openers] = True
