@@ -21,6 +21,7 @@ from foreal_core.demo.real_size import PRESETS, real_size_pair
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.pair import load_pair, model_name
+from foreal_core.loading.placement import cache_bytes
 from foreal_core.randomness import problem_seed
 from foreal_core.records import files
 
@@ -80,12 +81,7 @@ class Subject:
     def cache_bytes(self, author: Author) -> int:
         """Keys and values of one token in all layers."""
         model = self.model(author)
-        config = model.config.get_text_config()
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        size: int = 2 * config.num_hidden_layers * kv_heads * width * model.dtype.itemsize
-        return size
+        return cache_bytes(model.config, model.dtype.itemsize)
 
     def sizes(self) -> dict[Author, dict[str, Any]]:
         """Each model's name and the bytes that its passes read, JSON-safe."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -77,6 +78,13 @@ class ModelRunner:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.pass_tokens = _CPU_PASS_TOKENS if self.device.type == "cpu" else _GPU_PASS_TOKENS
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
+        if self._spread and self.device.type != "cpu":
+            warnings.warn(
+                f"{name} is spread over several devices, as none has room for it: each pass runs "
+                "through them one after another, without CUDA graphs.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if static is None:
             static = self.device.type == "cuda"
         self.static = static and not self._spread
