@@ -14,7 +14,7 @@ import torch
 
 from foreal_core.benchmark.divergence import divergences
 from foreal_core.benchmark.machine import copy_bandwidth, memory_in_use
-from foreal_core.benchmark.methods import Method, Run, build_methods
+from foreal_core.benchmark.methods import Method, Run, build_methods, is_ours
 from foreal_core.benchmark.passes import pass_costs, pass_runners, pass_shapes
 from foreal_core.benchmark.selection import Case, Selection, estimated_seconds
 from foreal_core.benchmark.subject import Subject
@@ -56,6 +56,8 @@ def measure(
     _refuse_long_contexts(subject, selection)
     _add_machine_limits(subject, selection, record, progress)
     _save(record, out)
+    has_theirs = any(not is_ours(name) for name in selection.methods())
+    theirs = subject.apart() if has_theirs else subject
     with FoReaLDecoder(
         subject.leader,
         subject.draft,
@@ -64,7 +66,7 @@ def measure(
         max_batch_size=max(selection.batches),
         **decoder_options,
     ) as decoder:
-        methods = build_methods(selection.methods(), subject, decoder)
+        methods = build_methods(selection.methods(), subject, decoder, theirs)
         done = {
             Case(*(entry[field.name] for field in fields(Case))) for entry in record["measurements"]
         }

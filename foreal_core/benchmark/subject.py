@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,6 +78,13 @@ class Subject:
     def profile(self, author: Author) -> ModelProfile:
         """What its passes cost."""
         return profile_model(self.model(author), model_name(self.model(author), author))
+
+    def apart(self) -> Subject:
+        """The same pair for transformers' own ways of writing. On a CPU it has models of its own:
+        those of a decoder run through the decoder's packed weights, whoever calls them."""
+        if self.leader.device.type != "cpu":
+            return self
+        return replace(self, leader=copy.deepcopy(self.leader), draft=copy.deepcopy(self.draft))
 
     def cache_bytes(self, author: Author) -> int:
         """Keys and values of one token in all layers."""
