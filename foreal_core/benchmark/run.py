@@ -64,7 +64,7 @@ def measure(
         subject.tokenizer,
         draft_tokenizer=subject.draft_tokenizer,
         max_batch_size=max(selection.batches),
-        **decoder_options,
+        **{**_room(subject, selection), **decoder_options},
     ) as decoder:
         methods = build_methods(selection.methods(), subject, decoder, theirs)
         done = {
@@ -92,6 +92,18 @@ def measure(
     record["divergences"] = divergences(subject, record)
     _save(record, out)
     return record
+
+
+def _room(subject: Subject, selection: Selection) -> Record:
+    """On a GPU no more memory than the measurements need, as it is set aside at the start."""
+    if subject.leader.device.type != "cuda":
+        return {}
+    numbers = range(max(selection.answers, *selection.batches))
+    longest = max(
+        len(subject.prompt(number, context)) for number in numbers for context in selection.contexts
+    )
+    limit = max(selection.max_new_tokens, selection.cut)
+    return {"max_context": min(longest + limit, _positions(subject))}
 
 
 def _taken(
@@ -231,11 +243,16 @@ def _save(record: Record, out: Path | None) -> None:
         write_record(out, record)
 
 
-def _refuse_long_contexts(subject: Subject, selection: Selection) -> None:
-    takes = min(
+def _positions(subject: Subject) -> int:
+    """Those that both models take."""
+    return min(
         subject.model(author).config.get_text_config().max_position_embeddings
         for author in (LEADER, DRAFT)
     )
+
+
+def _refuse_long_contexts(subject: Subject, selection: Selection) -> None:
+    takes = _positions(subject)
     longest = max(selection.contexts)
     if longest >= takes:
         raise ConfigError(f"a context of {longest} is not allowed: the pair takes {takes} tokens.")

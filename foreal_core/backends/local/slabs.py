@@ -24,8 +24,12 @@ class LayerMemory:
     @classmethod
     def like(cls, keys: Tensor, values: Tensor) -> LayerMemory:
         """For states [B, heads, width, dim]."""
-        shapes = [(states.shape[1], states.shape[3]) for states in (keys, values)]
-        return cls(*shapes, keys.dtype, keys.device)
+        return cls(
+            (keys.shape[1], keys.shape[3]),
+            (values.shape[1], values.shape[3]),
+            keys.dtype,
+            keys.device,
+        )
 
     def bytes(self, lines: int, slots: int) -> int:
         """Of so many lines and slots."""
