@@ -42,6 +42,9 @@ class FoReaLDecoder(Calls):
             met; needs static shapes.
         threads: CPU threads of a pass; torch's own number where None. Threads of the caller's that
             compute for the first time later take the number over, as torch has it.
+        gpu_memory_utilization: share of a CUDA device's memory to use: keys and values of
+            max_batch_size requests of max_context positions are set aside in it when a model on
+            one device is taken over. A max_context that was not asked for is lowered to fit.
 
     Raises:
         IncompatibleModelsError: the vocabularies give different meanings to the same ids.
@@ -63,6 +66,7 @@ class FoReaLDecoder(Calls):
         static_shapes: bool | None = None,
         compile: bool = False,
         threads: int | None = None,
+        gpu_memory_utilization: float = 0.9,
     ) -> None:
         self._adopt(
             assemble_models(
@@ -76,6 +80,7 @@ class FoReaLDecoder(Calls):
                 static_shapes=static_shapes,
                 compile=compile,
                 threads=threads,
+                gpu_memory_utilization=gpu_memory_utilization,
             ),
             {LEADER: leader, DRAFT: draft},
             max_queue,
@@ -160,6 +165,7 @@ class FoReaLDecoder(Calls):
         static_shapes: bool | None = None,
         compile: bool = False,
         threads: int | None = None,
+        gpu_memory_utilization: float = 0.9,
         leader_kwargs: Mapping[str, Any] | None = None,
         draft_kwargs: Mapping[str, Any] | None = None,
         **hf_kwargs: Any,
@@ -169,7 +175,8 @@ class FoReaLDecoder(Calls):
         Args:
             leader, draft: hub ids or local folders.
             device_map, dtype: as in transformers' `from_pretrained`, for both models.
-            max_batch_size, max_context, max_queue, static_shapes, compile, threads: see the class.
+            max_batch_size, max_context, max_queue, static_shapes, compile, threads,
+                gpu_memory_utilization: see the class.
             leader_kwargs, draft_kwargs: further `from_pretrained` arguments for one model
                 (quantization_config, revision, device_map, ...).
             **hf_kwargs: further arguments for both.
@@ -195,6 +202,7 @@ class FoReaLDecoder(Calls):
             static_shapes=static_shapes,
             compile=compile,
             threads=threads,
+            gpu_memory_utilization=gpu_memory_utilization,
         )
 
     @classmethod

@@ -12,6 +12,7 @@ from toy import fresh_pair
 from foreal_core import FoReaLDecoder, OutOfMemoryError
 from foreal_core.backends.local import executor, kv_cache
 from foreal_core.backends.local.kv_cache import RowCache
+from foreal_core.backends.local.slabs import LayerMemory
 
 
 def states(value: int, lines: int, width: int) -> torch.Tensor:
@@ -77,7 +78,7 @@ def test_memory_moves_as_a_whole_or_not_at_all(
     finds none says true numbers. The allocator may also fail where room was foreseen."""
     cache, kept = RowCache(6, 512), {}
     allocations = 0
-    empty = kv_cache._Layer.empty
+    empty = LayerMemory.empty
 
     def failing(self: Any, lines: int, slots: int) -> Any:
         nonlocal allocations
@@ -108,7 +109,7 @@ def test_memory_moves_as_a_whole_or_not_at_all(
         cache.release()
         size = cache.need(1, 100)[torch.device("cpu")] // 10
         memory = Capped(cache, cap * size, patch)
-        patch.setattr(kv_cache._Layer, "empty", failing)
+        patch.setattr(LayerMemory, "empty", failing)
         for step, row, width in steps:
             if step == "write":
                 start = len(kept.get(row, ()))

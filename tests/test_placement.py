@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +17,13 @@ from torch.utils._pytree import tree_flatten
 from toy import PROMPTS, DecoderOf, Pair, fresh_pair
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from foreal_core import FoReaLConfig, FoReaLDecoder, ModelLoadError
+from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, ModelLoadError
 from foreal_core.backends.local import memory
+from foreal_core.backends.local.kv_cache import SPARE_SLOTS
+from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.demo import pair_paths, problems
 from foreal_core.engine.engine import Engine
-from foreal_core.loading import placement
+from foreal_core.loading import gpu_memory, placement
 
 SETTINGS = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=30, seed=3)
 
@@ -260,7 +266,8 @@ class TwoDevices(TorchDispatchMode):
 
     @staticmethod
     def _tensors(value: Any) -> list[torch.Tensor]:
-        return [one for one in tree_flatten(value)[0] if isinstance(one, torch.Tensor)]
+        found = [one for one in tree_flatten(value)[0] if isinstance(one, torch.Tensor)]
+        return [one for one in found if one.numel()]  # all empty ones are at one address
 
 
 @pytest.mark.parametrize("static", [True, False])
@@ -292,3 +299,137 @@ def test_an_error_names_gigabytes_that_can_be_read() -> None:
     need = placement.Need("leader", "a", "cpu", 65.53e9, 19.4e9)
     said = str(placement.too_large([need], "cpu has 24 GB free"))
     assert re.search(r"'a' needs 65.5 GB .*to about 19.4 GB", said)
+
+
+def test_a_request_counts_beside_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    need = placement.Need("leader", "a", "cpu", 3e9, 1e9, positions=4096, request=0.5e9)
+    monkeypatch.setattr(placement, "free_memory", lambda where: 3.2e9)
+    with pytest.raises(ModelLoadError, match=r"3 GB for weights and 0.5 GB for a request of 4096"):
+        placement.refuse_unless_they_fit([need])
+    monkeypatch.setattr(placement, "free_memory", lambda where: 3.6e9)
+    placement.refuse_unless_they_fit([need])
+
+
+def test_the_dtype_is_read_from_the_weights_where_the_config_names_none(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else half the size would be needed, and a pair that fits was refused."""
+    two, copies = fresh_pair("llama"), []
+    for name, model in (("leader", two.leader), ("draft", two.draft)):
+        model.to(torch.bfloat16).save_pretrained(tmp_path / name)
+        two.tokenizer.save_pretrained(tmp_path / name)
+        config = tmp_path / name / "config.json"
+        settings = json.loads(config.read_text())
+        assert settings.pop("dtype") == "bfloat16"
+        config.write_text(json.dumps(settings))
+        copies.append(str(tmp_path / name))
+    needs: list[placement.Need] = []
+    monkeypatch.setattr("foreal_core.loading.pair.refuse_unless_they_fit", needs.extend)
+    leader, draft = _loaded((copies[0], copies[1]), "auto")
+    assert [need.weights for need in needs] == [size(leader), size(draft)]
+    assert leader.dtype == torch.bfloat16
+
+
+class PlayedGPUs:
+    """Devices with so much free memory each, in place of CUDA's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *free: float) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+        for module in (placement, gpu_memory):
+            monkeypatch.setattr(
+                module, "free_memory", lambda where: free[int(where.partition(":")[2])]
+            )
+        monkeypatch.setattr(
+            torch.cuda,
+            "get_device_properties",
+            lambda device: SimpleNamespace(total_memory=int(max(free))),
+        )
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        ((80e9, 80e9), {"leader": 0, "draft": 0}),
+        ((70e9, 66e9), {"leader": 0, "draft": 1}),
+        ((66e9, 70e9), {"leader": 1, "draft": 0}),
+        ((40e9, 40e9), {"draft": 0}),  # the leader fits none: accelerate spreads it
+        ((80e9,), {}),  # one device: nothing to choose
+    ],
+)
+def test_a_model_that_fits_one_gpu_is_not_split(
+    free: tuple[float, ...], expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PlayedGPUs(monkeypatch, *free)
+    needs = [
+        placement.Need("leader", "a", "auto", 64e9, 0, 4096, 1e9),
+        placement.Need("draft", "b", "auto", 9e9, 0, 4096, 0.1e9),
+    ]
+    assert placement.whole_places(needs) == expected
+
+
+def test_models_with_places_of_their_own_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    PlayedGPUs(monkeypatch, 80e9, 80e9)
+    needs = [
+        placement.Need("leader", "a", "cuda:1", 64e9, 0),
+        placement.Need("draft", "b", "auto", 9e9, 0),
+    ]
+    assert placement.whole_places(needs) == {"draft": 0}
+
+
+class Placed:
+    """What of a model is looked at, as if it were on a GPU."""
+
+    def __init__(self, model: PreTrainedModel, device: str) -> None:
+        self.config, self.dtype = model.config, model.dtype
+        self._parameter = SimpleNamespace(device=torch.device(device))
+
+    def parameters(self) -> list[Any]:
+        return [self._parameter]
+
+
+def test_the_cache_of_a_gpu_is_promised_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = fresh_pair("llama")
+    models = [Placed(model, "cuda:0") for model in (two.leader, two.draft)]
+    one = sum(placement.cache_bytes(model.config, 4) for model in models)
+    room = 8 * (200 + SPARE_SLOTS) * one
+    PlayedGPUs(monkeypatch, 2 * room)
+    fit = partial(gpu_memory.context_that_fits, models=models, rows=8, utilization=0.5)
+    assert fit(512, promised=False) == 200
+    assert fit(100, promised=False) == fit(100, promised=True) == 100
+    with pytest.raises(ConfigError, match=r"a context of 200 fits, .* a batch of 3\."):
+        fit(512, promised=True)
+    on_cpu = [Placed(two.leader, "cpu")]
+    assert gpu_memory.context_that_fits(512, on_cpu, rows=8, promised=True, utilization=0.9) == 512
+    for share in (0, 1.1, True, "half"):
+        with pytest.raises(ConfigError, match="gpu_memory_utilization"):
+            fit(100, promised=True, utilization=share)
+
+
+def test_what_is_no_model_says_what_it_is(folders: tuple[str, str], tmp_path: Path) -> None:
+    def refused(leader: Path, match: str) -> None:
+        with pytest.raises(ModelLoadError, match=match):
+            FoReaLDecoder.from_pretrained(str(leader), folders[1])
+
+    gguf = tmp_path / "packed" / "model.gguf"
+    gguf.parent.mkdir()
+    gguf.write_bytes(b"GGUF")
+    refused(gguf, r"is a GGUF file.*leader_kwargs=\{'gguf_file': 'model.gguf'\}")
+    refused(gguf.parent, r"as GGUF only \(model.gguf\).*'gguf_file'")
+    refused(Path(folders[0]) / "config.json", "is a file. Give the folder")
+    empty = tmp_path / "empty"
+    shutil.copytree(folders[0], empty, ignore=shutil.ignore_patterns("*.safetensors"))
+    refused(empty, "a folder without weights")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    refused(adapter, r"adapter \(PEFT\) for 'some/base'.*merge_and_unload")
+    (adapter / "adapter_config.json").write_text("[")
+    refused(adapter, "for some base model")
+
+
+def test_a_spread_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh_pair("llama").leader
+    model.model.embed_tokens.to("meta")
+    with pytest.warns(RuntimeWarning, match="spread over several devices.*without CUDA graphs"):
+        ModelRunner(model, "model", max_rows=1, max_slots=8)

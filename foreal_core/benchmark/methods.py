@@ -287,19 +287,27 @@ SAME_TEXT: tuple[tuple[str, ...], ...] = (
 )
 
 
+def is_ours(name: str) -> bool:
+    """Whether a method runs on the engine."""
+    return name in _OURS
+
+
 def takes_batches(name: str) -> bool:
     """transformers' assisted generation writes one text at a time."""
     return not name.startswith("assisted")
 
 
 def build_methods(
-    names: Sequence[str], subject: Subject, decoder: FoReaLDecoder
+    names: Sequence[str],
+    subject: Subject,
+    decoder: FoReaLDecoder,
+    theirs: Subject | None = None,
 ) -> dict[str, Method]:
-    """The methods of these names over one loaded pair."""
+    """The methods of these names over one loaded pair; transformers' own run on `theirs`."""
     methods: dict[str, Method] = {}
     for name in names:
         if name in _OURS:
             methods[name] = Ours(subject, decoder, _OURS[name])
         else:
-            methods[name] = Transformers(subject, *_THEIRS[name])
+            methods[name] = Transformers(theirs or subject, *_THEIRS[name])
     return methods

@@ -14,7 +14,7 @@ import torch
 
 from foreal_core.benchmark.divergence import divergences
 from foreal_core.benchmark.machine import copy_bandwidth, memory_in_use
-from foreal_core.benchmark.methods import Method, Run, build_methods
+from foreal_core.benchmark.methods import Method, Run, build_methods, is_ours
 from foreal_core.benchmark.passes import pass_costs, pass_runners, pass_shapes
 from foreal_core.benchmark.selection import Case, Selection, estimated_seconds
 from foreal_core.benchmark.subject import Subject
@@ -56,15 +56,17 @@ def measure(
     _refuse_long_contexts(subject, selection)
     _add_machine_limits(subject, selection, record, progress)
     _save(record, out)
+    has_theirs = any(not is_ours(name) for name in selection.methods())
+    theirs = subject.apart() if has_theirs else subject
     with FoReaLDecoder(
         subject.leader,
         subject.draft,
         subject.tokenizer,
         draft_tokenizer=subject.draft_tokenizer,
         max_batch_size=max(selection.batches),
-        **decoder_options,
+        **{**_room(subject, selection), **decoder_options},
     ) as decoder:
-        methods = build_methods(selection.methods(), subject, decoder)
+        methods = build_methods(selection.methods(), subject, decoder, theirs)
         done = {
             Case(*(entry[field.name] for field in fields(Case))) for entry in record["measurements"]
         }
@@ -90,6 +92,18 @@ def measure(
     record["divergences"] = divergences(subject, record)
     _save(record, out)
     return record
+
+
+def _room(subject: Subject, selection: Selection) -> Record:
+    """On a GPU no more memory than the measurements need, as it is set aside at the start."""
+    if subject.leader.device.type != "cuda":
+        return {}
+    numbers = range(max(selection.answers, *selection.batches))
+    longest = max(
+        len(subject.prompt(number, context)) for number in numbers for context in selection.contexts
+    )
+    limit = max(selection.max_new_tokens, selection.cut)
+    return {"max_context": min(longest + limit, _positions(subject))}
 
 
 def _taken(
@@ -229,11 +243,16 @@ def _save(record: Record, out: Path | None) -> None:
         write_record(out, record)
 
 
-def _refuse_long_contexts(subject: Subject, selection: Selection) -> None:
-    takes = min(
+def _positions(subject: Subject) -> int:
+    """Those that both models take."""
+    return min(
         subject.model(author).config.get_text_config().max_position_embeddings
         for author in (LEADER, DRAFT)
     )
+
+
+def _refuse_long_contexts(subject: Subject, selection: Selection) -> None:
+    takes = _positions(subject)
     longest = max(selection.contexts)
     if longest >= takes:
         raise ConfigError(f"a context of {longest} is not allowed: the pair takes {takes} tokens.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from foreal_core.demo.real_size import PRESETS, real_size_pair
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.pair import load_pair, model_name
+from foreal_core.loading.placement import cache_bytes
 from foreal_core.randomness import problem_seed
 from foreal_core.records import files
 
@@ -77,15 +79,17 @@ class Subject:
         """What its passes cost."""
         return profile_model(self.model(author), model_name(self.model(author), author))
 
+    def apart(self) -> Subject:
+        """The same pair for transformers' own ways of writing. On a CPU it has models of its own:
+        those of a decoder run through the decoder's packed weights, whoever calls them."""
+        if self.leader.device.type != "cpu":
+            return self
+        return replace(self, leader=copy.deepcopy(self.leader), draft=copy.deepcopy(self.draft))
+
     def cache_bytes(self, author: Author) -> int:
         """Keys and values of one token in all layers."""
         model = self.model(author)
-        config = model.config.get_text_config()
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        size: int = 2 * config.num_hidden_layers * kv_heads * width * model.dtype.itemsize
-        return size
+        return cache_bytes(model.config, model.dtype.itemsize)
 
     def sizes(self) -> dict[Author, dict[str, Any]]:
         """Each model's name and the bytes that its passes read, JSON-safe."""

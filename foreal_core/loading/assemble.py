@@ -15,6 +15,7 @@ from foreal_core.engine.engine import Engine
 from foreal_core.engine.spans import SpanEngine
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER
+from foreal_core.loading.gpu_memory import context_that_fits
 from foreal_core.loading.pair import end_of_sequence_ids, model_name
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
@@ -42,13 +43,20 @@ def assemble_models(
     static_shapes: bool | None,
     compile: bool,
     threads: int | None,
+    gpu_memory_utilization: float,
 ) -> Assembled:
     """An engine over two models of transformers; arguments and errors are `FoReaLDecoder`'s."""
     _refuse_unless_loaded(leader, draft, tokenizer)
     if static_shapes is not None and not isinstance(static_shapes, bool):
         raise ConfigError(f"static_shapes={static_shapes!r} is not allowed: True, False or None.")
-    context = _checked_context(max_context, leader, draft)
     _refuse_unless_counts(max_batch_size=max_batch_size)
+    context = context_that_fits(
+        _checked_context(max_context, leader, draft),
+        (leader, draft),
+        rows=max_batch_size,
+        promised=max_context is not None,
+        utilization=gpu_memory_utilization,
+    )
     _refuse_unless_counts(may_be_none=True, max_queue=max_queue, threads=threads)
     runners: list[ModelRunner] = []
     try:

@@ -16,7 +16,9 @@ from foreal_core.loading.placement import (
     refuse_offloaded,
     refuse_unless_they_fit,
     too_large,
+    whole_places,
 )
+from foreal_core.loading.sources import refuse_unless_a_model
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,18 @@ def load_pair(
     leader_options = {**common, **leader_kwargs}
     draft_options = {**common, **draft_kwargs}
     # What is small first: a missing model or one too large is found before gigabytes are read.
+    refuse_unless_a_model("leader", leader, leader_options)
+    refuse_unless_a_model("draft", draft, draft_options)
     tokenizer = _load_tokenizer("leader", leader, leader_options)
     draft_tokenizer = _load_tokenizer("draft", draft, draft_options)
     leader_need = _need("leader", leader, leader_options)
     draft_need = _need("draft", draft, draft_options)
-    refuse_unless_they_fit([need for need in (leader_need, draft_need) if need is not None])
+    needs = [need for need in (leader_need, draft_need) if need is not None]
+    refuse_unless_they_fit(needs)
+    places = whole_places(needs)
+    for role, options in (("leader", leader_options), ("draft", draft_options)):
+        if role in places:
+            options["device_map"] = {"": places[role]}
     return LoadedPair(
         leader=_load_model("leader", leader, leader_options, leader_need),
         draft=_load_model("draft", draft, draft_options, draft_need),

@@ -10,7 +10,10 @@ import torch
 
 from foreal_core.backends.local.memory import free_memory
 from foreal_core.errors import ModelLoadError
+from foreal_core.loading.sources import dtype_on_disk
 
+# Of the request that has to fit beside the weights, where the model takes as many.
+_POSITIONS = 4096
 # Bytes of a quantised weight with its scales, as bitsandbytes keeps it.
 _QUANTISED = {"load_in_4bit": 0.5625, "load_in_8bit": 1.0}
 _REMEDY = (
@@ -30,6 +33,8 @@ class Need:
         where: the device that it is to go to, "auto" for all accelerators.
         weights: bytes, as it is to be loaded.
         quantised: bytes with four-bit weights.
+        positions: of a request that has to fit beside the weights.
+        request: bytes of that request: its keys and values, and the logits of one position.
     """
 
     role: str
@@ -37,6 +42,13 @@ class Need:
     where: str
     weights: float
     quantised: float
+    positions: int = 0
+    request: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """Bytes with which one request can run."""
+        return self.weights + self.request
 
 
 def need_of(role: str, name: str, config: Any, options: Mapping[str, Any]) -> Need | None:
@@ -47,7 +59,7 @@ def need_of(role: str, name: str, config: Any, options: Mapping[str, Any]) -> Ne
 
     where = _place(options.get("device_map"))
     scale = _quantised_bytes(options.get("quantization_config"), config)
-    dtype = _dtype(options, config)
+    dtype = _dtype(name, options, config)
     if where is None or scale is None or dtype is None:
         return None
     try:
@@ -65,13 +77,26 @@ def need_of(role: str, name: str, config: Any, options: Mapping[str, Any]) -> Ne
     )
     outer = sum(parameter.numel() for parameter in model.parameters()) - inner
     size = dtype.itemsize
+    text = config.get_text_config()
+    positions = min(_POSITIONS, getattr(text, "max_position_embeddings", None) or _POSITIONS)
     return Need(
         role,
         name,
         where,
         weights=outer * size + inner * (scale or size),
         quantised=outer * size + inner * _QUANTISED["load_in_4bit"],
+        positions=positions,
+        request=positions * cache_bytes(config, size) + 4 * text.vocab_size,
     )
+
+
+def cache_bytes(config: Any, size: int) -> int:
+    """Keys and values of one position in all layers, in numbers of `size` bytes."""
+    config = config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * kv_heads * width * size)
 
 
 def refuse_unless_they_fit(needs: Sequence[Need]) -> None:
@@ -83,20 +108,39 @@ def refuse_unless_they_fit(needs: Sequence[Need]) -> None:
     for where in {need.where for need in needs}:
         together = [need for need in needs if need.where == where]
         free = free_memory(where)
-        if free is not None and sum(need.weights for need in together) > free:
+        if free is not None and sum(need.whole for need in together) > free:
             raise too_large(together, f"{where} has {_gigabytes(free)} free")
 
 
 def too_large(needs: Sequence[Need], found: str) -> ModelLoadError:
     """The error that names what does not fit and what to try."""
     listed = " and ".join(
-        f"the {need.role} {need.name!r} needs {_gigabytes(need.weights)}" for need in needs
+        f"the {need.role} {need.name!r} needs {_gigabytes(need.weights)} for weights and "
+        f"{_gigabytes(need.request)} for a request of {need.positions} positions"
+        for need in needs
     )
     leader = needs[0]
     remedy = _REMEDY.format(quantised=_gigabytes(leader.quantised))
-    return ModelLoadError(
-        f"the pair does not fit: {listed} for weights alone, but {found}. {remedy}"
-    )
+    return ModelLoadError(f"the pair does not fit: {listed}, but {found}. {remedy}")
+
+
+def whole_places(needs: Sequence[Need]) -> dict[str, int]:
+    """Which CUDA device each model gets as a whole, the largest first, where accelerate is asked to
+    place them over several: it would split even models that fit one, and a model that is split
+    runs without CUDA graphs. A model that fits none is left to accelerate."""
+    if not torch.cuda.is_available() or torch.cuda.device_count() < 2:
+        return {}
+    free = {index: free_memory(f"cuda:{index}") or 0 for index in range(torch.cuda.device_count())}
+    places: dict[str, int] = {}
+    for need in sorted(needs, key=lambda need: need.whole, reverse=True):
+        # Where both fit one device the other ones stay free.
+        fitting = [index for index in free if free[index] >= need.whole]
+        if need.where != "auto" or not fitting:
+            continue
+        taken = [index for index in fitting if index in places.values()]
+        places[need.role] = place = (taken or [max(fitting, key=free.__getitem__)])[0]
+        free[place] -= int(need.whole)
+    return places
 
 
 def refuse_offloaded(role: str, name: str, model: Any, need: Need | None) -> None:
@@ -140,10 +184,15 @@ def _quantised_bytes(asked: Any, config: Any) -> float | None:
     return next((size for flag, size in _QUANTISED.items() if settings.get(flag)), None)
 
 
-def _dtype(options: Mapping[str, Any], config: Any) -> torch.dtype | None:
+def _dtype(name: str, options: Mapping[str, Any], config: Any) -> torch.dtype | None:
+    """The number type that it will have; None where only the weights themselves know."""
     asked = options.get("dtype", options.get("torch_dtype", "auto"))
     if asked in ("auto", None):
-        asked = getattr(config, "dtype", None) or torch.float32
+        asked = (
+            getattr(config, "dtype", None)
+            or getattr(config.get_text_config(), "dtype", None)
+            or dtype_on_disk(name, options)
+        )
     found = getattr(torch, asked, None) if isinstance(asked, str) else asked
     return found if isinstance(found, torch.dtype) else None
 

@@ -12,9 +12,8 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,35 +25,12 @@ from foreal_core.backends.local.memory import (
     in_words,
     out_of_memory,
 )
+from foreal_core.backends.local.slabs import LayerMemory, Slabs, copy_lines
 from foreal_core.errors import OutOfMemoryError
-
-Slabs: TypeAlias = tuple[Tensor, Tensor]  # keys and values of a layer, [lines, heads, slots, dim]
 
 _SMALLEST_CAPACITY = 256
 # Slots behind every context: for padding, and for lines that sit a pass out.
 SPARE_SLOTS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """What one layer keeps of a position: [heads, dim] of keys and of values."""
-
-    keys: tuple[int, int]
-    values: tuple[int, int]
-    dtype: torch.dtype
-    device: torch.device
-
-    def bytes(self, lines: int, slots: int) -> int:
-        width = self.keys[0] * self.keys[1] + self.values[0] * self.values[1]
-        return lines * slots * width * self.dtype.itemsize
-
-    def empty(self, lines: int, slots: int) -> Slabs:
-        # Zeroes, not garbage: see `wipe`.
-        keys, values = (
-            torch.zeros(lines, heads, slots, dim, dtype=self.dtype, device=self.device)
-            for heads, dim in (self.keys, self.values)
-        )
-        return keys, values
 
 
 class RowCache(Cache):
@@ -78,7 +54,7 @@ class RowCache(Cache):
         self._max_rows = max_rows
         self._max_slots = max_slots
         self._held = (0, 0)  # lines and slots of every slab
-        self._layers: dict[int, _Layer] = {}
+        self._layers: dict[int, LayerMemory] = {}
         self._slabs: dict[int, Slabs] = {}
         self._line_of: dict[int, int] = {}  # row -> line
         self._used: dict[int, int] = {}  # row -> slots that may hold something
@@ -250,12 +226,7 @@ class RowCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Stores [B, heads, width, dim] at each row's positions; gives [B, heads, view, dim]."""
         if layer_idx not in self._slabs:
-            layer = _Layer(
-                (key_states.shape[1], key_states.shape[3]),
-                (value_states.shape[1], value_states.shape[3]),
-                key_states.dtype,
-                key_states.device,
-            )
+            layer = LayerMemory.like(key_states, value_states)
             self._layers[layer_idx] = layer
             self._slabs[layer_idx] = layer.empty(*self._held)
         keys, values = self._slabs[layer_idx]
@@ -364,7 +335,7 @@ class RowCache(Cache):
             for index, layer in self._layers.items():
                 new = layer.empty(lines, slots)
                 if index in self._slabs:
-                    _copy(self._slabs[index], new, copies)
+                    copy_lines(self._slabs[index], new, copies)
                 self._slabs[index] = new
                 del new
                 moved.append(index)
@@ -375,7 +346,7 @@ class RowCache(Cache):
                     del self._slabs[index]
                 else:
                     old = self._layers[index].empty(*before)
-                    _copy(self._slabs[index], old, back)
+                    copy_lines(self._slabs[index], old, back)
                     self._slabs[index] = old
                     del old
             raise
@@ -414,13 +385,6 @@ class RowCache(Cache):
             positions = starts[:, None] + torch.arange(self._width, device=device)
             self._index[device] = (rows, positions)
         return self._index[device]
-
-
-def _copy(old: Slabs, new: Slabs, copies: Sequence[tuple[int, int, int]]) -> None:
-    """Copies (old line, new line, slots)."""
-    for source, target, used in copies:
-        for before, after in zip(old, new, strict=True):
-            after[target, :, :used] = before[source, :, :used]
 
 
 def cache_argument(function: Callable[..., Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from foreal_core.backends.local.attention import ATTENTION_NAME
 from foreal_core.backends.local.batches import split_batch
 from foreal_core.backends.local.chunks import Chunk as Chunk, wanted_columns, wanted_logits
-from foreal_core.backends.local.cuda_graphs import MOST_GRAPHS, WIDEST, CudaGraphs
+from foreal_core.backends.local.cuda_graphs import MOST_GRAPHS, WIDEST, CudaGraphs, Shape
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.fused_forward import FusedForward
 from foreal_core.backends.local.kv_cache import RowCache, cache_argument
@@ -77,6 +78,13 @@ class ModelRunner:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.pass_tokens = _CPU_PASS_TOKENS if self.device.type == "cpu" else _GPU_PASS_TOKENS
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
+        if self._spread and self.device.type != "cpu":
+            warnings.warn(
+                f"{name} is spread over several devices, as none has room for it: each pass runs "
+                "through them one after another, without CUDA graphs.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if static is None:
             static = self.device.type == "cuda"
         self.static = static and not self._spread
@@ -107,9 +115,8 @@ class ModelRunner:
                 self._lean = FusedForward.of(model, self.cache, self._packed) if plain else None
                 if self._lean is None and not compiled:
                     self._packed.pack(model.modules())
-            if self.static and self.device.type == "cuda" and not compiled:
-                with torch.inference_mode():
-                    self._static_passes.capture_all(max_slots)
+            if self.device.type == "cuda" and not compiled:
+                self.capture_all()
         except BaseException:
             self._packed.clear()
             _return_attention(model)
@@ -182,6 +189,22 @@ class ModelRunner:
         if len(wanted) == len(flat):
             return flat
         return flat[to_device(wanted, flat.device, torch.long)]
+
+    @torch.inference_mode()
+    def capture_all(self) -> None:
+        """Captures all passes of fixed shapes, if there are; on CUDA it is done at the start."""
+        if self.static and self._static_passes.captures == 0:
+            self._static_passes.capture_all(self._last_position + 1)
+
+    @property
+    def captures(self) -> int:
+        """Passes that were captured."""
+        return self._static_passes.captures
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Those of the captured passes."""
+        return self._static_passes.shapes()
 
     def free(self, row: int) -> None:
         """The row's request is over."""

@@ -24,6 +24,8 @@ from foreal_core.request.draws import Draws as Draws
 from foreal_core.request.logit_rules import Adjustment
 
 _MASK32 = 0xFFFFFFFF
+# Draws are made in float64; where a device has none the host makes them, of the same noise.
+_WITHOUT_FLOAT64 = ("mps",)
 # Of what `draw_on_device` gives, whatever is asked for.
 _FIXED_ROWS = 6
 
@@ -85,6 +87,8 @@ def draw_on_device(
         proposals: the token to be judged in each row, None where there is none.
         uncertainty: whether entropies and gaps are wanted.
     """
+    if logits.device.type in _WITHOUT_FLOAT64:
+        logits = logits.cpu()
     raw = logits
     floats = torch.full((3, len(settings)), torch.nan, dtype=torch.float64, device=raw.device)
     if uncertainty:

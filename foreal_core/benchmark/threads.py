@@ -1,0 +1,136 @@
+"""What a second CPU thread gains: the engine against transformers' `generate`, at each number of
+threads, alone and while the user's own thread computes between calls:
+`python -m foreal_core.benchmark.threads --model FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from foreal_core.backends.local.threads import give_back_threads
+from foreal_core.benchmark.ratios import clocked
+from foreal_core.decoder import FoReaLDecoder
+from foreal_core.records import provenance
+
+_PROMPT = "Write a long story about a lighthouse keeper who finds a map."
+# As a small embedding model does: a few layers over a passage.
+_PASSAGE, _WIDTH, _LAYERS = 256, 384, 12
+
+
+def measure_threads(
+    name: str, *, dtype: str, threads: Sequence[int], tokens: int, repeats: int
+) -> dict[str, Any]:
+    """Tokens per second of the leader alone, greedy, everything in turn within each repeat.
+
+    Returns a record, JSON-safe: medians by way and number of threads, and the ratios of the engine
+    to `generate` and of each number of threads to the first.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    ours = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
+    theirs = copy.deepcopy(ours)  # a decoder's models run through its packed weights
+    prompt = list(tokenizer(_PROMPT)["input_ids"])
+    embedding = torch.nn.Sequential(
+        *(torch.nn.Linear(_WIDTH, _WIDTH) for _ in range(_LAYERS))
+    ).requires_grad_(False)
+    passage = torch.randn(_PASSAGE, _WIDTH)
+    with ExitStack() as open_decoders:
+        ways: dict[tuple[str, int], Callable[[], object]] = {}
+        for count in threads:
+            decoder = FoReaLDecoder(
+                ours, ours, tokenizer, max_batch_size=1, max_context=2048, threads=count
+            )
+            open_decoders.enter_context(decoder)
+            write = partial(
+                decoder.generate,
+                prompt,
+                policy="leader",
+                max_new_tokens=tokens,
+                min_tokens=tokens,
+            )
+            ways["engine", count] = write
+            ways["engine, user computes", count] = partial(_after, embedding, passage, write)
+            ways["generate", count] = partial(_generate, theirs, prompt, tokens)
+        taken: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+        for repeat in range(repeats + 1):
+            for way, run in ways.items():
+                torch.set_num_threads(way[1])
+                seconds, _ = clocked(run)
+                give_back_threads()  # one way's pool must not slow the next one
+                if repeat:  # the first warms up
+                    taken[way].append(tokens / seconds)
+    speed = {way: median(each) for way, each in taken.items()}
+    first = threads[0]
+    return {
+        "kind": "threads",
+        "model": name,
+        "dtype": dtype,
+        "tokens": tokens,
+        "repeats": repeats,
+        "tokens_per_second": {
+            f"{way}, {count} threads": {"median": speed[way, count], "all": taken[way, count]}
+            for way, count in ways
+        },
+        "ratios": {
+            **{
+                f"{way} / generate, {count} threads": speed[way, count] / speed["generate", count]
+                for way, count in ways
+                if way != "generate"
+            },
+            **{
+                f"{way}, {count} threads / {first}": speed[way, count] / speed[way, first]
+                for way, count in ways
+                if count != first
+            },
+        },
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+    }
+
+
+def _after(embedding: Any, passage: Any, write: Callable[[], object]) -> None:
+    embedding(passage)
+    write()
+
+
+@torch.inference_mode()
+def _generate(model: Any, prompt: Sequence[int], tokens: int) -> None:
+    ids = torch.tensor([prompt])
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+    )
+
+
+def main() -> None:
+    """Prints one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="a folder or hub id")
+    parser.add_argument("--dtype", default="bfloat16", help="bfloat16, float32, ...")
+    parser.add_argument("--threads", type=int, action="append", help="repeat it for several")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    record = measure_threads(
+        arguments.model,
+        dtype=arguments.dtype,
+        threads=arguments.threads or [1, 2],
+        tokens=arguments.tokens,
+        repeats=arguments.repeats,
+    )
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
