@@ -246,7 +246,7 @@ def _save(record: Record, out: Path | None) -> None:
 def _positions(subject: Subject) -> int:
     """Those that both models take."""
     return min(
-        subject.model(author).config.get_text_config().max_position_embeddings
+        int(subject.model(author).config.get_text_config().max_position_embeddings)
         for author in (LEADER, DRAFT)
     )
 

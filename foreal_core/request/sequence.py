@@ -207,6 +207,10 @@ class Sequence:
     def cancel(self) -> None:
         """Ends the text as it stands."""
         self._turns.cancel()
+        # What was cut, and what nobody will decide upon, leaves the models' rows as well.
+        self._proposals = []
+        for state in self._states.values():
+            state.roll_back(len(self.tokens))
 
     def take_events(self) -> list[TokenEvent]:
         """Events since the last call."""

@@ -50,8 +50,10 @@ class StopRule:
 
     def flush(self, index: int, text: str) -> str:
         """What may still be shown at the end of the text, whose last token brings some more."""
-        shown = text if index < self._min_tokens else self._filter.push(text)
-        return shown if self.hit is not None else self._filter.flush() + shown
+        if index < self._min_tokens:
+            return self._filter.flush() + text
+        shown = self._filter.push(text)
+        return shown if self.hit is not None else shown + self._filter.flush()
 
     def _thought_in(self, token: int, text: str) -> int:
         """How much of a token's text belongs to the thinking."""

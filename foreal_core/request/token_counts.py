@@ -20,11 +20,13 @@ class TokenCounts:
         # One column per id that was ever met: id, times in the whole text, times in the completion.
         self._columns = np.zeros((3, 64), dtype=np.int64)
         for token in prompt:
-            self._columns[1, self._column(token)] += 1
+            column = self._column(token)  # first: it may bring a wider array
+            self._columns[1, column] += 1
 
     def add(self, token: int) -> None:
         """The completion goes on with `token`."""
-        self._columns[1:, self._column(token)] += 1
+        column = self._column(token)  # first: it may bring a wider array
+        self._columns[1:, column] += 1
 
     def remove(self, tokens: Sequence[int]) -> None:
         """The completion no longer ends with `tokens`."""

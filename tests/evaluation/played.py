@@ -37,6 +37,12 @@ class Riddle:
 RIDDLES = [Riddle(f"riddle {i}", f"<{i}>") for i in range(8)]
 
 
+class PlayedTokenizer(SimpleNamespace):
+    """Of a class of its own, which can be referred to weakly."""
+
+    chat_template = None
+
+
 class PlayedDecoder:
     """Stands in for FoReaLDecoder.
 
@@ -53,7 +59,7 @@ class PlayedDecoder:
         template_end: str = "",
     ) -> None:
         self.answer = answer
-        self.tokenizer = SimpleNamespace(decode=lambda ids, **_: template_end)
+        self.tokenizer = PlayedTokenizer(decode=lambda ids, **_: template_end)
         self._prompts: list[str] = []
         self.asked: list[tuple[str, FoReaLConfig]] = []
         self.models = {"leader": "L", "draft": "D"}

@@ -53,7 +53,7 @@ def test_the_papers_points_and_the_controls() -> None:
     }
     assert {p.config.draft_length for p in points if p.config.policy == "speculative"} == {3, 5}
     policies = Counter(p.config.policy for p in points)
-    assert policies == Counter(foreal=21, leader=1, draft=2, speculative=2, pattern=1, wait=1)
+    assert policies == Counter(foreal=21, leader=1, draft=2, speculative=2, even=1, wait=1)
     assert {p.config.seed for p in points} == {3}
     assert len(paper(["own"], BASE)) == 25
     judged = comparison(drafts, BASE)

@@ -110,6 +110,7 @@ def stop_across_a_hand_off(decoder: FoReaLDecoder) -> tuple[str, dict[str, Any]]
     """A stop string whose first half one model writes and whose second half the other does."""
     for seed in range(20):
         settings = {"seed": seed, "max_new_tokens": 120, "hit_threshold": 1, "lead_count": 4}
+        settings["stop_in_thinking"] = True
         ids = decoder.encode(messages=[{"role": "user", "content": QUESTION}])
         generation = decoder.generate(ids, **settings)
         for segment in generation.segments[:-1]:

@@ -33,14 +33,15 @@ def test_settings_of_constructor_and_call(make: Make, decoder: FoReaLDecoder, na
 
 @pytest.mark.parametrize("name", METHODS)
 def test_stop_strings(make: Make, name: str) -> None:
-    llm = make(max_new_tokens=60)
+    of_thinking: dict[str, Any] = {"max_new_tokens": 60, "stop_in_thinking": True}
+    llm = make(**of_thinking)
     thinking = thinking_of(llm.chat(chat_of(QUESTION)))
     stop = thinking[20:26]
     before = thinking[: thinking.index(stop)].rstrip()
     for last in (
         METHODS[name](llm, QUESTION, stop=[stop])[-1],
-        METHODS[name](make(max_new_tokens=60, stop=stop), QUESTION)[-1],
-        METHODS[name](make(max_new_tokens=60, stop="no such text"), QUESTION, stop=stop)[-1],
+        METHODS[name](make(**of_thinking, stop=stop), QUESTION)[-1],
+        METHODS[name](make(**of_thinking, stop="no such text"), QUESTION, stop=stop)[-1],
     ):
         assert thinking_of(last) == before
         assert last.raw["finish_reason"] == "stop"  # type: ignore[index]
