@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import Meter, ModelProfile, build_report
+from foreal_core.demo import pair_paths
 from foreal_core.errors import FoReaLError
 from foreal_core.events import Generation
 
@@ -37,10 +38,12 @@ class Riddle:
 RIDDLES = [Riddle(f"riddle {i}", f"<{i}>") for i in range(8)]
 
 
-class PlayedTokenizer(SimpleNamespace):
-    """Of a class of its own, which can be referred to weakly."""
+@functools.cache
+def bundled_tokenizer() -> Any:
+    """The bundled pair's, whose template and vocabulary know the marks of thinking."""
+    from transformers import AutoTokenizer
 
-    chat_template = None
+    return AutoTokenizer.from_pretrained(pair_paths()[0])
 
 
 class PlayedDecoder:
@@ -59,7 +62,8 @@ class PlayedDecoder:
         template_end: str = "",
     ) -> None:
         self.answer = answer
-        self.tokenizer = PlayedTokenizer(decode=lambda ids, **_: template_end)
+        self.tokenizer = bundled_tokenizer()
+        self._end = self.tokenizer(template_end, add_special_tokens=False)["input_ids"]
         self._prompts: list[str] = []
         self.asked: list[tuple[str, FoReaLConfig]] = []
         self.models = {"leader": "L", "draft": "D"}
@@ -73,7 +77,7 @@ class PlayedDecoder:
 
     def encode(self, prompt: Any = None, *, messages: Any = None) -> list[int]:
         self._prompts.append(prompt if messages is None else messages[-1]["content"])
-        return [len(self._prompts) - 1]
+        return [len(self._prompts) - 1, *self._end]
 
     def submit(self, ids: list[int], config: Any = None) -> Future[Generation]:
         question = self._prompts[ids[0]]

@@ -135,7 +135,7 @@ def test_sweep_prints_a_table_and_draws(
         (["eval", "--suite", "ledger", "--draft", "poet"], "reasoning, instruct"),
         (["eval", "--suite", "ledger", "--batch-size", "0"], "--batch-size"),
         (["eval", "--suite", "ledger", "--lead-probability", "2"], "lead_probability"),
-        (["sweep", "--out", "x.json"], "--preset comparison or paper"),
+        (["sweep", "--out", "x.json"], "give --preset, or --grid"),
         (["sweep", "--out", "x.json", "--grid", "colour=red"], "colour=red"),
         (["sweep", "--out", "x.json", "--grid", "lead_count"], "lead_count"),
         (["sweep", "--out", "x.json", "--grid", "lead_count=-1"], "lead_count=-1"),
