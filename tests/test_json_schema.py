@@ -170,3 +170,27 @@ def test_messages_say_what_is_wrong_and_nothing_of_the_grammar() -> None:
         with pytest.raises(ConfigError) as caught:
             written(FoReaLConfig(json_schema=schema), 0)
         assert str(caught.value) == f"json_schema is not allowed: {told}"
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 9),
+    visits=st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=12),
+)
+def test_what_may_come_next_hangs_on_the_text_alone(
+    seed: int, visits: list[tuple[int, bool]]
+) -> None:
+    """Whatever was asked before, the end of the text among it, which llguidance takes without
+    counting it."""
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}
+    config, tokenizer = FoReaLConfig(json_schema=schema, max_new_tokens=60), tokenizer_with()
+    text = written(config, seed)
+    asked, fresh = (factory_of(tokenizer).compile(config, prompt_ids(tokenizer), 60) for _ in "12")
+    answers = [fresh.allowed(text[:end]) for end in range(len(text) + 1)]
+    for end, beyond in visits:
+        end = min(end, len(text))
+        if beyond:  # as proposals go beyond the end
+            asked.allowed([*text, tokenizer.eos_token_id, *text[:2]])
+        mask, expected = asked.allowed(text[:end]), answers[end]
+        assert (mask is None) == (expected is None)
+        assert mask is None or expected is None or (mask == expected).all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+from decimal import Decimal
 
 from foreal_core.extras import extra_module
 from foreal_core.text.thinking import answer_of
@@ -16,6 +17,15 @@ _BOX = "\\boxed"
 # Seconds for one answer: sympy may think about an absurd one for ever. The limit is a signal, which
 # only the main thread can take.
 _PATIENCE = 5
+
+# Spaces between groups of three digits, a power of ten as computers write it ("2e+3" may be Euler's
+# number), and dashes for a minus sign.
+_GROUPS = re.compile(r"(?<=\d)(?:\\[,;:! ]|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+_POWERS = re.compile(
+    r"(?<![\w.\\])(\d+\.\d+(?=[eE][+-])|\d+(?:\.\d+)?(?=[eE]\d))[eE]\+?(-?\d+)(?!\w)"
+)
+_MOST_ZEROS = 60
+_DASHES = re.compile(r"(?<![\w)}])\s*[\u2012\u2013\u2212](?=\s*[\d\\(])")
 
 LETTERS = "ABCDEFGHIJ"
 # A box that holds a letter, alone or before a mark; an answer that is said to be one. "I" may be
@@ -42,10 +52,28 @@ def is_right_in_maths(text: str, answer: str) -> bool:
     given = answer_of(text)
     # math-verify takes several boxes for one set; a later box is a correction.
     given = given[max(given.rfind(_BOX), 0) :]
+    if given.strip(" \n$.") == answer.strip(" \n$."):
+        return bool(answer.strip())  # also where it is a name, in which math-verify sees nothing
     expected, found = (
-        math_verify.parse(one, parsing_timeout=patience) for one in (f"{_BOX}{{{answer}}}", given)
+        math_verify.parse(_readable(one), parsing_timeout=patience)
+        for one in (f"{_BOX}{{{answer}}}", given)
     )
     return bool(math_verify.verify(expected, found, timeout_seconds=patience))
+
+
+def _readable(text: str) -> str:
+    """The text with its numbers as math-verify reads them: to it 1e3 is 1, and 1\\,000 is 0."""
+    text = _GROUPS.sub("", text)
+    text = _POWERS.sub(_written_out, text)
+    return _DASHES.sub("-", text)
+
+
+def _written_out(number: re.Match[str]) -> str:
+    """Without its power of ten, if that is no absurd one."""
+    mantissa, exponent = number.groups()
+    if abs(int(exponent)) > _MOST_ZEROS:
+        return rf"{mantissa} \cdot 10^{{{exponent}}}"
+    return format(Decimal(f"{mantissa}e{exponent}"), "f")
 
 
 def is_right_choice(text: str, answer: str, letters: str = LETTERS) -> bool:
