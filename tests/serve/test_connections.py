@@ -133,7 +133,7 @@ async def test_text_that_is_held_back_is_silence(decoder: FoReaLDecoder) -> None
     defaults = Defaults(FoReaLConfig(), 1)
     ask = of_chat(ChatRequest.model_validate(body), defaults)
     context = Context("chatcmpl-1", 0, MODEL, ask, decoder.pair_tokenizer)
-    reply = ChatReply(ask, "reasoning_content", decoder.tokenizer, thinking=False)
+    reply = ChatReply(ask, "reasoning_content", decoder.tokenizer, decoder.encode("So"))
     writer = ChatWriter(context, reply)
     assert b"So:" in writer.feed([TokenEvent(0, 5, "So: x", "leader", 0)])
     assert not writer.feed([TokenEvent(1, 5, "<tool_call>", "leader", 0)])
