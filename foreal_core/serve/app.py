@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import re
@@ -57,7 +58,9 @@ class _Post:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
-        await self._handle(Exchange(scope, receive, send, service.options, service.admission))
+        exchange = Exchange(scope, receive, send, service.options, service.admission)
+        with contextlib.closing(exchange):
+            await self._handle(exchange)
 
 
 def _routes(service: Service) -> list[Route | Mount]:
@@ -183,7 +186,8 @@ class _Gate:
             else:
                 service = self._service
                 exchange = Exchange(scope, receive, tagged, service.options, service.admission)
-                await exchange.answer(answer.status, answer.body(), answer.headers.items())
+                with contextlib.closing(exchange):
+                    await exchange.answer(answer.status, answer.body(), answer.headers.items())
         finally:
             # Not the path itself: anybody could make up any number of them.
             route = getattr(scope.get("route"), "path", "other")

@@ -4,6 +4,7 @@ that may leave at any moment, and a reader that may be slow."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers
@@ -39,6 +40,10 @@ class Exchange:
         self.status = 0
         self._headers = Headers(scope=scope)
         extension = scope.get("extensions", {}).get(ABORT, {})
+        self._clock = asyncio.get_running_loop().time
+        self._waiting_since = math.inf
+        self._stall_check: asyncio.TimerHandle | None = None
+        self._stalled = False
         self._abort: Callable[[], None] | None = extension.get("abort")
         self._receive = receive
         self._send = send
@@ -109,16 +114,32 @@ class Exchange:
         Raises:
             ClientLeft: the client took nothing for too long.
         """
-        try:
-            async with asyncio.timeout(self._options.write_timeout):
-                if not more and len(data) > _LARGE:
-                    await self._send_body(data, more=True)
-                    data = b""
-                await self._send_body(data, more=more)
-        except TimeoutError:
-            if self._abort is not None:
-                self._abort()
-            raise ClientLeft("took nothing of its answer") from None
+        if self._stall_check is None:
+            self._check_stall()
+        self._waiting_since = self._clock()
+        if not more and len(data) > _LARGE:
+            await self._send_body(data, more=True)
+            data = b""
+        await self._send_body(data, more=more)
+        self._waiting_since = math.inf
+        if self._stalled:
+            raise ClientLeft("took nothing of its answer")
+
+    def close(self) -> None:
+        """Nothing more is sent."""
+        if self._stall_check is not None:
+            self._stall_check.cancel()
+
+    def _check_stall(self) -> None:
+        """Aborts the connection when a write has waited for too long. One timer for all writes of
+        an answer, since there are as many of them as tokens."""
+        seconds = self._options.write_timeout
+        if self._clock() - self._waiting_since > seconds and self._abort is not None:
+            self._stalled = True
+            self._abort()  # which ends the waiting
+        else:
+            loop = asyncio.get_running_loop()
+            self._stall_check = loop.call_later(seconds / 2, self._check_stall)
 
     async def _send_body(self, data: bytes, *, more: bool) -> None:
         """Waits first while the buffer for this client is full."""

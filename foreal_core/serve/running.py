@@ -71,41 +71,45 @@ def _cancel_submitted(submitting: asyncio.Future[Future[Generation]]) -> None:
 class _Outbox:
     """Tokens between the decoder, which never waits, and a client, which may be slow.
 
-    At most one answer's tokens: its length limit bounds them.
+    At most one answer's tokens: its length limit bounds them. It rings for the first of them at
+    once, then at most once in every `coalesce` seconds: a chunk costs more than a token. All
+    outboxes of a server ring at the same moments, since waking the loop costs, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: ServerOptions) -> None:
         self.events: list[TokenEvent] = []
         self.ended = False
         self.error: Exception | None = None
-        self._changed = asyncio.Event()
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._bell = asyncio.Event()
+        self._quiet_until = 0.0
+        self._next_ring: asyncio.TimerHandle | None = None
+        self._alive_until = 0.0
+        self._alive: asyncio.TimerHandle | None = None
+        self.said_something()
 
     async def fill(self, stream: AsyncTokenStream) -> None:
         """Takes the stream's tokens as they come, to its end."""
         try:
             async for event in stream:
                 self.events.append(event)
-                self._changed.set()
+                if self._next_ring is None:
+                    self._ring_soon()
         except Exception as error:
             self.error = self.error or error
         self.ended = True
-        self._changed.set()
+        self._bell.set()
 
     def fail(self, interrupt: Interrupt) -> None:
         """Ends it with what interrupted the answer."""
         if not interrupt.cancelled() and isinstance(error := interrupt.exception(), Exception):
             self.error = error
-            self._changed.set()
+            self._bell.set()
 
-    async def wait(self, seconds: float) -> None:
-        """Returns when there is something new, or after so many seconds."""
-        if self.error is not None:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return
+    async def wait(self) -> None:
+        """Returns when there is something to send, or when something must be said."""
+        await self._bell.wait()
 
     def take(self) -> list[TokenEvent]:
         """The tokens so far, once.
@@ -113,11 +117,43 @@ class _Outbox:
         Raises:
             Exception: what ended the stream, or interrupted it, after all tokens before it.
         """
-        self._changed.clear()
         if self.error is not None and not self.events:
             raise self.error
         events, self.events = self.events, []
+        if not self.ended and self.error is None:
+            self._bell.clear()
+            self._next_ring = None
         return events
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the client has heard nothing for as long as it may."""
+        return self._loop.time() >= self._alive_until
+
+    def said_something(self) -> None:
+        """The client was sent something."""
+        self._alive_until = self._loop.time() + self._options.keep_alive
+        if self._alive is None:
+            self._alive = self._loop.call_at(self._alive_until, self._ring_if_silent)
+
+    def close(self) -> None:
+        """Rings no more."""
+        for timer in (self._next_ring, self._alive):
+            if timer is not None:
+                timer.cancel()
+
+    def _ring_soon(self) -> None:
+        now, step = self._loop.time(), self._options.coalesce
+        when = max(self._quiet_until, now)
+        self._quiet_until = (when // step + 1) * step if step else now
+        self._next_ring = self._loop.call_at(when, self._bell.set)
+
+    def _ring_if_silent(self) -> None:
+        if self.is_silent:
+            self._bell.set()
+            self._alive = None
+        else:
+            self._alive = self._loop.call_at(self._alive_until, self._ring_if_silent)
 
 
 async def send_stream(
@@ -137,20 +173,18 @@ async def send_stream(
         ApiError: it failed before anything was sent.
         ClientLeft: nobody reads it any more.
     """
-    outbox = _Outbox()
+    outbox = _Outbox(options)
     filling = asyncio.create_task(outbox.fill(stream))
     interrupt.add_done_callback(outbox.fail)
     started = False
-    clock = asyncio.get_running_loop().time
-    alive_until = clock() + options.keep_alive
     try:
         while True:
-            await outbox.wait(alive_until - clock())
+            await outbox.wait()
             ended = outbox.ended and outbox.error is None
             data = writer.feed(outbox.take())
             if ended:
                 data += writer.ending(stream.result)
-            elif not data and clock() >= alive_until:
+            elif not data and outbox.is_silent:
                 data = writer.idle()
             if data:
                 if not started:
@@ -158,16 +192,16 @@ async def send_stream(
                     data = writer.opening() + data
                     started = True
                 await exchange.write(data, more=not ended)
-                alive_until = clock() + options.keep_alive
+                outbox.said_something()
             if ended:
                 return
-            await asyncio.sleep(options.coalesce)
     except Exception as error:
         if not started:
             raise
         await _end_with(exchange, error, max_context)
     finally:
         interrupt.remove_done_callback(outbox.fail)
+        outbox.close()
         stream.cancel()
         filling.cancel()
 
