@@ -66,6 +66,10 @@ def assert_valid(text: str) -> None:
         {"lead_probability": 0.5, "seed": 3},
         {"lead_probability": 1.0, "lead_count": 1, "hit_threshold": 1},
         {"lead_probability": 0.6, "seed": 4, "temperature": 1.0},
+        {"policy": "review", "policy_options": {"tolerance": 0.2, "lead_probability": 0.3}},
+        {"policy": "review", "seed": 5, "temperature": 1.0},
+        {"policy": "entropy", "policy_options": {"share": 0.5}},
+        {"policy": "cues", "policy_options": {"cues": ["The", "So", '{"answer"']}},
     ],
 )
 def test_every_policy_answers_in_the_schema(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from foreal_core.events import TokenLogprobs
@@ -41,3 +42,13 @@ class Draws:
             self.gaps[first:last],
             self.logprobs[first:last],
         )
+
+    def told(
+        self, index: int, most: int, spelled: Callable[[int], int] | None = None
+    ) -> TokenLogprobs:
+        """What is told of one drawn token: with `most` of the likeliest, ids as `spelled`."""
+        known = self.logprobs[index]
+        top = known.top[:most]
+        if spelled is not None:
+            top = tuple((spelled(token), value) for token, value in top)
+        return TokenLogprobs(known.logprob, top)

@@ -239,13 +239,11 @@ class Sequence:
     # -- draws become text --------------------------------------------------------------------
 
     def _take_leader(self, positions: range, draws: Draws) -> None:
-        """Commits the leader's own draws for as long as the proposals agree with them, or in a
-        reviewed span the proposals for as long as they stand."""
+        """Commits the leader's draws up to a proposal that they differ from, or that falls."""
         proposals, self._proposals = self._proposals, []
         turns, alignment = self._turns, self._alignment
         span, place = turns.span, self._place()
-        agreed = positions[0]  # the text that both models have seen ends here
-        rejected = False
+        agreed, rejected = positions[0], False  # the text that both models have seen ends there
         drawn = zip(positions, draws.tokens, draws.argmax, strict=True)
         for index, (position, token, choice) in enumerate(drawn):
             review = turns.span.review
@@ -253,9 +251,8 @@ class Sequence:
                 # What is reviewed behind a pending mark may open the next sentence's lead.
                 alignment.note(LEADER, position, choice)
             proposal = proposals[index] if index < len(proposals) else None
-            own = self._fitted(
-                position, token, self._logprobs(draws, index), proposed=review is not None
-            )
+            logprobs = self._logprobs(draws, index)
+            own = self._fitted(position, token, logprobs, proposed=review is not None)
             if review is None:
                 accepted = proposal is not None and proposal.token == own.token
                 self._commit(own, LEADER)
@@ -263,7 +260,7 @@ class Sequence:
                 break  # nothing of the draft's to judge
             else:
                 accepted = review.stands(proposal.token, own.token, draws.margins[index])
-                self._commit(*((proposal, DRAFT) if accepted else (own, LEADER)))
+                self._commit(*((proposal, DRAFT) if accepted else (own, LEADER)), held=True)
             if not accepted:
                 rejected = proposal is not None
                 break
@@ -316,23 +313,20 @@ class Sequence:
         for proposal in held:
             if not turns.goes_on(DRAFT):
                 break
-            self._commit(proposal, DRAFT)
+            self._commit(proposal, DRAFT, held=True)
             if self.tokens[seen:] != [proposal.token]:
                 break
             seen += 1
         self._forget_beyond(min(seen, len(self.tokens)))
 
-    def _commit(self, token: Proposal, author: Author) -> None:
+    def _commit(self, token: Proposal, author: Author, *, held: bool = False) -> None:
+        if held and self.constraint is not None:
+            self._fitted(len(self.tokens), token.token, None)  # refuses what is a dead end
         self._text.shortened |= token.shortens
         self._turns.commit(token.token, author, token.logprobs)
 
     def _fitted(
-        self,
-        position: int,
-        drawn: int,
-        logprobs: TokenLogprobs | None,
-        *,
-        proposed: bool = False,
+        self, position: int, drawn: int, logprobs: TokenLogprobs | None, *, proposed: bool = False
     ) -> Proposal:
         """What is written for `drawn`: under a grammar the answer ends within the limit."""
         token = drawn
@@ -348,12 +342,8 @@ class Sequence:
         """What the author made of one drawn token, in the leader's ids, if it is to be told."""
         if not self.config.logprobs:
             return None
-        known = draws.logprobs[index]
-        top = known.top[: self.config.top_logprobs]
-        if author == DRAFT:
-            from_draft = self._tokenizer.from_draft
-            top = tuple((from_draft(token), value) for token, value in top)
-        return TokenLogprobs(known.logprob, top)
+        from_draft = self._tokenizer.from_draft if author == DRAFT else None
+        return draws.told(index, self.config.top_logprobs, from_draft)
 
     # -- proposals ----------------------------------------------------------------------------
 
@@ -368,8 +358,7 @@ class Sequence:
         )
 
     def _ahead_of_text(self) -> list[int]:
-        """Ids behind the text that a model is to read: an opening, or what the draft drew and
-        nobody has decided upon."""
+        """Ids behind the text that a model is to read: an opening, or undecided draws."""
         return self._turns.opening or [proposal.token for proposal in self._proposals]
 
     def _wants_proposal(self) -> bool:
