@@ -9,6 +9,8 @@ from typing import Any
 from foreal_core.backends.base import Backend
 from foreal_core.calls import Calls
 from foreal_core.cost import ModelProfile
+from foreal_core.engine.local_backend import LocalBackend
+from foreal_core.engine.spans import SpanEngine
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.assemble import Assembled, assemble_backend, assemble_models
 from foreal_core.loading.pair import load_pair
@@ -243,6 +245,12 @@ class FoReaLDecoder(Calls):
         """The two models as transformers loaded them; they may be run beside the decoder. Empty
         where they run elsewhere."""
         return dict(self._models)
+
+    @property
+    def backend(self) -> Backend:
+        """The models as what writes spans of token ids, wherever they are."""
+        engine = self._engine
+        return engine.backend if isinstance(engine, SpanEngine) else LocalBackend(engine)
 
     @property
     def has_chat_template(self) -> bool:

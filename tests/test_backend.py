@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from backends import ScriptedBackend
-from toy import EOS, scripted_pair, token_id, vocabulary
+from toy import EOS, PROMPTS, fresh_pair, scripted_pair, token_id, vocabulary
 
 from foreal_core import (
     ConfigError,
@@ -202,3 +202,27 @@ def test_a_policy_is_told_of_settled_spans_only() -> None:
         ("sentence_end", "leader", 2, " we."),
         ("handoff", "leader", 2, " the x"),
     ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_two_models_by_passes_and_by_spans_write_the_same(temperature: float) -> None:
+    """The engine's fast way against its own plain one, drawn tokens included."""
+    two = fresh_pair("llama")
+    rng = random.Random(5)
+    with (
+        FoReaLDecoder(two.leader, two.draft, two.tokenizer) as local,
+        FoReaLDecoder.from_backend(
+            local.backend, two.tokenizer, leader_vocab_size=len(vocabulary())
+        ) as plain,
+    ):
+        for prompt in PROMPTS[:4]:
+            config = FoReaLConfig(
+                lead_count=rng.choice([1, 4]),
+                hit_threshold=rng.choice([1, 2]),
+                policy=rng.choice(["foreal", "even"]),
+                temperature=temperature,
+                max_new_tokens=40,
+                seed=rng.randrange(1000),
+            )
+            assert shape(plain.generate(prompt, config)) == shape(local.generate(prompt, config))
+        assert plain.backend is not local.backend

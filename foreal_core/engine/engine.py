@@ -94,12 +94,14 @@ class Engine:
         on_end: OnEnd,
         *,
         wait: bool = False,
+        drawn_from: int | None = None,
     ) -> Request[Sequence]:
         """Queues a request of at least one and fewer than `max_context` prompt tokens.
 
         Args:
             on_events, on_end: see `Request`.
             wait: wait for a place in the queue instead of raising.
+            drawn_from: see `Sequence`.
 
         Raises:
             EngineClosedError: `close` was called.
@@ -120,6 +122,7 @@ class Engine:
             self.executor.least_chance,
             self.executor.compile(config, prompt, limit),
             with_events=on_events is not None,
+            drawn_from=drawn_from,
         )
         request = Request(sequence, on_events, on_end, self._cancelled.append)
         with self._wake:

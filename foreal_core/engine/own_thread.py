@@ -13,23 +13,26 @@ _local = threading.local()
 
 
 @contextlib.contextmanager
-def in_engine_thread() -> Iterator[None]:
-    """Marks the present thread as an engine's."""
-    _local.is_engine = True
+def in_engine_thread(*, runs_a_loop: bool = False) -> Iterator[None]:
+    """Marks the present thread as an engine's, which may be one of an event loop."""
+    _local.is_engine, _local.runs_a_loop = True, runs_a_loop
     try:
         yield
     finally:
         _local.is_engine = False
 
 
-def before_waiting() -> None:
+def before_waiting(*, in_a_loop: bool = False) -> None:
     """For a thread that is about to wait for the engine: gives its OpenMP workers back, which would
     slow the engine's down.
+
+    Args:
+        in_a_loop: a coroutine waits, so an engine that is a loop goes on meanwhile.
 
     Raises:
         FoReaLError: the thread is an engine's own.
     """
-    if getattr(_local, "is_engine", False):
+    if getattr(_local, "is_engine", False) and not (in_a_loop and _local.runs_a_loop):
         raise FoReaLError(
             "this call waits for the engine and was made in the engine's own thread (by a policy, "
             "say), where it would wait for ever. Make it in another thread."

@@ -189,7 +189,7 @@ class SpanEngine:
     # -- the engine's thread --------------------------------------------------------------------
 
     def _run(self) -> None:
-        with in_engine_thread():
+        with in_engine_thread(runs_a_loop=True):
             self._loop.run_forever()
             self._loop.run_until_complete(self._shut_down())
             self._loop.close()

@@ -249,7 +249,7 @@ class _Mailbox:
 
     async def get(self) -> Item:
         self._process.refuse_another()
-        before_waiting()
+        before_waiting(in_a_loop=True)
         while True:
             # The end is assigned after the last item is appended, and so looked at first.
             end = self._end

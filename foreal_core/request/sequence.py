@@ -53,6 +53,8 @@ class Sequence:
         least_chance: down to which chance tokens are proposed; see `proposals`.
         constraint: the grammar of the answer, if there is one.
         with_events: whether anybody reads the token events.
+        drawn_from: the position whose draw is the seed's first; by default the prompt's end. A
+            span of a longer text names that text's.
 
     Attributes:
         row: the cache row that the engine gave it; -1 without one.
@@ -72,7 +74,9 @@ class Sequence:
         constraint: Constraint | None = None,
         *,
         with_events: bool = True,
+        drawn_from: int | None = None,
     ) -> None:
+        self.drawn_from = len(prompt) if drawn_from is None else drawn_from
         self.constraint = constraint
         self.config = config
         self.seed = seed

@@ -174,7 +174,7 @@ class LocalExecutor:
             logits,
             [sequence.config for sequence, _ in wanted],
             [sequence.seed for sequence, _ in wanted],
-            [position - sequence.prompt_length for sequence, position in wanted],
+            [position - sequence.drawn_from for sequence, position in wanted],
             [self._adjustment(author, sequence, position) for sequence, position in wanted],
             [sequence.to_judge(position) for sequence, position in wanted]
             if author == LEADER
