@@ -392,9 +392,8 @@ class Sequence:
         if position < text.prompt_length:
             return "prefill"
         if position >= len(text.tokens):
-            if self._turns.opening:
-                return "catch_up"
-            return "verify" if author == LEADER else "decode"
+            ahead: TokenKind = "verify" if author == LEADER else "decode"
+            return "catch_up" if self._turns.opening else ahead
         return "decode" if text.authors[position - text.prompt_length] == author else "catch_up"
 
     def _forget_beyond(self, length: int) -> None:
