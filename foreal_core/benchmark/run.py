@@ -245,10 +245,11 @@ def _save(record: Record, out: Path | None) -> None:
 
 def _positions(subject: Subject) -> int:
     """Those that both models take."""
-    return min(
-        int(subject.model(author).config.get_text_config().max_position_embeddings)
+    takes: int = min(
+        subject.model(author).config.get_text_config().max_position_embeddings
         for author in (LEADER, DRAFT)
     )
+    return takes
 
 
 def _refuse_long_contexts(subject: Subject, selection: Selection) -> None:
