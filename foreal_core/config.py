@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, NoReturn, get_args
@@ -58,7 +58,8 @@ class FoReaLConfig:
         seed: in [0, 2**63); None draws a fresh one, which the cost record names.
         speculate: let the draft propose what the leader writes; in float32 the text stays the same.
         policy: who writes: the name of a registered policy ("foreal" is the paper's, "even" the
-            same with its led sentences spread evenly, "leader", "draft", "speculative", "wait"; see
+            same with its led sentences spread evenly; "review", "entropy" and "cues" decide while
+            they write; "leader", "draft", "speculative" and "wait" are what to compare with; see
             `register_policy`), or a factory of one.
         policy_options: the policy's own options: a mapping, its JSON text, or an instance of the
             policy's dataclass.
@@ -123,6 +124,10 @@ class FoReaLConfig:
     call_schema: Mapping[str, Any] | str | None = None
     call_required: bool = True
 
+    def __new__(cls, *values: Any, **named: Any) -> FoReaLConfig:
+        cls._refuse_unknown(named)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         self._check_int("lead_count", 0)
         self._check_int("hit_threshold", 0)
@@ -185,16 +190,20 @@ class FoReaLConfig:
 
     def with_overrides(self, **overrides: Any) -> FoReaLConfig:
         """A copy with some settings replaced; an unknown name is refused, never ignored."""
-        known = {field.name for field in fields(self)}
-        for name in overrides:
+        self._refuse_unknown(overrides)
+        if "policy" in overrides:
+            overrides.setdefault("policy_options", None)  # those of another policy mean nothing
+        return replace(self, **overrides) if overrides else self
+
+    @classmethod
+    def _refuse_unknown(cls, given: Iterable[str]) -> None:
+        known = {field.name for field in fields(cls)}
+        for name in given:
             if name not in known:
                 raise ConfigError(
                     f"unknown setting {name!r}.{did_you_mean(name, known)} Known settings: "
                     f"{', '.join(sorted(known))}."
                 )
-        if "policy" in overrides:
-            overrides.setdefault("policy_options", None)  # those of another policy mean nothing
-        return replace(self, **overrides) if overrides else self
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-safe values."""

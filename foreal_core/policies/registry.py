@@ -98,7 +98,10 @@ def register_policy(
     if not isinstance(name, str) or not name:
         raise ConfigError(f"a policy's name must be a non-empty str, not {name!r}.")
     if name in _registry or name in _ALIASES:
-        raise ConfigError(f"policy {name!r} is registered already: choose another name.")
+        raise ConfigError(
+            f"policy {name!r} is registered already: choose another name, or forget it "
+            "first (foreal_core.policies.unregister_policy)."
+        )
     if not callable(factory):
         raise ConfigError(f"policy {name!r} needs a callable, not {factory!r}.")
     if options is not None:
