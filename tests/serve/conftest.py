@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from foreal_core import FoReaLDecoder
@@ -15,41 +13,6 @@ from foreal_core import FoReaLDecoder
 if TYPE_CHECKING:
     from integrations import Passes
     from served import Gate, Served
-
-
-@contextlib.contextmanager
-def serving(decoder: Any, **options: Any) -> Iterator[Served]:
-    """A server of a decoder on a free port of this machine, in a thread; the decoder stays open."""
-    from served import MODEL, WAIT_S, Served
-
-    from foreal_core.serve.options import ServerOptions
-    from foreal_core.serve.server import Server
-
-    server = Server(ServerOptions(port=0, **options), lambda: (_Kept(decoder), MODEL))
-    thread = threading.Thread(target=server.run, name="server")
-    thread.start()
-    try:
-        assert server.ready.wait(WAIT_S)
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=WAIT_S) as client:
-            yield Served(server, client, decoder)
-    finally:
-        server.drain()
-        server.drain()  # at once
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
-
-
-class _Kept:
-    """A decoder that its server does not close."""
-
-    def __init__(self, decoder: Any) -> None:
-        self._decoder = decoder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._decoder, name)
-
-    def close(self) -> None:
-        """Others use it."""
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +24,8 @@ def decoder() -> Iterator[FoReaLDecoder]:
 @pytest.fixture(scope="session")
 def served(decoder: FoReaLDecoder) -> Iterator[Served]:
     """The bundled pair behind a server with a short keep-alive."""
+    from served import serving
+
     with serving(decoder, keep_alive=5.0) as one:
         yield one
 
@@ -68,6 +33,8 @@ def served(decoder: FoReaLDecoder) -> Iterator[Served]:
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
     """Starts servers of one's own."""
+    from served import serving
+
     with contextlib.ExitStack() as stack:
 
         def start(decoder: Any, **options: Any) -> Served:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -18,6 +19,7 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 from integrations import LONG, Passes
 
 from foreal_core import FoReaLDecoder
+from foreal_core.serve.options import ServerOptions
 from foreal_core.serve.server import Server
 
 MODEL = "foreal-demo"
@@ -158,3 +160,33 @@ def received(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return data
+
+
+@contextlib.contextmanager
+def serving(decoder: Any, **options: Any) -> Iterator[Served]:
+    """A server of a decoder on a free port of this machine, in a thread; the decoder stays open."""
+    server = Server(ServerOptions(port=0, **options), lambda: (_Kept(decoder), MODEL))
+    thread = threading.Thread(target=server.run, name="server")
+    thread.start()
+    try:
+        assert server.ready.wait(WAIT_S)
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=WAIT_S) as client:
+            yield Served(server, client, decoder)
+    finally:
+        server.drain()
+        server.drain()  # at once
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+class _Kept:
+    """A decoder that its server does not close."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def close(self) -> None:
+        """Others use it."""

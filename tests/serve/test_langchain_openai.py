@@ -19,7 +19,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from openai import LengthFinishReasonError, RateLimitError
 from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, pair_with_tools
-from served import MODEL, QUESTION, Gate, Served, idle, until
+from served import MODEL, QUESTION, Gate, Served, idle, serving, until
 from test_chat import CALLED
 
 ASK = [HumanMessage(QUESTION[0]["content"])]
@@ -146,8 +146,6 @@ BEYOND_THE_PAIR = {
 @pytest.fixture(scope="class")
 def answering(request: pytest.FixtureRequest) -> Any:
     """A server whose pair does not think, since the tests look for an answer."""
-    from conftest import serving
-
     with serving(pair_with_tools(WITHOUT_THINKING)) as one:
         request.cls.served = one
         yield one
