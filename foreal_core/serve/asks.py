@@ -25,12 +25,13 @@ _SAME_NAMES = (
     *("temperature", "top_p", "stop"),
     *("presence_penalty", "frequency_penalty", "logit_bias"),
 )
-_SETTINGS = frozenset(field.name for field in dataclasses.fields(FoReaLConfig))
 # Fields that would change the answer and are not known here, and what to give instead.
 _REFUSED = {
     **{"json_schema": "response_format", "call_schema": "tools", "call_required": "tool_choice"},
     **{"functions": "tools", "function_call": "tool_choice"},
 }
+# Fields of FoReaLConfig that a request may have by their own names.
+SETTINGS = frozenset(field.name for field in dataclasses.fields(FoReaLConfig)) - _REFUSED.keys()
 # What the tokenizer takes beside the template's own arguments: a template from outside could run
 # for ever, and the rest has its own fields.
 _NOT_FOR_TEMPLATES = frozenset(
@@ -203,7 +204,7 @@ def _settings(request: Sampling, defaults: FoReaLConfig, limit: int | None) -> F
     for name, instead in _REFUSED.items():
         if extra.get(name) is not None:
             raise refused(f"{name} is not allowed: give {instead}.", name)
-    given = {name: extra[name] for name in _SETTINGS if extra.get(name) is not None}
+    given = {name: extra[name] for name in SETTINGS if extra.get(name) is not None}
     for name in _SAME_NAMES:
         if (value := getattr(request, name)) is not None:
             given[name] = value
