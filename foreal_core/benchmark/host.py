@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import queue
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -32,7 +33,8 @@ from foreal_core.request.chunk import Chunk
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 LENGTHS = (1_000, 8_000, 32_000)
-_WINDOW = 600  # tokens from each length on
+# Tokens from each length on, and the turns in which they are written.
+_WINDOW, _TURNS = 800, 20
 _PROSE = "Ben has 4 beads. He buys 3.5 more, e.g. at the shop (which is open). So he has 7! Then"
 _JSON = '"Ben has 4 beads", '
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -83,72 +85,103 @@ class _Script:
     def restore(self) -> None: ...
 
 
+class _Grown:
+    """A request whose text has reached some length, and then goes on as far as it is let.
+
+    Args:
+        name: of the settings.
+        length: of the completion.
+    """
+
+    def __init__(self, name: str, length: int) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(pair_paths()[0])
+        prompt = tokenizer("<think></think>")["input_ids"]
+        parts = ("[", _JSON) if name == "json" else ("", _PROSE)
+        opening, script = (tokenizer(one, add_special_tokens=False)["input_ids"] for one in parts)
+        self._start = len(prompt) + len(opening)
+        vocab_size, ends = len(tokenizer), [tokenizer.eos_token_id]
+        pair = PairTokenizer(
+            tokenizer,
+            leader_vocab_size=vocab_size,
+            draft_vocab_size=vocab_size,
+            leader_eos=ends,
+            draft_eos=ends,
+        )
+        runners = {
+            LEADER: _Script(script, self._start, vocab_size, 0),
+            DRAFT: _Script(script, self._start, vocab_size, 0 if name == "json" else 7),
+        }
+        longest = length + 2 * _WINDOW
+        executor = LocalExecutor(cast(Any, runners), pair)
+        self._engine: Any = Engine(
+            executor, pair, max_batch_size=1, max_context=self._start + longest
+        )
+        self._step = self._engine.step
+        self._engine.step = self._watched_step  # type: ignore[method-assign]
+        self._until = length
+        self._seconds = 0.0
+        self._may_go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
+        config = FoReaLConfig(max_new_tokens=longest, seed=1, **_SETTINGS[name])
+        self._end: End | None = None
+        self._engine.submit([*prompt, *opening], config, None, self._over)
+        self._wait()
+
+    def go_on(self, tokens: int) -> float:
+        """Writes so many more; processor seconds of the engine's thread for each."""
+        first = self._length
+        self._until, self._seconds = first + tokens, 0.0
+        self._may_go.release()
+        self._wait()
+        return self._seconds / (self._length - first)
+
+    def close(self) -> None:
+        """Stops the request."""
+        self._until = sys.maxsize
+        self._may_go.release()
+        self._engine.close()
+
+    def _wait(self) -> None:
+        self._paused.acquire()
+        if isinstance(self._end, BaseException):
+            raise self._end
+
+    def _over(self, end: End) -> None:
+        self._end = end
+        self._paused.release()
+
+    @property
+    def _length(self) -> int:
+        [request] = self._engine._scheduler.active
+        return len(request.state.tokens) - self._start
+
+    def _watched_step(self) -> None:
+        before = time.thread_time()
+        self._step()
+        self._seconds += time.thread_time() - before
+        if self._engine._scheduler.active and self._length >= self._until:
+            self._paused.release()
+            self._may_go.acquire()
+
+
 def measure(name: str, lengths: Sequence[int] = LENGTHS) -> dict[int, float]:
     """Length of the completion -> microseconds per token, for one of the settings by name.
+
+    Texts of all lengths take turns, so that what else runs on the machine slows all of them down
+    alike; of the turns the median counts.
 
     Raises:
         ConfigError: there are no settings of that name.
     """
     if name not in _SETTINGS:
         raise ConfigError(f"settings {name!r} are not known: one of {', '.join(_SETTINGS)}.")
-    tokenizer = AutoTokenizer.from_pretrained(pair_paths()[0])
-    prompt = tokenizer("<think></think>")["input_ids"]
-    lead, body = ("[", _JSON) if name == "json" else ("", _PROSE)
-    opening, repeated = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (lead, body)
-    )
-    start, vocab_size = len(prompt) + len(opening), len(tokenizer)
-    stops = [tokenizer.eos_token_id]
-    pair = PairTokenizer(
-        tokenizer,
-        leader_vocab_size=vocab_size,
-        draft_vocab_size=vocab_size,
-        leader_eos=stops,
-        draft_eos=stops,
-    )
-    runners = {
-        LEADER: _Script(repeated, start, vocab_size, 0),
-        DRAFT: _Script(repeated, start, vocab_size, 0 if name == "json" else 7),
-    }
-    longest = max(lengths) + _WINDOW
-    config = FoReaLConfig(max_new_tokens=longest, seed=1, **_SETTINGS[name])
-    engine = Engine(
-        LocalExecutor(cast(Any, runners), pair),
-        pair,
-        max_batch_size=1,
-        max_context=start + longest,
-    )
-    spent: list[tuple[int, float]] = []
-    step = engine.step
-
-    def watched() -> None:
-        before = time.thread_time()
-        step()
-        seconds = time.thread_time() - before
-        for request in engine._scheduler.active:
-            spent.append((len(request.state.tokens) - start, seconds))
-
-    engine.step = watched  # type: ignore[method-assign]
-    ends: queue.SimpleQueue[End] = queue.SimpleQueue()
-    engine.submit([*prompt, *opening], config, None, ends.put)
-    end = ends.get()
-    engine.close()
-    if isinstance(end, BaseException):
-        raise end
-    return {length: _per_token(spent, length) for length in lengths}
-
-
-def _per_token(spent: Sequence[tuple[int, float]], length: int) -> float:
-    """Microseconds per token in the window behind a length: of its tenths the median, since a
-    machine that others use disturbs some."""
-    tenth = _WINDOW // 10
-    costs = []
-    for first in range(length, length + _WINDOW, tenth):
-        steps = [(at, seconds) for at, seconds in spent if first <= at < first + tenth]
-        if steps:
-            tokens = steps[-1][0] - steps[0][0] or 1
-            costs.append(sum(seconds for _, seconds in steps[1:]) / tokens)
-    return 1e6 * statistics.median(costs)
+    grown = {length: _Grown(name, length) for length in lengths}
+    turns: dict[int, list[float]] = {length: [] for length in lengths}
+    for _ in range(_TURNS):
+        for length, one in grown.items():
+            turns[length].append(one.go_on(_WINDOW // _TURNS))
+    for one in grown.values():
+        one.close()
+    return {length: round(1e6 * statistics.median(of), 1) for length, of in turns.items()}
 
 
 def main() -> None:
