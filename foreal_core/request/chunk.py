@@ -35,4 +35,5 @@ class Chunk:
     @property
     def predicted(self) -> range:
         """The positions that the wanted logits are for."""
-        return range(self.end - self.keep + 1, self.end + 1)
+        end = self.start + len(self.tokens)
+        return range(end - self.keep + 1, end + 1)

@@ -246,7 +246,8 @@ class Sequence:
         """Commits the leader's draws up to a proposal that they differ from, or that falls."""
         proposals, self._proposals = self._proposals, []
         turns, alignment = self._turns, self._alignment
-        span, place = turns.span, self._place()
+        span = turns.span
+        place = self._place() if span.propose is None else 0  # of no interest otherwise
         agreed, rejected = positions[0], False  # the text that both models have seen ends there
         drawn = zip(positions, draws.tokens, draws.argmax, strict=True)
         for index, (position, token, choice) in enumerate(drawn):
@@ -373,6 +374,8 @@ class Sequence:
     def _proposals_wanted(self) -> int:
         """How many proposals the leader is to check in its next pass."""
         turns = self._turns
+        if turns.span.propose == 0:
+            return 0
         # The leader's own draw follows the last proposal, so the limit needs no proposal.
         room = self._text.limit - len(self._text.tokens) - 1
         return self._proposal_length.wanted(
