@@ -51,7 +51,7 @@ async def _clients(port: int, bodies: list[bytes]) -> None:
 
 def measure(path: Path | None) -> None:
     import torch
-    from conftest import serving
+    from served import serving
 
     from foreal_core import FoReaLConfig, FoReaLDecoder
     from foreal_core.demo import problems

@@ -11,11 +11,10 @@ import pytest
 pytest.importorskip("schemathesis", reason="needs schemathesis")
 
 import schemathesis
-from conftest import serving
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
-from served import Served, idle, until
+from served import Served, idle, serving, until
 from toy import fresh_pair
 
 from foreal_core import FoReaLDecoder

@@ -187,7 +187,7 @@ def test_with_a_key(browser: Tab, serve: Callable[..., Served], decoder: FoReaLD
 
 def screenshot(path: Path) -> None:
     """Draws docs/serve-page.png anew: PYTHONPATH=tests:tests/serve python -m test_page."""
-    from conftest import serving
+    from served import serving
 
     with FoReaLDecoder.demo() as pair, serving(pair) as own, browsing() as tab:
         tab.open(f"{own.url}/")
