@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from foreal_core.config import FoReaLConfig
 from foreal_core.events import TokenLogprobs
 
 
@@ -44,11 +45,12 @@ class Draws:
         )
 
     def told(
-        self, index: int, most: int, spelled: Callable[[int], int] | None = None
-    ) -> TokenLogprobs:
-        """What is told of one drawn token: with `most` of the likeliest, ids as `spelled`."""
-        known = self.logprobs[index]
-        top = known.top[:most]
+        self, index: int, config: FoReaLConfig, spelled: Callable[[int], int] | None = None
+    ) -> TokenLogprobs | None:
+        """What the settings ask to be told of one drawn token, its ids as `spelled`."""
+        if not config.logprobs:
+            return None
+        top = self.logprobs[index].top[: config.top_logprobs]
         if spelled is not None:
             top = tuple((spelled(token), value) for token, value in top)
-        return TokenLogprobs(known.logprob, top)
+        return TokenLogprobs(self.logprobs[index].logprob, top)

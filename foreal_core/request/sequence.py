@@ -159,8 +159,7 @@ class Sequence:
     def runs_ahead(self) -> int:
         """How many more proposals will be wanted after the one that the draft is about to draw, as
         far as that can be told before the draw, and without asking the host what may be drawn."""
-        rules = self._rules
-        free = self.constraint is None and (rules is None or not rules.follow_text)
+        free = self.constraint is None and not (self._rules and self._rules.follow_text)
         if self._turns.span.author == DRAFT or not free:
             return 0
         return max(self._proposals_wanted() - len(self._proposals) - 1, 0)
@@ -175,13 +174,11 @@ class Sequence:
 
     def adjustment(self, position: int) -> Adjustment | None:
         """What the settings do to the logits of a position, in the leader's ids."""
-        rules, tokens = self._rules, self._text.tokens
-        ahead = position - len(tokens)
-        if rules is None or ahead < 0:  # of a written token only the first choice counts
+        tokens, ahead = self._text.tokens, position - len(self._text.tokens)
+        if self._rules is None or ahead < 0:  # of a written token only the first choice counts
             return None
-        first = max(len(tokens) - rules.context, self.prompt_length)
-        before = tokens[first:]
-        return rules.at(position - self.prompt_length, before, self._ahead_of_text()[:ahead])
+        before = tokens[max(len(tokens) - self._rules.context, self.prompt_length) :]
+        return self._rules.at(position - self.prompt_length, before, self._ahead_of_text()[:ahead])
 
     def completion(self, position: int) -> Continuation:
         """The completion's ids before `position`, what is proposed included."""
@@ -256,7 +253,7 @@ class Sequence:
                 # What is reviewed behind a pending mark may open the next sentence's lead.
                 alignment.note(LEADER, position, choice)
             proposal = proposals[index] if index < len(proposals) else None
-            logprobs = self._logprobs(draws, index)
+            logprobs = draws.told(index, self.config)
             own = self._fitted(position, token, logprobs, proposed=review is not None)
             if review is None:
                 accepted = proposal is not None and proposal.token == own.token
@@ -285,7 +282,7 @@ class Sequence:
         elif turns.opening:
             turns.commit_opening()
         looked = bool(draws.entropies) and not isnan(draws.entropies[-1])
-        own = partial(self._fitted, positions[-1], drawn, self._logprobs(draws, -1, DRAFT))
+        own = partial(self._fitted, positions[-1], drawn, draws.told(-1, self.config, from_draft))
         if isinstance(turns.span, Preview) or turns.span.decided_by == LEADER:
             if looked if isinstance(turns.span, Preview) else self._wants_proposal():
                 self._propose(own(proposed=True))
@@ -313,8 +310,7 @@ class Sequence:
             del self._proposals[self._proposals_wanted() :]
             self._forget_beyond(len(self.tokens) + len(self._proposals))
             return
-        held, self._proposals = self._proposals, []
-        seen = len(self.tokens)
+        held, self._proposals, seen = self._proposals, [], len(self.tokens)
         for proposal in held:
             if not turns.goes_on(DRAFT):
                 break
@@ -343,13 +339,6 @@ class Sequence:
         # A model that would end the text in its thinking is made to answer: no shortening.
         return Proposal(token, shortens=drawn not in self._text.ends)
 
-    def _logprobs(self, draws: Draws, index: int, author: Author = LEADER) -> TokenLogprobs | None:
-        """What the author made of one drawn token, in the leader's ids, if it is to be told."""
-        if not self.config.logprobs:
-            return None
-        from_draft = self._tokenizer.from_draft if author == DRAFT else None
-        return draws.told(index, self.config.top_logprobs, from_draft)
-
     # -- proposals ----------------------------------------------------------------------------
 
     def _propose(self, proposal: Proposal) -> None:
@@ -374,7 +363,7 @@ class Sequence:
     def _proposals_wanted(self) -> int:
         """How many proposals the leader is to check in its next pass."""
         turns = self._turns
-        if turns.span.propose == 0:
+        if turns.span.propose == 0 and turns.span.review is None:
             return 0
         # The leader's own draw follows the last proposal, so the limit needs no proposal.
         room = self._text.limit - len(self._text.tokens) - 1
