@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -339,7 +340,9 @@ def run(executor: FailingExecutor, rows: int, passes: PassRunner | None = None) 
 @some
 @given(rows=st.integers(1, 16), bad=st.sets(st.integers(0, 15)), fits=st.integers(1, 16))
 def test_only_rows_that_fail_alone_fail(rows: int, bad: set[int], fits: int) -> None:
-    seen = run(FailingExecutor(bad, fits), rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda: 0)  # each time that memory runs out: too slow here
+        seen = run(FailingExecutor(bad, fits), rows)
     assert set(seen) == set(range(rows))
     assert {row for row, what in seen.items() if what != "ran"} == bad & set(range(rows))
 
@@ -400,7 +403,7 @@ def test_hand_offs_that_let_nobody_write_are_refused(small: FoReaLDecoder) -> No
         small.generate(PROMPTS[0], policy=policy)
 
 
-@examples(max_examples=25, deadline=None, derandomize=True)
+@examples(max_examples=15, deadline=None, derandomize=True)
 @given(
     spans=st.lists(WRITES, min_size=1, max_size=6),
     seed=st.integers(0, 9),
