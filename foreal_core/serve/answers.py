@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from foreal_core.chat.calls import ToolCall
+from foreal_core.chat.logprobs import chat_logprobs, events_of, text_logprobs
 from foreal_core.cost import CostReport
 from foreal_core.events import Generation, TokenEvent
-from foreal_core.serve import logprobs
 from foreal_core.serve.asks import Ask
 from foreal_core.serve.replies import ChatReply
 from foreal_core.text.pair_tokenizer import PairTokenizer
@@ -71,7 +70,7 @@ def _chat_choice(context: Context, reply: ChatReply, generation: Generation) -> 
         message["tool_calls"] = [call_record(call) for call in ending.calls]
     return {
         "message": message,
-        "logprobs": None if written is None else logprobs.of_chat(written, context.tokenizer),
+        "logprobs": None if written is None else chat_logprobs(written, context.tokenizer),
         "finish_reason": ending.finish_reason,
     }
 
@@ -83,7 +82,7 @@ def text_answer(context: Context, generations: Sequence[Generation]) -> Record:
         {
             "index": index,
             "text": generation.text,
-            "logprobs": logprobs.of_text(events_of(generation), context.tokenizer, 0)
+            "logprobs": text_logprobs(events_of(generation), context.tokenizer, 0)
             if wanted
             else None,
             "finish_reason": generation.finish_reason,
@@ -91,24 +90,6 @@ def text_answer(context: Context, generations: Sequence[Generation]) -> Record:
         for index, generation in enumerate(generations)
     ]
     return _answer(context, "text_completion", choices, generations, 0)
-
-
-def events_of(generation: Generation) -> list[TokenEvent]:
-    """The token events that a stream of this text has."""
-    sentences = (
-        number
-        for number, sentence in enumerate(generation.sentences)
-        for _ in range(sentence.start, sentence.end)
-    )
-    rows = zip(
-        generation.token_ids,
-        generation.texts,
-        generation.authors,
-        itertools.chain(sentences, itertools.repeat(len(generation.sentences))),
-        generation.logprobs or itertools.repeat(None),
-        strict=False,
-    )
-    return [TokenEvent(index, *row) for index, row in enumerate(rows)]
 
 
 def call_record(call: ToolCall) -> Record:

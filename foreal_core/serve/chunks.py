@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from foreal_core.chat.logprobs import chat_logprobs, text_logprobs
 from foreal_core.events import Generation, TokenEvent
-from foreal_core.serve import logprobs
 from foreal_core.serve.answers import Context, bill, call_record, token_records, usage
 from foreal_core.serve.errors import ApiError
 from foreal_core.serve.replies import ChatReply
@@ -121,7 +121,7 @@ class ChatWriter(_Writer):
         written = self._reply.take_written()
         if not written:
             return "null"
-        return json.dumps(logprobs.of_chat(written, self._context.tokenizer))
+        return json.dumps(chat_logprobs(written, self._context.tokenizer))
 
     def _delta(
         self, delta: str, known: str = "null", reason: str = "null", extra: str = ""
@@ -147,7 +147,7 @@ class TextWriter(_Writer):
         text = "".join(event.text for event in events)
         tokens, known = self._tokens(events), "null"
         if self._wants_logprobs and events:
-            record = logprobs.of_text(events, self._context.tokenizer, self._length)
+            record = text_logprobs(events, self._context.tokenizer, self._length)
             known = json.dumps(record)
         self._length += len(text)
         silent = not text and not tokens and known == "null"

@@ -220,18 +220,16 @@ class Reply:
 
 
 def _logprobs(raw: Mapping[str, Any] | None) -> list[list[LogProb]] | None:
-    """For each token itself and then the likeliest others; nothing for a token that nobody drew."""
+    """For each token itself and then the likeliest others."""
     if raw is None or "logprobs" not in raw:
         return None
     return [_of_token(token) for token in raw["logprobs"]["content"]]
 
 
 def _of_token(token: Mapping[str, Any]) -> list[LogProb]:
-    if token["logprob"] is None:
-        return []
     written = {name: token[name] for name in ("token", "logprob", "bytes")}
     others = [one for one in token["top_logprobs"] if one != written]
-    return [LogProb(**one) for one in (written, *others)]
+    return [LogProb(**{**one, "bytes": one["bytes"] or []}) for one in (written, *others)]
 
 
 def _changes(delta: Delta | None) -> dict[str, Any]:

@@ -141,9 +141,7 @@ def test_log_probabilities_come_as_openais(make: Make, decoder: FoReaLDecoder) -
     told = logprobs_of(result)
     assert [one["token"] for one in told] == list(written.texts)
     assert [one["author"] for one in told] == list(written.authors)
-    assert [one["logprob"] for one in told] == [
-        one and one.logprob for one in written.logprobs or ()
-    ]
+    assert [one["logprob"] for one in told] == [one.logprob for one in written.logprobs]
     assert all(len(one["top_logprobs"]) == 2 for one in told)
     assert json.loads(json.dumps(told)) == told
     chunks = stream_all(model)

@@ -20,6 +20,7 @@ from openai import LengthFinishReasonError, RateLimitError
 from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, pair_with_tools
 from served import MODEL, QUESTION, Gate, Served, idle, serving, until
+from standard import BEYOND_THE_PAIR
 from test_chat import CALLED
 
 ASK = [HumanMessage(QUESTION[0]["content"])]
@@ -121,20 +122,12 @@ def test_a_busy_server(busy: Served, gate: Gate) -> None:
 
 # -- LangChain's own tests -------------------------------------------------------------------------
 
-ARGUMENTS = "the bundled pair does not understand the question: the arguments are wrong"
-AGENT = "the bundled pair was not trained to call this tool by itself"
-KEYS = "the bundled pair does not understand which keys the JSON is to have"
 ENDLESS = (
     "the bundled pair finds no end of its text here: the token limit cuts it, a cut call is no "
     "call and openai refuses a cut answer (LengthFinishReasonError)"
 )
-# What needs a capable model; its answers have the right form even there.
-BEYOND_THE_PAIR = {
-    "test_tool_calling": ARGUMENTS,
-    "test_tool_calling_async": ARGUMENTS,
-    "test_unicode_tool_call_integration": ARGUMENTS,
-    "test_agent_loop": AGENT,
-    "test_json_mode": KEYS,
+BEYOND_THIS_ONE = {
+    **BEYOND_THE_PAIR,
     "test_bind_runnables_as_tools": ENDLESS,
     "test_structured_output": ENDLESS,
     "test_structured_output_async": ENDLESS,
@@ -179,6 +172,6 @@ class TestIntegration(ChatModelIntegrationTests):
     def skill_is_not_the_point(self, request: pytest.FixtureRequest) -> None:
         """Tests that need a capable model run too. They may fail in the ways in which a weak one
         does, and in no other."""
-        if reason := BEYOND_THE_PAIR.get(request.node.originalname):
+        if reason := BEYOND_THIS_ONE.get(request.node.originalname):
             weak = (AssertionError, LengthFinishReasonError)
             request.node.add_marker(pytest.mark.xfail(reason=reason, raises=weak, strict=False))

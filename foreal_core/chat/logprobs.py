@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from foreal_core.events import TokenEvent, TokenLogprobs
+from foreal_core.events import Generation, TokenEvent, TokenLogprobs
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 # JSON knows no infinity. OpenAI's own stand-in, here also for tokens that nobody drew: a policy
@@ -14,7 +15,7 @@ _LEAST = -9999.0
 _UNKNOWN = TokenLogprobs(_LEAST)
 
 
-def of_chat(events: Sequence[TokenEvent], tokenizer: PairTokenizer) -> dict[str, Any]:
+def chat_logprobs(events: Sequence[TokenEvent], tokenizer: PairTokenizer) -> dict[str, Any]:
     """A chat choice's "logprobs"; "author" beside OpenAI's fields."""
     content = []
     for event in _readable(events, tokenizer):
@@ -39,7 +40,9 @@ def _named(text: str, logprob: float) -> dict[str, Any]:
     }
 
 
-def of_text(events: Sequence[TokenEvent], tokenizer: PairTokenizer, offset: int) -> dict[str, Any]:
+def text_logprobs(
+    events: Sequence[TokenEvent], tokenizer: PairTokenizer, offset: int
+) -> dict[str, Any]:
     """A completion choice's "logprobs".
 
     Args:
@@ -65,3 +68,21 @@ def of_text(events: Sequence[TokenEvent], tokenizer: PairTokenizer, offset: int)
 def _readable(events: Sequence[TokenEvent], tokenizer: PairTokenizer) -> list[TokenEvent]:
     """The tokens without an end of sequence, which is none of the text."""
     return [event for event in events if event.token_id not in tokenizer.leader_eos]
+
+
+def events_of(generation: Generation) -> list[TokenEvent]:
+    """The token events that a stream of this text has."""
+    sentences = (
+        number
+        for number, sentence in enumerate(generation.sentences)
+        for _ in range(sentence.start, sentence.end)
+    )
+    rows = zip(
+        generation.token_ids,
+        generation.texts,
+        generation.authors,
+        itertools.chain(sentences, itertools.repeat(len(generation.sentences))),
+        generation.logprobs or itertools.repeat(None),
+        strict=False,
+    )
+    return [TokenEvent(index, *row) for index, row in enumerate(rows)]
