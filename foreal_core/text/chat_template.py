@@ -60,7 +60,8 @@ def render_chat(
     def render(chat: Sequence[Mapping[str, Any]], prelude: str) -> list[int]:
         arguments = {"add_generation_prompt": True, **template_kwargs}
         if prelude:
-            arguments["chat_template"] = prelude + tokenizer.get_chat_template(tools=shown)
+            given = arguments.get("chat_template")
+            arguments["chat_template"] = prelude + tokenizer.get_chat_template(given, tools=shown)
         if not special_tokens_in_messages:
             return apply_template(tokenizer, chat, shown, arguments)
         ids: list[int] = tokenizer.apply_chat_template(

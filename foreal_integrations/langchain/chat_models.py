@@ -102,7 +102,7 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
         message.response_metadata["foreal"]                # the cost record
 
     Chats go through the chat template of the leader's tokenizer. `bind_tools` shows tools to the
-    model and parses the calls that it writes (`<tool_call>{...}</tool_call>`, Hermes and Qwen).
+    model and reads the calls that it writes, in the form that the template shows.
     Forced calls and answers under a schema (`with_structured_output`, `response_format`,
     `json_schema`) are held to it while they are written, after the thinking. Concurrent calls,
     `batch` and `abatch` share the models' passes.

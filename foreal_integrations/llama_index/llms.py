@@ -104,8 +104,8 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
     LlamaIndex packs prompts by a tokenizer of its own; `Settings.tokenizer = llm.get_token_ids`
     makes it count the pair's tokens.
 
-    Tools are shown by templates that know them, and calls are parsed as Hermes and Qwen write
-    them. Forced calls, `structured_predict` and `as_structured_llm` write under a JSON schema
+    Tools are shown by templates that know them, and calls are read in the form that the template
+    shows. Forced calls, `structured_predict` and `as_structured_llm` write under a JSON schema
     (extra "json").
 
     Raises:
