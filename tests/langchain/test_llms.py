@@ -75,7 +75,10 @@ def test_what_is_out_of_time_is_not_asked_again(llm: FoReaLLLM, a: bool) -> None
     assert all(isinstance(one, str | TimeoutError) for one in outcomes)
     assert cost.totals()["calls"] == 3
     late = sum(isinstance(one, TimeoutError) for one in outcomes)
-    assert cost.totals()["failed"] == cost.totals()["stopped_early"] == late
+    totals = cost.totals()
+    assert totals["failed"] == late
+    # A text that ends in the very moment of its time-out is charged whole.
+    assert totals["stopped_early"] <= late
 
 
 def test_the_pair_is_that_of_the_present_fields(llm: FoReaLLLM, tmp_path: Path) -> None:
