@@ -304,7 +304,8 @@ class Engine:
                 if request.row >= 0:  # else an earlier round failed it
                     self._guarded(request, self._take, author, part, draws, rows, ahead > 0)
         for request in requests:
-            if request.row >= 0:
+            heard = request.on_events is not None or request.state.finish_reason is not None
+            if heard and request.row >= 0:
                 self._guarded(request, self._deliver, request)
 
     def _take(

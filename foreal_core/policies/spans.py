@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
@@ -114,6 +114,7 @@ class Write:
             charged for its tokens as if it had written them, for it has to read them.
         review: for the draft: how the leader judges each of its tokens. Tokens that the leader
             puts in their place are the leader's.
+        decided_by: the model whose passes settle what stands: the leader's where it reviews.
 
     Raises:
         ConfigError: the span is impossible.
@@ -124,8 +125,11 @@ class Write:
     propose: int | None = 0
     opening: str = ""
     review: Review | None = None
+    # Asked several times a token, so reckoned once.
+    decided_by: Author = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "decided_by", self.author if self.review is None else LEADER)
         if self.author not in (LEADER, DRAFT):
             _refuse(f"Write(author={self.author!r})", f"{LEADER!r} or {DRAFT!r}")
         if self.handoff is not None and (
@@ -151,11 +155,6 @@ class Write:
                 f"Write({self.author!r}, opening={self.opening!r}, review={self.review!r})",
                 "a Review, of what the draft writes itself",
             )
-
-    @property
-    def decided_by(self) -> Author:
-        """The model whose passes settle what stands: the leader's where it reviews."""
-        return self.author if self.review is None else LEADER
 
     @property
     def may_review(self) -> bool:

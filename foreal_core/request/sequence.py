@@ -195,8 +195,7 @@ class Sequence:
 
     def ingested(self, author: Author, chunk: Chunk, rows: int) -> None:
         """`author` ran over the chunk in a pass that `rows` rows shared."""
-        kinds = [self._kind(author, position) for position in range(chunk.start, chunk.end)]
-        self._states[author].ingested(kinds, chunk.keep, rows)
+        self._states[author].ingested(self._kinds(author, chunk), chunk.keep, rows)
 
     def take(self, author: Author, chunk: Chunk, draws: Draws) -> None:
         """Uses the draws for `chunk.predicted`: commits, proposes, hands over, ends."""
@@ -367,26 +366,28 @@ class Sequence:
             return 0
         # The leader's own draw follows the last proposal, so the limit needs no proposal.
         room = self._text.limit - len(self._text.tokens) - 1
+        written = len(self._text.tokens) - turns.span_start
         return self._proposal_length.wanted(
-            turns.span, turns.written, self._place(), self._alignment.hits, room
+            turns.span, written, self._place(), self._alignment.hits, room
         )
 
     def _place(self) -> int:
         """Tokens of the span so far; none after a mark that may have ended the sentence."""
-        if self._text.pending == len(self._text.tokens):
-            return 0
-        return self._turns.written
+        length = len(self._text.tokens)
+        return 0 if self._text.pending == length else length - self._turns.span_start
 
     # -- what each model has seen ---------------------------------------------------------------
 
-    def _kind(self, author: Author, position: int) -> TokenKind:
+    def _kinds(self, author: Author, chunk: Chunk) -> list[TokenKind]:
+        """Why `author` reads each token of a chunk."""
         text = self._text
-        if position < text.prompt_length:
-            return "prefill"
-        if position >= len(text.tokens):
-            ahead: TokenKind = "verify" if author == LEADER else "decode"
-            return "catch_up" if self._turns.opening else ahead
-        return "decode" if text.authors[position - text.prompt_length] == author else "catch_up"
+        first, end = chunk.start - text.prompt_length, chunk.end - text.prompt_length
+        written = text.authors[max(first, 0) : max(end, 0)]
+        kinds: list[TokenKind] = ["prefill"] * (min(end, 0) - min(first, 0))
+        kinds += ["decode" if by == author else "catch_up" for by in written]
+        ahead: TokenKind = "verify" if author == LEADER else "decode"
+        kinds += ["catch_up" if self._turns.opening else ahead] * (len(chunk.tokens) - len(kinds))
+        return kinds
 
     def _forget_beyond(self, length: int) -> None:
         """Both models keep only what they computed from the first `length` tokens, and of their

@@ -21,21 +21,20 @@ class StopRule:
         config: the request's settings.
         tokenizer: the pair's.
         prompt: token ids; they say whether the completion begins inside a thinking.
+
+    Attributes:
+        hit: the stop string that was found; from then on nothing is shown any more.
     """
 
     def __init__(
         self, config: FoReaLConfig, tokenizer: PairTokenizer, prompt: Sequence[int]
     ) -> None:
+        self.hit: str | None = None
         self._filter = StopFilter(config.stop)
         self._min_tokens = config.min_tokens
         self._thinking: ThinkingState | None = None
         if config.stop and not config.stop_in_thinking:
             self._thinking = thinking_after(tokenizer.tokenizer, prompt)
-
-    @property
-    def hit(self) -> str | None:
-        """The stop string that was found; from then on nothing is shown any more."""
-        return self._filter.hit
 
     def push(self, index: int, token: int, text: str) -> str:
         """What may be shown once token `index` of the completion came with its text."""
@@ -43,17 +42,19 @@ class StopRule:
         if index < self._min_tokens:
             free = len(text)
         before, text = text[:free], text[free:]
-        if not before:
-            return self._filter.push(text)
         # What was held is followed by text that is no part of a stop string.
-        return self._filter.flush() + before + self._filter.push(text)
+        passed = self._filter.flush() + before if before else ""
+        shown = passed + self._filter.push(text)
+        self.hit = self._filter.hit
+        return shown
 
     def flush(self, index: int, text: str) -> str:
         """What may still be shown at the end of the text, whose last token brings some more."""
         if index < self._min_tokens:
             return self._filter.flush() + text
         shown = self._filter.push(text)
-        return shown if self.hit is not None else shown + self._filter.flush()
+        self.hit = self._filter.hit
+        return shown + self._filter.flush()
 
     def _thought_in(self, token: int, text: str) -> int:
         """How much of a token's text belongs to the thinking."""
