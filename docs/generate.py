@@ -210,6 +210,41 @@ def contexts(record: str) -> str:
     return _table(("context", *(f"{context:,}" for context in known)), rows)
 
 
+def under_load(record: str) -> str:
+    """What became of the requests of clients that behave well and badly."""
+    run = _load(record)
+    ends: dict[str, int] = {}
+    for outcome, count in run["outcomes"].items():
+        kind, _, end = outcome.partition(": ")
+        end = kind if kind in ("leaves", "broken JSON", "half-open") else end
+        ends[end] = ends.get(end, 0) + count
+    right, refused = ends.pop("right text", 0), ends.pop("status 429", 0)
+    left, broken, half = (ends.pop(kind, 0) for kind in ("leaves", "broken JSON", "half-open"))
+    first, rss = run["time_to_first_token"], run["rss"]
+    rows = [
+        ("got the text that they get alone", f"{right:,}"),
+        ("got another text, part of it or nothing", f"{sum(ends.values()):,}"),
+        ("were refused with 429", f"{refused:,}"),
+        ("left", f"{left:,}"),
+        ("sent broken JSON and were told so", f"{broken:,}"),
+        ("said nothing or half of something and were closed", f"{half:,}"),
+        ("seconds to the first token, p50 and p99", f"{first['p50']:.1f} and {first['p99']:.1f}"),
+        ("memory after over memory before", f"{rss['ratio']:.3f}"),
+    ]
+    return _table((f"of {run['settings']['requests']:,} requests", ""), rows)
+
+
+def http_overhead(record: str) -> str:
+    """What HTTP costs against the same streams in process."""
+    run = _load(record)
+    pairs = (("seconds", ""), ("processor time", "_processor"))
+    rows = []
+    for label, suffix in pairs:
+        ratios = [one[f"http{suffix}"] / one[f"astream{suffix}"] for one in run["seconds"]]
+        rows.append((label, f"{median(ratios):.3f}", f"{min(ratios):.2f} to {max(ratios):.2f}"))
+    return _table(("HTTP over `astream`", "median", "min to max"), rows)
+
+
 def _load(record: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((ROOT / record).read_text(encoding="utf-8"))
     return loaded
@@ -256,6 +291,7 @@ def _printed(command: list[str]) -> str:
 _BLOCKS: tuple[Callable[..., str], ...] = (
     *(settings, policies, commands),
     *(sweep, sweep_columns, results, targets, times_as_fast, grounded, tree_summarize, contexts),
+    *(under_load, http_overhead),
     *(output, output_above),
 )
 MAKERS = {made.__name__.replace("_", "-"): made for made in _BLOCKS}

@@ -85,13 +85,15 @@ def serve(
         log_prompts=log_prompts,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from foreal_core.serve.answers import public_names
     from foreal_core.serve.server import Server
 
     with contextlib.ExitStack() as stack:
 
         def load() -> tuple[FoReaLDecoder, str]:
-            name = _BUNDLED if pair.leader is None else f"{pair.leader}+{pair.draft}"
-            return stack.enter_context(pair.load()), name
+            decoder = stack.enter_context(pair.load())
+            models = public_names(decoder.models)
+            return decoder, _BUNDLED if pair.leader is None else "+".join(models.values())
 
         Server(options, load).run()
     return 0

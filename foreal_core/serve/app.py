@@ -33,7 +33,8 @@ _logger = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "page"
 # Nothing on these tells of anybody's requests.
 _OPEN = re.compile(r"/|/page/.*|/health")
-# Asked every few seconds, so a log of them would hide the rest.
+# Asked every few seconds, so a log of them would hide the rest: that they are answered, or that the
+# server is not ready, which has lines of its own.
 _PROBES = ("/health", "/metrics")
 # What nginx, too, calls a request whose client left before its answer.
 _CLIENT_LEFT = 499
@@ -192,7 +193,7 @@ class _Gate:
             # Not the path itself: anybody could make up any number of them.
             route = getattr(scope.get("route"), "path", "other")
             self._service.metrics.answered(route, status)
-            probe = scope["path"] in _PROBES and status < 400
+            probe = scope["path"] in _PROBES and (status < 400 or status == 503)
             _logger.log(
                 logging.DEBUG if probe else logging.INFO,
                 "%s %s %d %.3f s %s",

@@ -89,6 +89,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=_FLUSH_S,
         )
         super().__init__(config)
+        _logger.info("listening on %s; the models are being loaded", self.url)
         # A thread that does not keep the process: loading cannot be stopped.
         threading.Thread(target=self._open, name="foreal-load", daemon=True).start()
         await self.serve(self._sockets)
@@ -101,6 +102,12 @@ class Server(uvicorn.Server):
         """What it serves; once it runs."""
         assert self._service is not None
         return self._service
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host = self._options.host.strip("[]")
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def drain(self) -> None:
         """Takes no more requests and stops when the running ones have ended; from any thread. A
@@ -138,7 +145,12 @@ class Server(uvicorn.Server):
 
     def _opened(self, decoder: FoReaLDecoder, name: str) -> None:
         self.service.open(decoder, name)
-        _logger.info("%s is ready on http://%s:%d", name, self._options.host, self.port)
+        _logger.info(
+            "%s is ready: OpenAI's protocol at %s/v1, a page to try it at %s/",
+            self.service.model,
+            self.url,
+            self.url,
+        )
         self.ready.set()
 
     def _fail(self, error: BaseException) -> None:

@@ -254,7 +254,7 @@ async def _gauges(port: int) -> dict[str, float]:
 
 async def idle(port: int) -> None:
     """Returns once nothing runs."""
-    while any((await _gauges(port)).get(name) for name in ("running", "waiting", "under_way")):
+    while any((await _gauges(port)).values()):
         await asyncio.sleep(0.2)
 
 

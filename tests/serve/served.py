@@ -70,6 +70,14 @@ class Served:
             assert answer.status_code == 200, answer.read()
             return list(chunks(answer))
 
+    def both(self, **fields: Any) -> tuple[str, str]:
+        """Thinking and answer of a chat, whole and streamed; they must agree."""
+        message = self.chat(**fields)["choices"][0]["message"]
+        parts = self.stream(**fields)
+        whole = message.get("reasoning_content", ""), message["content"] or ""
+        assert whole == (joined(parts, "reasoning_content"), joined(parts))
+        return whole
+
     def error(self, path: str, body: Any, **arguments: Any) -> tuple[int, Json]:
         """Status and error of a request that is refused."""
         answer = self.post(path, body, **arguments)

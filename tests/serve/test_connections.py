@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +48,6 @@ from foreal_core.serve.options import ServerOptions
 from foreal_core.serve.replies import ChatReply
 from foreal_core.serve.requests import ChatRequest
 from foreal_core.serve.running import send_stream
-from foreal_core.serve.server import Server
 
 # -- clients that leave ----------------------------------------------------------------------------
 
@@ -338,77 +336,3 @@ def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
     close = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answer = received(raw(served, post(body) + post(body) + close))
     assert answer.count(b"HTTP/1.1 200") == 3 and answer.endswith(b'{"status":"ok"}')
-
-
-# -- a server that starts and stops ----------------------------------------------------------------
-
-
-def test_503_while_the_pair_is_loaded(decoder: FoReaLDecoder) -> None:
-    loaded = threading.Event()
-
-    def load() -> Any:
-        assert loaded.wait(WAIT_S)
-        return FoReaLDecoder.demo(max_batch_size=1), MODEL
-
-    server = Server(ServerOptions(port=0), load)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=WAIT_S) as client:
-        assert client.get("/health").json() == {"status": "loading"}
-        answer = client.post(CHAT, json={"messages": QUESTION})
-        assert answer.status_code == 503 and answer.json()["error"]["code"] == "loading"
-        assert answer.headers["retry-after"]
-        assert client.get("/v1/models").status_code == 503
-        assert client.get("/metrics").status_code == 200
-        loaded.set()
-        assert server.ready.wait(WAIT_S)
-        assert client.get("/health").json() == {"status": "ok"}
-        server.drain()
-        thread.join(WAIT_S)
-    assert not thread.is_alive()
-
-
-def test_a_pair_that_cannot_be_loaded_ends_the_server() -> None:
-    def load() -> Any:
-        raise NonFiniteLogitsError("no such model.")
-
-    with pytest.raises(NonFiniteLogitsError, match="no such model"):
-        Server(ServerOptions(port=0), load).run()
-
-
-def test_a_port_in_use(served: Served) -> None:
-    from foreal_core import FoReaLError
-
-    with pytest.raises(FoReaLError, match="--port"):
-        Server(ServerOptions(port=served.server.port), lambda: (None, MODEL))
-
-
-def test_draining_lets_running_answers_end(
-    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate
-) -> None:
-    own = serve(decoder)
-    fields = {"messages": QUESTION, "max_tokens": 30, "seed": 1}
-    running = [raw(own, post({**fields, "stream": stream})) for stream in (False, True)]
-    until(lambda: own.under_way == 2)
-    own.server.drain()
-    until(lambda: own.client.get("/health").status_code == 503)
-    refused = own.post(CHAT, fields)
-    assert refused.status_code == 503 and refused.headers["retry-after"]
-    assert refused.headers["connection"] == "close"
-    gate.open()
-    whole, streamed = (received(one) for one in running)
-    assert b'"finish_reason": "length"' in whole and streamed.endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
-
-
-def test_what_takes_longer_than_the_drain_gets_an_error(
-    serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate
-) -> None:
-    own = serve(decoder, drain_timeout=0.05, keep_alive=0.05)
-    running = [raw(own, post(long_chat(stream=stream))) for stream in (False, True)]
-    until(lambda: own.under_way == 2)
-    assert running[1].recv(65536)  # its stream has begun
-    own.server.drain()
-    whole, streamed = (received(one) for one in running)
-    assert whole.startswith(b"HTTP/1.1 503") and b"shutting_down" in whole
-    assert b'data: {"error": {"message": "The server is shutting down' in streamed
-    assert b"[DONE]" not in streamed and streamed.endswith(b"0\r\n\r\n")

@@ -34,7 +34,7 @@ def tab(browser: Tab, served: Served) -> Tab:
 
 
 def ask(tab: Tab, question: str = QUESTION[0]["content"]) -> None:
-    tab.value("document.getElementById('question').focus()")
+    tab.value("document.getElementById('question').select()")
     tab.type(question)
     tab.press("Enter", ctrl=True, code=13)
 

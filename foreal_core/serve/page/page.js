@@ -104,6 +104,7 @@ class Text {
     this.author = null;
     this.run = null;
     this.tail = "";
+    this.answers = false; // the answer has begun, so far with blank lines alone
     box.replaceChildren();
   }
 
@@ -122,10 +123,16 @@ class Text {
       this.bill.handoffs += 1;
       this.mark("handoff", "⇢", "Hand-off to the draft.");
     }
+    const blank = this.answers && token.text.trim() === "";
+    if (this.answers && !blank) {
+      this.answers = false;
+      this.run = null;
+    }
     if (this.run === null || token.author !== this.author) {
       this.author = token.author;
       this.run = element("span", token.author, "");
       this.run.title = token.author;
+      if (blank) this.run.dataset.blank = "";
       this.box.append(this.run);
     }
     this.run.append(token.text);
@@ -134,6 +141,7 @@ class Text {
       this.tail = "";
       this.box.append(element("span", "answer", "the answer"));
       this.run = null;
+      this.answers = true;
     }
   }
 
@@ -226,7 +234,9 @@ async function ask() {
     const both = [write($("pair-pane"), settings, true)];
     if (compare) both.push(write($("leader-pane"), { policy: "leader" }, false));
     const counts = await Promise.all(both);
-    $("status").textContent = `Done: ${counts.join(" and ")} tokens.`;
+    const states = [...document.querySelectorAll("section:not([hidden])")].map((one) => one.dataset.state);
+    const word = states.includes("failed") ? "Failed" : states.includes("stopped") ? "Stopped" : "Done";
+    $("status").textContent = `${word}: ${counts.join(" and ")} tokens.`;
   } catch (error) {
     $("status").textContent = error.message;
   } finally {
