@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -35,14 +36,22 @@ class Calls:
         engine: runs the requests.
         prompts: prepares them.
         queue_is_bounded: whether submitting may have to wait.
+        recommended: sampling settings that the leader recommends.
     """
 
     def __init__(
-        self, engine: Engine | SpanEngine, prompts: Prompts, *, queue_is_bounded: bool
+        self,
+        engine: Engine | SpanEngine,
+        prompts: Prompts,
+        *,
+        queue_is_bounded: bool,
+        recommended: Mapping[str, float],
     ) -> None:
         self._engine = engine
         self._prompts = prompts
         self._queue_is_bounded = queue_is_bounded
+        self._recommended = dict(recommended)
+        self._warned = False
 
     def prepare(
         self,
@@ -83,8 +92,26 @@ class Calls:
     ) -> tuple[tuple[int, ...], FoReaLConfig]:
         """Ids and settings of one request; `options` are those of `prepare` and settings."""
         to_prepare, overrides = _split(options)
-        settings = _settings(config, overrides)
+        settings = self._settings(config, overrides)
         return self.prepare(prompt, messages=messages, **to_prepare).ids, settings
+
+    def _settings(self, config: FoReaLConfig | None, overrides: Mapping[str, Any]) -> FoReaLConfig:
+        if config is not None and not isinstance(config, FoReaLConfig):
+            raise ConfigError(
+                f"config of type {type(config).__name__} is not allowed: a FoReaLConfig or None."
+            )
+        settings = (config or FoReaLConfig()).with_overrides(**overrides)
+        greedy = settings.sampling == "given" and settings.temperature == 0
+        drawn = self._recommended.get("temperature", 0) > 0
+        if greedy and drawn and "temperature" not in overrides and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self._engine.profiles['leader'].name} recommends sampling "
+                f"({_spelled(self._recommended)}) and this call is greedy: sampling='model' draws "
+                "as it recommends, temperature=0 in the call says that greedy is meant.",
+                stacklevel=3,
+            )
+        return settings.as_recommended(self._recommended)
 
     # -- generate -----------------------------------------------------------------------------
 
@@ -146,7 +173,7 @@ class Calls:
                 the first error is raised and the other requests are stopped.
             FoReaLError: called in the engine's own thread, where it would wait for ever.
         """
-        settings = _settings(config, overrides)
+        settings = self._settings(config, overrides)
         before_waiting()
         batch = self._prompts.prepare_all(
             prompt,
@@ -172,7 +199,7 @@ class Calls:
         **overrides: Any,
     ) -> Any:
         """`generate` for an event loop; cancelling the task stops the work within one step."""
-        settings = _settings(config, overrides)
+        settings = self._settings(config, overrides)
         before_waiting()
         prepare = partial(
             self._prompts.prepare_all,
@@ -251,7 +278,7 @@ class Calls:
     ) -> AsyncTokenStream:
         """`stream` for an event loop; the request starts at the first `await`."""
         to_prepare, overrides = _split(options)
-        settings = _settings(config, overrides)
+        settings = self._settings(config, overrides)
 
         def start(push: Push) -> Request[Any]:
             ids = self.prepare(prompt, messages=messages, **to_prepare).ids
@@ -261,12 +288,8 @@ class Calls:
         return AsyncTokenStream(start, start_blocks=long or settings.constrained)
 
 
-def _settings(config: FoReaLConfig | None, overrides: Mapping[str, Any]) -> FoReaLConfig:
-    if config is not None and not isinstance(config, FoReaLConfig):
-        raise ConfigError(
-            f"config of type {type(config).__name__} is not allowed: a FoReaLConfig or None."
-        )
-    return (config or FoReaLConfig()).with_overrides(**overrides)
+def _spelled(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in values.items())
 
 
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,6 +16,7 @@ from foreal_core.policies import PolicyFactory, PolicySpec, find_policy
 
 HitWindow = Literal["after_lead", "sentence"]
 SentenceBoundaryMode = Literal["robust", "paper"]
+SamplingSource = Literal["given", "model"]
 
 _MOST_LOGPROBS = 20
 
@@ -34,6 +35,9 @@ class FoReaLConfig:
         sentence_boundary: "robust" knows decimals, abbreviations, code and maths; "paper" takes
             every mark and newline for an end.
         max_new_tokens: tokens written at most (>= 1); the context may end the text earlier.
+        sampling: "given" draws by the values below; "model" by those that the leader's files
+            recommend (generation_config.json), where a value below is left at its default. A call
+            that overrides the temperature draws by what is given again.
         temperature: 0 is greedy; above 0 each token is drawn from its author's own distribution.
         top_p: nucleus, in (0, 1]; 1 keeps everything.
         top_k: most likely tokens kept (>= 0); 0 keeps everything.
@@ -96,6 +100,7 @@ class FoReaLConfig:
     hit_window: HitWindow = "after_lead"
     sentence_boundary: SentenceBoundaryMode = "robust"
     max_new_tokens: int = 2048
+    sampling: SamplingSource = "given"
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -155,6 +160,7 @@ class FoReaLConfig:
         self._check_int("top_logprobs", 0, _MOST_LOGPROBS)
         self._check_choice("hit_window", get_args(HitWindow))
         self._check_choice("sentence_boundary", get_args(SentenceBoundaryMode))
+        self._check_choice("sampling", get_args(SamplingSource))
         self._check_policy()
         for name in ("speculate", "stop_in_thinking", "logprobs", "call_required"):
             if not isinstance(getattr(self, name), bool):
@@ -193,7 +199,20 @@ class FoReaLConfig:
         self._refuse_unknown(overrides)
         if "policy" in overrides:
             overrides.setdefault("policy_options", None)  # those of another policy mean nothing
+        if "temperature" in overrides:
+            overrides.setdefault("sampling", "given")
         return replace(self, **overrides) if overrides else self
+
+    def as_recommended(self, values: Mapping[str, float]) -> FoReaLConfig:
+        """The settings with what a model recommends (see `sampling`), if they ask for it.
+
+        Args:
+            values: sampling settings by name.
+        """
+        if self.sampling == "given":
+            return self
+        usual = {field.name: field.default for field in fields(self)}
+        return replace(self, **{k: v for k, v in values.items() if getattr(self, k) == usual[k]})
 
     @classmethod
     def _refuse_unknown(cls, given: Iterable[str]) -> None:

@@ -96,7 +96,12 @@ class FoReaLDecoder(Calls):
         prompts = Prompts(
             assembled.tokenizer, vocab_size=assembled.vocab_size, max_context=engine.max_context
         )
-        super().__init__(engine, prompts, queue_is_bounded=max_queue is not None)
+        super().__init__(
+            engine,
+            prompts,
+            queue_is_bounded=max_queue is not None,
+            recommended=assembled.recommended,
+        )
         self._models = dict(models)
         self._pair_tokenizer = assembled.tokenizer
         weakref.finalize(self, engine.abandon)
@@ -271,6 +276,11 @@ class FoReaLDecoder(Calls):
     def profiles(self) -> dict[Author, ModelProfile]:
         """Sizes of "leader" and "draft" that decide what a token and a pass cost."""
         return dict(self._engine.profiles)
+
+    @property
+    def recommended_sampling(self) -> dict[str, float]:
+        """What the leader's files recommend, by the names of settings; see `sampling`."""
+        return dict(self._recommended)
 
     @property
     def static_shapes(self) -> bool:

@@ -47,7 +47,7 @@ def generate(
     a pipe, where the cost goes to standard error.
     """
     refuse_unless_writable(html=html)
-    config = FoReaLConfig(**settings)
+    config = FoReaLConfig(sampling="model").with_overrides(**settings)
     prompt = _read_prompt(prompt)
     # With --json nobody watches the text.
     console = CommandConsole(highlight=False, file=io.StringIO() if as_json else None)

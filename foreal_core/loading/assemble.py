@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from foreal_core.backends.base import Backend
@@ -17,6 +17,7 @@ from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER
 from foreal_core.loading.gpu_memory import context_that_fits
 from foreal_core.loading.pair import end_of_sequence_ids, model_name
+from foreal_core.loading.recommended import recommended_sampling
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 _DEFAULT_CONTEXT = 4096
@@ -24,11 +25,13 @@ _DEFAULT_CONTEXT = 4096
 
 @dataclass(frozen=True)
 class Assembled:
-    """An engine with its pair's tokenizer and the ids that the leader knows."""
+    """An engine with its pair's tokenizer, the ids that the leader knows, and the sampling settings
+    that it recommends."""
 
     engine: Engine | SpanEngine
     tokenizer: PairTokenizer
     vocab_size: int
+    recommended: Mapping[str, float] = field(default_factory=dict)
 
 
 def assemble_models(
@@ -94,7 +97,7 @@ def assemble_models(
     )
     # Of the thread that loaded and packed the models; the engine computes in one of its own.
     give_back_threads()
-    return Assembled(engine, pair, leader_runner.vocab_size)
+    return Assembled(engine, pair, leader_runner.vocab_size, recommended_sampling(leader))
 
 
 def assemble_backend(
