@@ -212,7 +212,10 @@ class FoReaLConfig:
         if self.sampling == "given":
             return self
         usual = {field.name: field.default for field in fields(self)}
-        return replace(self, **{k: v for k, v in values.items() if getattr(self, k) == usual[k]})
+        recommended: dict[str, Any] = {
+            k: v for k, v in values.items() if getattr(self, k) == usual[k]
+        }
+        return replace(self, **recommended)
 
     @classmethod
     def _refuse_unknown(cls, given: Iterable[str]) -> None:

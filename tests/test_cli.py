@@ -189,7 +189,7 @@ def test_generate_wraps_a_string_as_one_user_message(played: PlayedDecoder) -> N
     assert cli.main(["generate", "how many?", "--seed", "3", "--stop", "a", "--stop", "b"]) == 0
     assert played.loaded == ("demo", "reasoning")
     assert played.asked["messages"] == [{"role": "user", "content": "how many?"}]
-    assert played.asked["config"] == FoReaLConfig(seed=3, stop=("a", "b"))
+    assert played.asked["config"] == FoReaLConfig(seed=3, stop=("a", "b"), sampling="model")
 
 
 @pytest.mark.parametrize("template", [True, False])
@@ -206,7 +206,7 @@ def test_generate_passes_models_and_switches_on(played: PlayedDecoder) -> None:
     arguments = ["--leader", "L", "--draft", "D", "--dtype", "float32", "--no-speculate"]
     assert cli.main(["generate", "x", *arguments]) == 0
     assert played.loaded == ("L", "D", {"dtype": "float32", "max_batch_size": 32})
-    assert played.asked["config"] == FoReaLConfig(speculate=False)
+    assert played.asked["config"] == FoReaLConfig(speculate=False, sampling="model")
 
 
 def test_generate_may_name_a_bundled_draft(played: PlayedDecoder) -> None:

@@ -19,7 +19,7 @@ def recommended_sampling(model: Any) -> dict[str, float]:
     config = getattr(model, "generation_config", None)
     if config is None:
         return {}
-    values = {name: getattr(config, name, None) for name in _NAMES}
+    values: dict[str, Any] = {name: getattr(config, name, None) for name in _NAMES}
     if not config.do_sample:
         values = {"repetition_penalty": values["repetition_penalty"]}
     elif values["temperature"] is None:
