@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from foreal_core.backends.base import Backend
+from foreal_core.backends.llama_cpp.model import LlamaModel
 from foreal_core.calls import Calls
 from foreal_core.cost import ModelProfile
 from foreal_core.engine.local_backend import LocalBackend
@@ -84,7 +85,11 @@ class FoReaLDecoder(Calls):
                 threads=threads,
                 gpu_memory_utilization=gpu_memory_utilization,
             ),
-            {LEADER: leader, DRAFT: draft},
+            {
+                author: model
+                for author, model in ((LEADER, leader), (DRAFT, draft))
+                if not isinstance(model, LlamaModel)
+            },
             max_queue,
         )
 
@@ -164,6 +169,7 @@ class FoReaLDecoder(Calls):
         leader: str,
         draft: str,
         *,
+        backend: str | None = None,
         device_map: Any = "auto",
         dtype: Any = "auto",
         max_batch_size: int = 32,
@@ -177,15 +183,20 @@ class FoReaLDecoder(Calls):
         draft_kwargs: Mapping[str, Any] | None = None,
         **hf_kwargs: Any,
     ) -> FoReaLDecoder:
-        """Loads a pair by hub id or folder.
+        """Loads a pair by hub id, folder or GGUF file.
 
         Args:
-            leader, draft: hub ids or local folders.
+            leader, draft: hub ids, local folders, or GGUF files (the first part of a split one).
+            backend: what runs GGUF files: "llama.cpp" (extra `llama-cpp`), "torch", which
+                dequantises them, or None for the first, and for the other where a file is named
+                by `gguf_file` and llama.cpp is missing.
             device_map, dtype: as in transformers' `from_pretrained`, for both models.
             max_batch_size, max_context, max_queue, static_shapes, compile, threads,
                 gpu_memory_utilization: see the class.
             leader_kwargs, draft_kwargs: further `from_pretrained` arguments for one model
-                (quantization_config, revision, device_map, ...).
+                (quantization_config, revision, device_map, ...); of one that llama.cpp runs its
+                own (n_gpu_layers, n_threads, flash_attn, type_k, ...: docs/gguf.md), and
+                "tokenizer", a folder or hub id, in place of the file's.
             **hf_kwargs: further arguments for both.
 
         Raises:
@@ -194,6 +205,7 @@ class FoReaLDecoder(Calls):
         pair = load_pair(
             leader,
             draft,
+            backend=backend,
             common={"device_map": device_map, "dtype": dtype, **hf_kwargs},
             leader_kwargs=leader_kwargs or {},
             draft_kwargs=draft_kwargs or {},

@@ -24,6 +24,7 @@ from foreal_core.events import Author
 from foreal_core.grammar.constraint import Constraint
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.draws import Draws
+from foreal_core.request.proposals import Worth
 from foreal_core.request.sequence import Sequence as RequestSequence
 
 # -- spans -------------------------------------------------------------------------------------
@@ -161,13 +162,15 @@ class Executor(Protocol):
 
     Attributes:
         profiles: what each model's work costs.
-        least_chance: down to which chance of being accepted a proposal pays; see
-            `request.proposals`.
         static_shapes: whether short passes of a model run at fixed shapes.
     """
 
     profiles: dict[Author, ModelProfile]
-    least_chance: float
+
+    @property
+    def worth(self) -> Worth:
+        """What a proposal must promise to be worth its cost, as far as is known by now."""
+        ...
 
     @property
     def static_shapes(self) -> bool: ...

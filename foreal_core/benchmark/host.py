@@ -14,20 +14,20 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from foreal_core.backends.local.executor import LocalExecutor
+from foreal_core.backends.local.executor import LocalExecutor, Runner
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
 from foreal_core.demo import pair_paths
 from foreal_core.engine.engine import Engine
 from foreal_core.engine.request import End
 from foreal_core.errors import ConfigError
-from foreal_core.events import DRAFT, LEADER
+from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.records import provenance
 from foreal_core.request.chunk import Chunk
 from foreal_core.text.pair_tokenizer import PairTokenizer
@@ -48,6 +48,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 class _Script:
     """A runner whose model always goes on with the script, up to a mistake now and then."""
 
+    measured = False
     static = False
     pass_tokens = 1.0
 
@@ -57,9 +58,8 @@ class _Script:
         self._ids = ids
         self._start = start
         self._mistakes = mistakes  # one token in so many; 0 for none
-        self.cache = self
 
-    def forward(self, chunks: Sequence[Chunk]) -> Tensor:
+    def forward(self, chunks: Sequence[Chunk], drawn: Tensor | None = None) -> Tensor:
         positions = [position for chunk in chunks for position in chunk.predicted]
         logits = torch.zeros(len(positions), self.vocab_size)
         for row, position in enumerate(positions):
@@ -72,7 +72,7 @@ class _Script:
     def groups(self, lengths: Sequence[int], most: int) -> list[range]:
         return [range(len(lengths))]
 
-    def need(self, rows: int, positions: int) -> dict[torch.device, int]:
+    def need(self, rows: int, positions: int) -> dict[torch.device, tuple[int, int]]:
         return {}
 
     def left_over(self) -> str:
@@ -107,12 +107,12 @@ class _Grown:
             leader_eos=ends,
             draft_eos=ends,
         )
-        runners = {
+        runners: dict[Author, Runner] = {
             LEADER: _Script(script, self._start, vocab_size, 0),
             DRAFT: _Script(script, self._start, vocab_size, 0 if name == "json" else 7),
         }
         longest = length + 2 * _WINDOW
-        executor = LocalExecutor(cast(Any, runners), pair)
+        executor = LocalExecutor(runners, pair)
         self._engine: Any = Engine(
             executor, pair, max_batch_size=1, max_context=self._start + longest
         )

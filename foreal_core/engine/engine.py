@@ -119,7 +119,7 @@ class Engine:
             seed,
             self.tokenizer,
             self.max_context,
-            self.executor.least_chance,
+            lambda: self.executor.worth,
             self.executor.compile(config, prompt, limit),
             with_events=on_events is not None,
             drawn_from=drawn_from,

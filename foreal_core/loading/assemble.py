@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foreal_core.backends.base import Backend
-from foreal_core.backends.local.executor import LocalExecutor
+from foreal_core.backends.llama_cpp.model import LlamaModel
+from foreal_core.backends.llama_cpp.runner import LlamaRunner
+from foreal_core.backends.local.executor import LocalExecutor, Runner
 from foreal_core.backends.local.runner import ModelRunner, longest_text
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.engine.engine import Engine
@@ -48,22 +50,28 @@ def assemble_models(
     threads: int | None,
     gpu_memory_utilization: float,
 ) -> Assembled:
-    """An engine over two models of transformers; arguments and errors are `FoReaLDecoder`'s."""
+    """An engine over two models in this process; arguments and errors are `FoReaLDecoder`'s."""
     _refuse_unless_loaded(leader, draft, tokenizer)
     if static_shapes is not None and not isinstance(static_shapes, bool):
         raise ConfigError(f"static_shapes={static_shapes!r} is not allowed: True, False or None.")
     _refuse_unless_counts(max_batch_size=max_batch_size)
     context = context_that_fits(
         _checked_context(max_context, leader, draft),
-        (leader, draft),
+        [model for model in (leader, draft) if not isinstance(model, LlamaModel)],
         rows=max_batch_size,
         promised=max_context is not None,
         utilization=gpu_memory_utilization,
     )
     _refuse_unless_counts(may_be_none=True, max_queue=max_queue, threads=threads)
-    runners: list[ModelRunner] = []
+    runners: list[Runner] = []
     try:
         for author, model in ((LEADER, leader), (DRAFT, draft)):
+            if isinstance(model, LlamaModel):
+                _refuse_shapes(author, static_shapes, compile)
+                runners.append(
+                    LlamaRunner(model, max_rows=max_batch_size, max_slots=context, threads=threads)
+                )
+                continue
             runners.append(
                 ModelRunner(
                     model,
@@ -132,7 +140,7 @@ def assemble_backend(
 
 def _refuse_unless_loaded(leader: Any, draft: Any, tokenizer: Any) -> None:
     for author, model in ((LEADER, leader), (DRAFT, draft)):
-        if not hasattr(model, "config"):
+        if not hasattr(model, "config") and not isinstance(model, LlamaModel):
             raise ConfigError(
                 f"the {author} is {model!r}: a model of transformers is needed. "
                 "FoReaLDecoder.from_pretrained loads models by hub id or folder."
@@ -142,7 +150,7 @@ def _refuse_unless_loaded(leader: Any, draft: Any, tokenizer: Any) -> None:
 
 
 def _checked_context(max_context: int | None, leader: Any, draft: Any) -> int:
-    takes = min(longest_text(model) or _DEFAULT_CONTEXT for model in (leader, draft))
+    takes = min(_longest_text(model) for model in (leader, draft))
     if max_context is None:
         return takes
     if isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 2:
@@ -152,6 +160,21 @@ def _checked_context(max_context: int | None, leader: Any, draft: Any) -> int:
             f"max_context={max_context} is not allowed: the pair takes at most {takes} positions."
         )
     return max_context
+
+
+def _longest_text(model: Any) -> int:
+    if isinstance(model, LlamaModel):
+        return model.context_length
+    return longest_text(model) or _DEFAULT_CONTEXT
+
+
+def _refuse_shapes(author: str, static_shapes: bool | None, compiled: bool) -> None:
+    given = {"static_shapes": static_shapes, "compile": compiled}
+    if asked := [f"{name}=True" for name, value in given.items() if value]:
+        raise ConfigError(
+            f"{' and '.join(asked)}: only models of transformers have such passes, and the "
+            f"{author} runs in llama.cpp. Leave it out."
+        )
 
 
 def _refuse_unless_counts(*, may_be_none: bool = False, **counts: Any) -> None:

@@ -1,15 +1,18 @@
-"""Loads models and tokenizers through transformers; errors name what is missing."""
+"""Loads models and tokenizers, through transformers or from GGUF files; errors name what is
+missing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from foreal_core.backends.llama_cpp.model import LlamaModel
 from foreal_core.errors import ModelLoadError
+from foreal_core.loading.gguf import GGUFSource, as_transformers_names, runs_in_llama_cpp
 from foreal_core.loading.placement import (
     Need,
     need_of,
@@ -35,41 +38,82 @@ def load_pair(
     leader: str,
     draft: str,
     *,
+    backend: str | None = None,
     common: Mapping[str, Any],
     leader_kwargs: Mapping[str, Any],
     draft_kwargs: Mapping[str, Any],
 ) -> LoadedPair:
     """Loads both; single kwargs win over common ones.
 
+    Args:
+        backend: what runs GGUF files: "llama.cpp", "torch", or None for the first where it is
+            installed.
+
     Raises:
+        ConfigError: an argument that a GGUF file does not take, or no llama.cpp to run it.
         ModelLoadError: names the model and the cause; a pair that does not fit its devices is told
             how much it needs.
     """
-    leader_options = {**common, **leader_kwargs}
-    draft_options = {**common, **draft_kwargs}
     # What is small first: a missing model or one too large is found before gigabytes are read.
-    refuse_unless_a_model("leader", leader, leader_options)
-    refuse_unless_a_model("draft", draft, draft_options)
-    tokenizer = _load_tokenizer("leader", leader, leader_options)
-    draft_tokenizer = _load_tokenizer("draft", draft, draft_options)
-    leader_need = _need("leader", leader, leader_options)
-    draft_need = _need("draft", draft, draft_options)
-    needs = [need for need in (leader_need, draft_need) if need is not None]
-    refuse_unless_they_fit(needs)
-    places = whole_places(needs)
-    for role, options in (("leader", leader_options), ("draft", draft_options)):
-        if role in places:
-            options["device_map"] = {"": places[role]}
-    return LoadedPair(
-        leader=_load_model("leader", leader, leader_options, leader_need),
-        draft=_load_model("draft", draft, draft_options, draft_need),
-        tokenizer=tokenizer,
-        draft_tokenizer=draft_tokenizer,
-    )
+    sources = [
+        _source_of(role, name, {**common, **own}, backend)
+        for role, name, own in (("leader", leader, leader_kwargs), ("draft", draft, draft_kwargs))
+    ]
+    needs = [source.need() for source in sources]
+    known = [need for need in needs if need is not None]
+    refuse_unless_they_fit(known)
+    places = whole_places(known)
+    models, tokenizers = [], []
+    for source, need in zip(sources, needs, strict=True):
+        model, tokenizer = source.load(need, places.get(source.role))
+        models.append(model)
+        tokenizers.append(tokenizer)
+    return LoadedPair(*models, *tokenizers)
+
+
+class _Source(Protocol):
+    """Where one model comes from."""
+
+    role: str
+
+    def need(self) -> Need | None:
+        """What it takes of its devices; None where that is not known."""
+        ...
+
+    def load(self, need: Need | None, place: int | None) -> tuple[Any, Any]:
+        """The model, on the CUDA device `place` if that is given, and its tokenizer."""
+        ...
+
+
+def _source_of(role: str, name: str, options: dict[str, Any], backend: str | None) -> _Source:
+    if runs_in_llama_cpp(name, options, backend):
+        return GGUFSource(role, name, options)
+    return _Transformers(role, *as_transformers_names(name, options))
+
+
+class _Transformers:
+    """A model and tokenizer that transformers loads; the small parts at once."""
+
+    def __init__(self, role: str, name: str, options: dict[str, Any]) -> None:
+        self.role = role
+        self._name = name
+        self._options = options
+        refuse_unless_a_model(role, name, options)
+        self._tokenizer = _load_tokenizer(role, name, options)
+
+    def need(self) -> Need | None:
+        return _need(self.role, self._name, self._options)
+
+    def load(self, need: Need | None, place: int | None) -> tuple[Any, Any]:
+        if place is not None:
+            self._options["device_map"] = {"": place}
+        return _load_model(self.role, self._name, self._options, need), self._tokenizer
 
 
 def end_of_sequence_ids(model: Any, tokenizer: Any) -> set[int]:
-    """The ids that end the model's text, as transformers' `generate` sees them."""
+    """The ids that end the model's text, as transformers' `generate` or llama.cpp sees them."""
+    if isinstance(model, LlamaModel):
+        return {i for i in tokenizer.get_added_vocab().values() if model.is_end(i)}
     for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
         ids = getattr(holder, "eos_token_id", None)
         if ids is not None:
@@ -78,7 +122,7 @@ def end_of_sequence_ids(model: Any, tokenizer: Any) -> set[int]:
 
 
 def model_name(model: Any, role: str) -> str:
-    """The model's id or folder, or its role where it has none."""
+    """The model's id, folder or file, or its role where it has none."""
     return getattr(model.config, "_name_or_path", "") or role
 
 

@@ -16,18 +16,12 @@ def refuse_unless_a_model(role: str, name: str, options: Mapping[str, Any]) -> N
     """Looks at a local file or folder; hub ids pass.
 
     Raises:
-        ModelLoadError: a GGUF file, a folder of such files alone, an adapter, or a folder without
+        ModelLoadError: a file, a folder of GGUF files alone, an adapter, or a folder without
             weights.
     """
     path = Path(name).expanduser()
     given = f"the {role} {str(name)!r}"
     if path.is_file():
-        if path.suffix == ".gguf":
-            raise ModelLoadError(
-                f"{given} is a GGUF file. transformers reads one from its folder: give "
-                f"{str(path.parent)!r} and {role}_kwargs={{'gguf_file': {path.name!r}}}; it is "
-                "then dequantised."
-            )
         raise ModelLoadError(f"{given} is a file. Give the folder of a transformers model.")
     folder = path / str(options.get("subfolder") or "")
     if not folder.is_dir() or options.get("gguf_file"):
@@ -44,8 +38,8 @@ def refuse_unless_a_model(role: str, name: str, options: Mapping[str, Any]) -> N
     files = sorted(one.name for one in folder.glob("*.gguf"))
     if files:
         raise ModelLoadError(
-            f"{given} holds its weights as GGUF only ({', '.join(files)}). Add "
-            f"{role}_kwargs={{'gguf_file': {files[0]!r}}}; the model is then dequantised."
+            f"{given} holds its weights as GGUF only ({', '.join(files)}). Name the file itself: "
+            f"{str(path / files[0])!r}."
         )
     if (folder / "config.json").exists():
         raise ModelLoadError(

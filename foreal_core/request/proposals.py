@@ -3,6 +3,7 @@ float32 never the text. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from foreal_core.events import TokenLogprobs
@@ -18,6 +19,8 @@ _SPARED = 0.25
 _SLOWER_BY = 2.0
 # Beyond these the reckoning is too coarse to be followed.
 _SMALLEST_CHANCE, _LARGEST_CHANCE = 0.3, 0.8
+# No chance is that good.
+NEVER = 2.0
 # More than these are hardly worth the draft's passes.
 _LONGEST_LENGTH = 24
 # Two models part where a sentence is planned, at its start, and agree further on: each of its first
@@ -42,7 +45,40 @@ def least_chance(draft_bytes: float, leader_bytes: float, pass_tokens: float) ->
         pass_tokens: how many tokens take the leader as long to compute as its weights to read.
     """
     cost = _SLOWER_BY * draft_bytes / leader_bytes + 1 / pass_tokens
-    return min(max(cost / _SPARED, _SMALLEST_CHANCE), _LARGEST_CHANCE)
+    return _clamped(cost / _SPARED)
+
+
+def _clamped(chance: float) -> float:
+    return min(max(chance, _SMALLEST_CHANCE), _LARGEST_CHANCE)
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """Least chances of acceptance, of a proposal and all before it, at which one more pays.
+
+    Attributes:
+        led: in a sentence that the leader writes; above 1 nothing is proposed.
+        tested: in a hit test, where the draft reads every token by itself anyway.
+    """
+
+    led: float
+    tested: float = 0.0
+
+
+def measured_worth(draft_pass: float, token: float) -> Worth:
+    """What proposals must promise where the passes' costs were measured.
+
+    A proposal costs a pass of the draft and one more token of the leader's. If it is accepted, it
+    spares at most one pass of the leader: where it costs about that much, nothing is proposed. In a
+    hit test the draft's pass is lost only if the proposal falls.
+
+    Args:
+        draft_pass: a pass of the draft over one token, in such passes of the leader.
+        token: one more token in the leader's pass, in the same unit.
+    """
+    cost = draft_pass + token
+    led = _clamped(cost / _SPARED) if cost <= _LARGEST_CHANCE else NEVER
+    return Worth(led, tested=cost / (1 + draft_pass))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +103,13 @@ class ProposalLength:
     of former sentences.
 
     Args:
-        least_chance: see the function.
+        worth: what proposals must promise; it is asked again and again, since a device may learn
+            what its passes cost while they run.
     """
 
-    def __init__(self, least_chance: float) -> None:
-        self._least_chance = least_chance
+    def __init__(self, worth: Callable[[], Worth]) -> None:
+        self._ask_worth = worth
+        self._worth = worth()
         # That a proposal at a place is accepted, given that all before it were.
         self._chances = [_FIRST_CHANCE] * _PLACES
         # By place; asked several times a step, and the same until something is learnt.
@@ -91,6 +129,10 @@ class ProposalLength:
             return min(span.review.stretch, room + 1)  # the leader's own draw follows none of them
         if span.propose == 0:
             return 0
+        worth = self._ask_worth()
+        if worth != self._worth:
+            self._worth = worth
+            self._open_lengths.clear()
         propose = self._open(place) if span.propose is None else span.propose
         if span.handoff is None:
             return min(propose, room)
@@ -98,7 +140,8 @@ class ProposalLength:
         run = span.handoff.hits - hits
         if lead <= 0:
             # The hit test: the rest of a usual run is checked in one pass.
-            return min(run, max(propose, _USUAL_RUN), room)
+            usual = _USUAL_RUN if self._chance(place) >= worth.tested else 0
+            return min(run, max(propose, usual), room)
         if span.handoff.hits == 0:
             return min(propose, room, lead - 1)
         from_start = span.handoff.counted_from == 0
@@ -125,7 +168,7 @@ class ProposalLength:
 
     def _worthwhile(self, place: int) -> int:
         length, chance = 0, self._chance(place)
-        while chance >= self._least_chance and length < _LONGEST_LENGTH:
+        while chance >= self._worth.led and length < _LONGEST_LENGTH:
             length += 1
             chance *= self._chance(place + length)
         return length

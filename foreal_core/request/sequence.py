@@ -9,7 +9,7 @@ leader, and the grammar. Positions are indices into the text, prompt first.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Callable, Mapping, Sequence as SequenceOf
 from functools import partial
 from math import isnan
 
@@ -33,7 +33,7 @@ from foreal_core.request.clock import Clock
 from foreal_core.request.draws import Draws
 from foreal_core.request.logit_rules import Adjustment, rules_of
 from foreal_core.request.model_state import ModelState, next_chunk
-from foreal_core.request.proposals import Proposal, ProposalLength
+from foreal_core.request.proposals import Proposal, ProposalLength, Worth
 from foreal_core.request.result import build_cost, build_generation
 from foreal_core.request.transcript import Transcript
 from foreal_core.request.turns import Turns
@@ -50,7 +50,7 @@ class Sequence:
         seed: drives gate and sampling.
         tokenizer: the pair's.
         max_context: prompt and completion together are at most this long.
-        least_chance: down to which chance tokens are proposed; see `proposals`.
+        worth: what proposals must promise; see `proposals`.
         constraint: the grammar of the answer, if there is one.
         with_events: whether anybody reads the token events.
         drawn_from: the position whose draw is the seed's first; by default the prompt's end. A
@@ -70,7 +70,7 @@ class Sequence:
         seed: int,
         tokenizer: PairTokenizer,
         max_context: int,
-        least_chance: float,
+        worth: Callable[[], Worth],
         constraint: Constraint | None = None,
         *,
         with_events: bool = True,
@@ -100,7 +100,7 @@ class Sequence:
         self._states: dict[Author, ModelState] = {LEADER: ModelState(), DRAFT: ModelState()}
         self._proposals: list[Proposal] = []  # of the draft to the leader, not yet checked
         self._proposed_end = False  # the last of them would end the sentence or the text
-        self._proposal_length = ProposalLength(least_chance)
+        self._proposal_length = ProposalLength(worth)
 
     # -- what the engine asks ---------------------------------------------------------------
 

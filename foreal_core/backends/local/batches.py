@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 
-def split_batch(lengths: Sequence[int], *, overhead: int, most: int) -> list[range]:
+def split_batch(lengths: Sequence[int], *, overhead: float, most: int) -> list[range]:
     """Cut rows, ascending by length, into passes that together cost least.
 
     A pass over b rows costs `overhead` + b x (the longest of them), since shorter rows are padded.
@@ -23,7 +23,7 @@ def split_batch(lengths: Sequence[int], *, overhead: int, most: int) -> list[ran
         # A further pass costs more than all padding; so it is in most steps.
         return [range(rows)] if rows else []
     # best[end]: (cost of the first `end` rows, where their last pass begins)
-    best = [(0, 0)]
+    best: list[tuple[float, int]] = [(0, 0)]
     for end in range(1, len(lengths) + 1):
         longest = lengths[end - 1]
         best.append(

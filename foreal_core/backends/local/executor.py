@@ -1,4 +1,4 @@
-"""Passes of two transformers models: from what each row ingests to what its request draws.
+"""Passes of two models in this process: from what each row ingests to what its request draws.
 
 The draft may run ahead: where it proposes several tokens in a row, it feeds on its own draws on the
 device, pass after pass, and all of them come to the host in one copy. A pass that was run ahead
@@ -7,10 +7,12 @@ counts only if its request, told the draws one by one, wants exactly that pass n
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch.nn.functional import pad
 from foreal_core.backends.base import Round, RowPass
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.memory import free_memory, out_of_memory
-from foreal_core.backends.local.runner import ModelRunner
+from foreal_core.backends.local.pass_costs import PassCosts
 from foreal_core.backends.local.sampling import draw_on_device, to_host
 from foreal_core.backends.local.threads import use_threads
 from foreal_core.config import FoReaLConfig
@@ -32,9 +34,70 @@ from foreal_core.grammar.masks import Grammars
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.draws import Draws
 from foreal_core.request.logit_rules import Adjustment
-from foreal_core.request.proposals import least_chance
+from foreal_core.request.proposals import Worth, least_chance
 from foreal_core.request.sequence import Sequence as RequestSequence
 from foreal_core.text.pair_tokenizer import PairTokenizer
+
+
+class Runner(Protocol):
+    """One model: (rows, new tokens) -> logits. Implementations: `ModelRunner` runs models of
+    transformers, `llama_cpp.runner.LlamaRunner` GGUF files.
+
+    Attributes:
+        profile: what its work costs.
+        vocab_size: width of the logits.
+        measured: whether what its passes cost is to be learnt from the clock: they end when
+            `forward` returns, and follow no simple law.
+        static: whether short passes have fixed shapes, and take tokens that are still on a device.
+        pass_tokens: fixed cost of a pass, in tokens.
+    """
+
+    profile: ModelProfile
+    vocab_size: int
+    measured: bool
+    static: bool
+    pass_tokens: float
+
+    def groups(self, lengths: Sequence[int], most: int) -> list[range]:
+        """Which rows share a pass, at most `most`; `lengths` are their new tokens, ascending."""
+        ...
+
+    def forward(self, chunks: Sequence[Chunk], drawn: Tensor | None = None) -> Tensor:
+        """[sum of keep, V] logits that the chunks want, chunk after chunk, rows ascending; good
+        until the next pass. The pass can be repeated.
+
+        Args:
+            drawn: ids on the device that stand for the tokens, one of each chunk.
+        """
+        ...
+
+    def need(self, rows: int, positions: int) -> Mapping[torch.device, tuple[int, int]]:
+        """By device, bytes of a cache for so many rows, each as long as that, and those held."""
+        ...
+
+    def wipe(self, row: int) -> None:
+        """A row's last pass may have left NaN in its cache: nobody may read it."""
+        ...
+
+    def free(self, row: int) -> None:
+        """The row's request is over."""
+        ...
+
+    def rest(self) -> None:
+        """Nothing runs: gives back what is made anew when it is needed."""
+        ...
+
+    def shrink(self) -> None:
+        """The device is full: gives back all that can be made anew."""
+        ...
+
+    def left_over(self) -> str:
+        """What a runner at rest still holds and should not; "" where nothing."""
+        ...
+
+    def restore(self) -> None:
+        """Gives the model back as it was."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +120,7 @@ class LocalExecutor:
 
     def __init__(
         self,
-        runners: Mapping[Author, ModelRunner],
+        runners: Mapping[Author, Runner],
         tokenizer: PairTokenizer,
         *,
         threads: int | None = None,
@@ -67,9 +130,13 @@ class LocalExecutor:
             author: runner.profile for author, runner in runners.items()
         }
         leader, draft = runners[LEADER], runners[DRAFT]
-        self.least_chance = least_chance(
-            draft.profile.weight_bytes, leader.profile.weight_bytes, leader.pass_tokens
+        self._reckoned = Worth(
+            least_chance(
+                draft.profile.weight_bytes, leader.profile.weight_bytes, leader.pass_tokens
+            )
         )
+        measured = any(runner.measured for runner in runners.values())
+        self._costs = PassCosts() if measured else None
         self._tokenizer = tokenizer
         self._threads = threads
         self._grammars = Grammars(
@@ -79,6 +146,10 @@ class LocalExecutor:
         self._forbidden: dict[Author, Tensor] = {
             author: torch.tensor(ids) for author, ids in forbidden.items() if ids
         }
+
+    @property
+    def worth(self) -> Worth:
+        return self._reckoned if self._costs is None else self._costs.worth
 
     @property
     def static_shapes(self) -> bool:
@@ -105,7 +176,11 @@ class LocalExecutor:
 
     def run(self, author: Author, parts: list[RowPass]) -> list[Round]:
         try:
+            start = time.perf_counter()
             logits = self.runners[author].forward([self._read_by(author, p.chunk) for p in parts])
+            if self._costs is not None:
+                tokens = sum(len(part.chunk.tokens) for part in parts)
+                self._costs.ran(author, tokens, time.perf_counter() - start)
             drawn = [_Drawn(parts, self._draw(author, parts, logits))]
             if author == DRAFT and self.runners[DRAFT].static:
                 drawn += self._ahead(drawn[0])
@@ -118,7 +193,7 @@ class LocalExecutor:
 
     def wipe(self, row: int) -> None:
         for runner in self.runners.values():
-            runner.cache.wipe(row)
+            runner.wipe(row)
 
     def free(self, row: int) -> None:
         for runner in self.runners.values():
@@ -127,10 +202,10 @@ class LocalExecutor:
     def fits(self, rows: int, positions: int) -> bool:
         needed: Counter[torch.device] = Counter()
         held: Counter[torch.device] = Counter()
-        for cache in (runner.cache for runner in self.runners.values()):
-            for device, size in cache.need(rows, positions).items():
+        for runner in self.runners.values():
+            for device, (size, own) in runner.need(rows, positions).items():
                 needed[device] += size
-                held[device] += cache.bytes_held(device)
+                held[device] += own
         free = {device: free_memory(str(device)) for device in needed}
         return all(
             left is None or needed[device] <= held[device] + left for device, left in free.items()

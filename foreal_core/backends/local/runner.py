@@ -28,7 +28,7 @@ from foreal_core.errors import ConfigError, UnsupportedModelError
 
 # `ModelRunner.pass_tokens`. A CPU computes slowly for its bandwidth, a GPU fast; that of a GPU is a
 # reckoning (about 200 for an H200), not a measurement.
-_CPU_PASS_TOKENS, _GPU_PASS_TOKENS = 32, 256
+_CPU_PASS_TOKENS, _GPU_PASS_TOKENS = 32.0, 256.0
 # A fused forward pads for attention alone: so many tokens of padding cost what one token costs. An
 # estimate: attention is 15 % of a pass of 56 tokens in 12 rows and more with context
 # (docs/profile.md).
@@ -50,6 +50,7 @@ class ModelRunner:
         compiled: run the static passes through torch.compile.
 
     Attributes:
+        measured: False: what its passes cost follows the bytes of its weights.
         static: whether short passes have fixed shapes.
         pass_tokens: fixed cost of a pass, in tokens: so many take as long to compute as the
             weights take to read.
@@ -59,6 +60,8 @@ class ModelRunner:
         UnsupportedModelError: the model's state cannot be rolled back token by token, or its
             attention cannot be replaced.
     """
+
+    measured = False
 
     def __init__(
         self,
@@ -205,6 +208,15 @@ class ModelRunner:
     def shapes(self) -> list[Shape]:
         """Those of the captured passes."""
         return self._static_passes.shapes()
+
+    def need(self, rows: int, positions: int) -> dict[torch.device, tuple[int, int]]:
+        """By device, bytes of a cache for so many rows, each as long as that, and those held."""
+        needed = self.cache.need(rows, positions)
+        return {device: (size, self.cache.bytes_held(device)) for device, size in needed.items()}
+
+    def wipe(self, row: int) -> None:
+        """A row's last pass may have left NaN in its cache: nobody may read it."""
+        self.cache.wipe(row)
 
     def free(self, row: int) -> None:
         """The row's request is over."""

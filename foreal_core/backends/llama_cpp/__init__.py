@@ -1,0 +1,1 @@
+"""GGUF files in this process, run by llama.cpp through the package llama-cpp-python."""

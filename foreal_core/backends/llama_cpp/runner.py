@@ -1,0 +1,104 @@
+"""One GGUF model as a `backends.local.executor.Runner`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foreal_core.backends.llama_cpp.context import BATCH, LlamaContext
+from foreal_core.backends.llama_cpp.model import LlamaModel
+from foreal_core.errors import ConfigError, FoReaLError
+from foreal_core.request.chunk import Chunk
+
+_MOST_ROWS = 256  # LLAMA_MAX_SEQ
+
+
+class LlamaRunner:
+    """Runs one model of llama.cpp over rows of different lengths, none of them padded.
+
+    Args:
+        model: its weights.
+        max_rows: requests at a time.
+        max_slots: positions of a row.
+        threads: CPU threads of a pass where the model's options do not say.
+
+    Attributes:
+        pass_tokens: a reckoning for two cores, until passes were measured
+            (docs/gguf.md).
+
+    Raises:
+        ConfigError: more rows than llama.cpp has sequences.
+    """
+
+    measured = True
+    static = False
+    pass_tokens = 1.0
+
+    def __init__(
+        self, model: LlamaModel, *, max_rows: int, max_slots: int, threads: int | None = None
+    ) -> None:
+        if max_rows > _MOST_ROWS:
+            raise ConfigError(
+                f"max_batch_size={max_rows} is not allowed: llama.cpp runs at most {_MOST_ROWS} "
+                "sequences side by side."
+            )
+        self.profile = model.profile
+        self.vocab_size = model.vocab_size
+        self._context = LlamaContext(
+            model, most_rows=max_rows, most_cells=max_slots, threads=threads
+        )
+        # Rows whose last pass gave no finite logits that would vouch for their cache.
+        self._doubtful: set[int] = set()
+
+    def groups(self, lengths: Sequence[int], most: int) -> list[range]:
+        groups: list[range] = []
+        start = tokens = 0
+        for end, length in enumerate(lengths):
+            if end > start and (end - start == most or tokens + length > BATCH):
+                groups.append(range(start, end))
+                start, tokens = end, 0
+            tokens += length
+        return [*groups, range(start, len(lengths))] if lengths else []
+
+    def forward(self, chunks: Sequence[Chunk], drawn: Tensor | None = None) -> Tensor:
+        if drawn is not None:
+            raise FoReaLError("llama.cpp takes no tokens that are still on a device.")
+        self._doubtful.update(chunk.row for chunk in chunks)
+        logits = torch.from_numpy(self._context.feed(chunks))
+        first = 0
+        for chunk in chunks:
+            last = first + chunk.keep
+            if chunk.keep and bool(logits[last - 1].max().isfinite()):
+                self._doubtful.discard(chunk.row)
+            first = last
+        return logits
+
+    def need(self, rows: int, positions: int) -> dict[torch.device, tuple[int, int]]:
+        if not self._context.model.on_host:
+            return {}  # how much is free is llama.cpp's own to know
+        size = rows * positions * self._context.model.cache_bytes
+        return {torch.device("cpu"): (size, self._context.bytes_held)}
+
+    def wipe(self, row: int) -> None:
+        if row in self._doubtful:
+            self.free(row)
+            self._context.clean()
+
+    def free(self, row: int) -> None:
+        self._doubtful.discard(row)
+        self._context.cut(row, 0)
+
+    def rest(self) -> None:
+        self._context.rest()
+
+    def shrink(self) -> None:
+        if not self._context.lengths:
+            self._context.close()
+
+    def left_over(self) -> str:
+        return self._context.left_over()
+
+    def restore(self) -> None:
+        self._context.close()
