@@ -4,9 +4,13 @@ the test run:
     PYTHONPATH=tests:tests/serve python tests/serve/load.py [RECORD.json]
 
 200 requests come at once, then the rest as they come to a server (an open loop: nobody waits for
-an answer before the next one asks). A third of all leave at random; others read a byte a second,
-send broken JSON, or connections that say nothing or half of something. Whoever stays must get the
-text that the pair writes for him alone, or a 429.
+an answer before the next one asks), more than it can write. A third of all leave at random; others
+read a byte a second, send broken JSON, or connections that say nothing or half of something.
+Whoever stays must get the text that the pair writes for him alone, or a 429.
+
+All of it happens twice: the second time must not leave the server with more memory than the first.
+glibc keeps the memory of freed tensors by thresholds that move, which shows as leaps of a hundred
+megabytes up and down; here its threshold stands still.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import json
+import os
 import random
 import re
 import socket
@@ -35,6 +40,7 @@ QUESTIONS = 40
 SHARES = {"leaves": 1 / 3, "byte a second": 0.03, "broken JSON": 0.03, "half-open": 0.03}
 SLOW_S = 15  # for so long a slow reader reads a byte a second, then the rest
 LONGEST_S = 900
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "262144"}  # bytes
 
 
 @dataclass
@@ -44,7 +50,6 @@ class Tally:
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
     first_token: list[float] = field(default_factory=list)
-    most_waiting: int = 0
     most_under_way: int = 0
     most_rss: int = 0
 
@@ -239,7 +244,6 @@ async def watch(port: int, process: Any, tally: Tally) -> None:
     while True:
         tally.most_rss = max(tally.most_rss, process.memory_info().rss)
         gauges = await _gauges(port)
-        tally.most_waiting = max(tally.most_waiting, int(gauges["waiting"]))
         tally.most_under_way = max(tally.most_under_way, int(gauges["under_way"]))
         await asyncio.sleep(0.5)
 
@@ -262,34 +266,36 @@ async def run(port: int, server: subprocess.Popen[bytes], asked: list[Question])
     import psutil
 
     process = psutil.Process(server.pid)
-    await load(port, asked, AT_ONCE + 100, Tally())  # the server's memory grows to its size
-    await idle(port)
-    before = process.memory_info().rss
-    tally = Tally()
-    watching = asyncio.create_task(watch(port, process, tally))
-    start = time.perf_counter()
-    await load(port, asked, REQUESTS, tally)
-    seconds = time.perf_counter() - start
-    watching.cancel()
-    await idle(port)
-    await asyncio.sleep(2)
-    after = process.memory_info().rss
+    tallies, memory = [], []
+    for _ in range(2):
+        tally = Tally()
+        watching = asyncio.create_task(watch(port, process, tally))
+        start = time.perf_counter()
+        await load(port, asked, REQUESTS, tally)
+        seconds = time.perf_counter() - start
+        watching.cancel()
+        await idle(port)
+        tallies.append(tally)
+        memory.append(process.memory_info().rss)
+    before, after = memory
+    first, tally = tallies
     centiles = statistics.quantiles(tally.first_token, n=100)
     return {
         "what": f"{REQUESTS} requests to a server, {AT_ONCE} of them at once, many ill behaved",
         "settings": {
             **{"requests": REQUESTS, "at_once": AT_ONCE, "per_second": PER_SECOND},
             **{"rows": ROWS, "max_queue": QUEUE, "max_tokens": TOKENS, "shares": SHARES},
+            **{"texts": len({one.text for one in asked}), "environment": ALLOCATOR},
         },
         "seconds": seconds,
         "outcomes": dict(sorted(tally.outcomes.items())),
-        "wrong": tally.wrong[:10],
+        "first_time": dict(sorted(first.outcomes.items())),
+        "wrong": (first.wrong + tally.wrong)[:10],
         "time_to_first_token": {
             "count": len(tally.first_token),
             "p50": centiles[49],
             "p99": centiles[98],
         },
-        "most_waiting": tally.most_waiting,
         "most_under_way": tally.most_under_way,
         "rss": {"before": before, "after": after, "most": tally.most_rss, "ratio": after / before},
     }
@@ -298,7 +304,7 @@ async def run(port: int, server: subprocess.Popen[bytes], asked: list[Question])
 def check(record: dict[str, Any]) -> list[str]:
     """What is not as it must be."""
     faults = []
-    for outcome in record["outcomes"]:
+    for outcome in {**record["first_time"], **record["outcomes"]}:
         kind, _, result = outcome.partition(": ")
         allowed = {
             "stays": {"right text", "status 429"},
@@ -309,8 +315,8 @@ def check(record: dict[str, Any]) -> list[str]:
         }[kind]
         if result not in allowed and not (kind == "leaves" and result.endswith("Error")):
             faults.append(outcome)
-    if record["most_waiting"] > QUEUE or record["most_under_way"] > ROWS + QUEUE:
-        faults.append("the queue was longer than allowed")
+    if record["most_under_way"] > ROWS + QUEUE:
+        faults.append("more came in than may")
     if not 0.95 <= record["rss"]["ratio"] <= 1.05:
         faults.append(f"memory is {record['rss']['ratio']:.3f} of what it was")
     return faults
@@ -326,7 +332,8 @@ def main(path: Path | None) -> int:
         *(sys.executable, "-m", "foreal_core", "serve", "--port", str(port)),
         *("--batch-size", str(ROWS), "--max-queue", str(QUEUE)),
     ]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+    environment = {**os.environ, **ALLOCATOR}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as server:
         try:
             _wait_until_ready(port)
             record = asyncio.run(run(port, server, asked))

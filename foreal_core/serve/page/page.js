@@ -51,8 +51,10 @@ class Bill {
     const written = leader + draft;
     const record = this.record;
     const each = pair.foreal.cost;
-    const estimate = (leader * each.leader.flops + draft * each.draft.flops) / (written * each.leader.flops);
-    const ratio = (count) => (record ? percent(count.total / count.leader_only) : "…");
+    const estimate = {
+      total: leader * each.leader.flops + draft * each.draft.flops,
+      leader_only: written * each.leader.flops,
+    };
     const seconds = (performance.now() - this.start) / 1000;
     const rows = [
       ["tokens", written],
@@ -62,10 +64,10 @@ class Bill {
       ["hand-offs", this.handoffs],
       ["first token", this.first === null ? "…" : `${(this.first / 1000).toFixed(2)} s`],
       ["tokens per second", written && seconds ? (written / seconds).toFixed(0) : "…"],
-      ["against the leader alone:", ""],
-      ["written FLOPs", record ? ratio(record.flops_written) : written ? `~ ${percent(estimate)}` : "…"],
-      ["computed FLOPs", ratio(record?.flops)],
-      ["weight bytes", ratio(record?.weight_bytes)],
+      ["and against the leader writing as much:", ""],
+      ["written FLOPs", record ? amount(record.flops_written) : written ? `~ ${amount(estimate)}` : "…"],
+      ["computed FLOPs", amount(record?.flops)],
+      ["weight bytes", amount(record?.weight_bytes)],
     ];
     this.body.replaceChildren(...rows.map(([name, value]) => {
       const row = document.createElement("tr");
@@ -83,8 +85,13 @@ class Bill {
   }
 }
 
-function percent(share) {
-  return Number.isFinite(share) ? `${(100 * share).toFixed(0)} %` : "…";
+// A count of the bill and what it is of the leader's for as many tokens.
+function amount(count) {
+  if (!count?.total) return "…";
+  const tier = Math.min(Math.floor(Math.log10(count.total) / 3), 6);
+  const short = Number((count.total / 1000 ** tier).toPrecision(3));
+  const share = ((100 * count.total) / count.leader_only).toFixed(0);
+  return `${short} ${["", "k", "M", "G", "T", "P", "E"][tier]}, ${share} %`;
 }
 
 function element(tag, kind, text) {

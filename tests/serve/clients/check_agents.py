@@ -23,6 +23,7 @@ from common import (
     URL,
     asked,
     raises,
+    refused_as_busy,
     run,
     until_idle,
 )
@@ -104,7 +105,7 @@ def cancel() -> None:
 
 
 def busy() -> None:
-    raises("busy", openai.RateLimitError, lambda: Runner.run_sync(agent(BUSY_URL), QUESTION))
+    refused_as_busy(openai.RateLimitError, lambda: Runner.run_sync(agent(BUSY_URL), QUESTION))
 
 
 run("openai-agents", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { Output, generateText, streamText, tool } from "ai";
 import { z } from "zod";
-import { BUSY_URL, ENDLESS, LONG, MODEL, QUESTION, SUM, URL_, asked, run, untilIdle } from "./common.mjs";
+import { BUSY_URL, ENDLESS, LONG, MODEL, QUESTION, SUM, URL_, asked, refusedAsBusy, run, untilIdle } from "./common.mjs";
 
 const provider = (url) =>
   createOpenAICompatible({ name: "foreal", baseURL: url, apiKey: "none", includeUsage: true, supportsStructuredOutputs: true });
@@ -67,6 +67,6 @@ await run("ai", {
   },
   async busy() {
     const busy = provider(BUSY_URL)(MODEL);
-    await assert.rejects(generateText({ model: busy, prompt: QUESTION, maxRetries: 0 }), (error) => error.statusCode === 429);
+    await refusedAsBusy(() => generateText({ model: busy, prompt: QUESTION, maxRetries: 0 }));
   },
 });

@@ -16,6 +16,7 @@ from common import (
     URL,
     asked,
     raises,
+    refused_as_busy,
     run,
     until_idle,
 )
@@ -89,7 +90,7 @@ def cancel() -> None:
 
 
 def busy() -> None:
-    raises("busy", litellm.RateLimitError, lambda: ask(url=BUSY_URL))
+    refused_as_busy(litellm.RateLimitError, lambda: ask(url=BUSY_URL))
 
 
 run("litellm", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)

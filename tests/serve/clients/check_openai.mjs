@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
-import { BUSY_URL, ENDLESS, LONG, MODEL, QUESTION, SUM, URL_, asked, run, untilIdle } from "./common.mjs";
+import { BUSY_URL, ENDLESS, LONG, MODEL, QUESTION, SUM, URL_, asked, refusedAsBusy, run, untilIdle } from "./common.mjs";
 
 const client = new OpenAI({ baseURL: URL_, apiKey: "none", maxRetries: 0 });
 const ASK = { model: MODEL, messages: [{ role: "user", content: QUESTION }] };
@@ -74,6 +74,6 @@ await run("openai (npm)", {
   },
   async busy() {
     const busy = new OpenAI({ baseURL: BUSY_URL, apiKey: "none", maxRetries: 0 });
-    await assert.rejects(busy.chat.completions.create(ASK), (error) => error.status === 429 && /busy/.test(error.message));
+    await refusedAsBusy(() => busy.chat.completions.create(ASK));
   },
 });

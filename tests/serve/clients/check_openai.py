@@ -16,6 +16,7 @@ from common import (
     URL,
     asked,
     raises,
+    refused_as_busy,
     run,
     until_idle,
 )
@@ -87,7 +88,7 @@ def cancel() -> None:
 
 def busy() -> None:
     other = client.with_options(base_url=BUSY_URL)
-    raises("busy", openai.RateLimitError, lambda: other.chat.completions.create(**ASK))
+    refused_as_busy(openai.RateLimitError, lambda: other.chat.completions.create(**ASK))
 
 
 run("openai", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)

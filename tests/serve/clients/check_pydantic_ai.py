@@ -15,6 +15,7 @@ from common import (
     URL,
     asked,
     raises,
+    refused_as_busy,
     run,
     until_idle,
 )
@@ -109,7 +110,7 @@ def cancel() -> None:
 
 
 def busy() -> None:
-    raises("busy", ModelHTTPError, lambda: Agent(model(BUSY_URL)).run_sync(QUESTION))
+    refused_as_busy(ModelHTTPError, lambda: Agent(model(BUSY_URL)).run_sync(QUESTION))
 
 
 run("pydantic-ai", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)

@@ -15,6 +15,7 @@ from common import (
     URL,
     asked,
     raises,
+    refused_as_busy,
     run,
     until_idle,
 )
@@ -93,7 +94,7 @@ def cancel() -> None:
 
 
 def busy() -> None:
-    raises("busy", openai.RateLimitError, lambda: model(BUSY_URL).generate(chat()))
+    refused_as_busy(openai.RateLimitError, lambda: model(BUSY_URL).generate(chat()))
 
 
 run("smolagents", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)

@@ -28,6 +28,19 @@ export async function untilIdle() {
   assert.fail("the server still writes for somebody who left");
 }
 
+// Between two of the answers that take the busy server's row the row is free for a moment.
+export async function refusedAsBusy(call) {
+  for (let tries = 0; tries < 5; tries += 1) {
+    try {
+      await call();
+    } catch (error) {
+      assert.equal(error.status ?? error.statusCode, 429);
+      return;
+    }
+  }
+  assert.fail("the busy server answers");
+}
+
 export async function run(client, checks) {
   let failed = 0;
   for (const [name, check] of Object.entries(checks)) {

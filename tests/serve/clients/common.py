@@ -70,6 +70,18 @@ def raises(words: str, kinds: type[BaseException], call: Callable[[], Any]) -> N
         raise AssertionError(f"no {kinds.__name__}")
 
 
+def refused_as_busy(kinds: type[BaseException], call: Callable[[], Any]) -> None:
+    """The call to the busy server raises one of these errors. Between two of the answers that take
+    its row the row is free for a moment; a call that comes just then is repeated."""
+    for _ in range(5):
+        try:
+            call()
+        except kinds as error:
+            assert "busy" in str(error), error
+            return
+    raise AssertionError(f"no {kinds.__name__}")
+
+
 def run(client: str, *checks: Callable[[], None]) -> None:
     """Runs the checks and prints a line for each; exits with 1 where one failed."""
     failed = 0
