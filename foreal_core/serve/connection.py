@@ -7,6 +7,7 @@ answer waits for ever for its reader. Between requests a connection of this kind
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -15,6 +16,24 @@ from foreal_core.serve.exchange import ABORT
 
 # Of a request's line and headers.
 MOST_HEAD = 64 * 1024
+# Files that are open beside connections: models, logs, the page.
+_OTHER_FILES = 256
+
+
+def connections_allowed(wanted: int) -> int:
+    """So many connections as wanted, or as the system lets this process have files open; its own
+    limit, which is often 1024, is raised as far as it may. Beyond it nothing could be accepted, so
+    that not even a refusal is possible."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # a system without such limits
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = wanted + _OTHER_FILES
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            return max(min(wanted, soft - _OTHER_FILES), 1)
+    return wanted
 
 
 def connection_class(

@@ -16,7 +16,7 @@ import uvicorn
 
 from foreal_core.errors import FoReaLError
 from foreal_core.serve.app import create_app
-from foreal_core.serve.connection import connection_class
+from foreal_core.serve.connection import connection_class, connections_allowed
 from foreal_core.serve.options import ServerOptions
 from foreal_core.serve.service import Service
 
@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
             create_app(service),
             loop="none",
             http=connection_class(
-                max_connections=options.max_connections,
+                max_connections=connections_allowed(options.max_connections),
                 read_timeout=options.read_timeout,
                 idle_timeout=_IDLE_TIMEOUT_S,
             ),

@@ -171,13 +171,24 @@ def received(connection: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(decoder: Any, **options: Any) -> Iterator[Served]:
-    """A server of a decoder on a free port of this machine, in a thread; the decoder stays open."""
-    server = Server(ServerOptions(port=0, **options), lambda: (_Kept(decoder), MODEL))
+def serving(
+    decoder: Any, *, loaded: threading.Event | None = None, **options: Any
+) -> Iterator[Served]:
+    """A server of a decoder on a free port of this machine, in a thread; the decoder stays open.
+
+    Args:
+        loaded: ends the loading; without it the server is ready.
+    """
+
+    def load() -> Any:
+        assert loaded is None or loaded.wait(WAIT_S)
+        return _Kept(decoder), MODEL
+
+    server = Server(ServerOptions(port=0, **options), load)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     try:
-        assert server.ready.wait(WAIT_S)
+        assert loaded is not None or server.ready.wait(WAIT_S)
         with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=WAIT_S) as client:
             yield Served(server, client, decoder)
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ from foreal_core import (
 from foreal_core.serve.answers import Context
 from foreal_core.serve.asks import Defaults, of_chat
 from foreal_core.serve.chunks import ChatWriter
-from foreal_core.serve.connection import MOST_HEAD
+from foreal_core.serve.connection import MOST_HEAD, connections_allowed
 from foreal_core.serve.errors import ClientLeft
 from foreal_core.serve.options import ServerOptions
 from foreal_core.serve.replies import ChatReply
@@ -54,7 +55,7 @@ from foreal_core.serve.running import send_stream
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_before_the_first_byte_frees_its_row(
-    served: Served, gate: Gate, stream: bool
+    served: Served, gate: Gate, passes: Passes, stream: bool
 ) -> None:
     connection = raw(served, post(long_chat(stream=stream)))
     assert gate.reached.wait(WAIT_S)
@@ -63,6 +64,7 @@ def test_a_client_that_leaves_before_the_first_byte_frees_its_row(
     until(lambda: not served.under_way)  # the server has noticed while the models stand still
     gate.open()
     until(lambda: idle(served.decoder))
+    assert len(passes.rows) <= 2  # the step that ran: a pass of each model at most
 
 
 def test_a_client_that_leaves_while_it_waits_for_a_row(
@@ -316,6 +318,21 @@ def test_too_many_connections(serve: Callable[..., Served], decoder: FoReaLDecod
             return False
 
     until(answers)
+
+
+def test_connections_are_as_many_as_files_may_be_open() -> None:
+    files = resource.RLIMIT_NOFILE
+    before = resource.getrlimit(files)
+    try:
+        resource.setrlimit(files, (512, before[1]))
+        assert connections_allowed(10) == 10
+        assert resource.getrlimit(files)[0] == 512
+        assert connections_allowed(1000) == 1000
+        assert resource.getrlimit(files)[0] > 1000
+        if before[1] != resource.RLIM_INFINITY:
+            assert connections_allowed(before[1]) < before[1]
+    finally:
+        resource.setrlimit(files, before)
 
 
 @pytest.mark.parametrize("stream", [False, True])

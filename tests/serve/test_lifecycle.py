@@ -27,6 +27,7 @@ from served import (
     post,
     raw,
     received,
+    serving,
     until,
 )
 
@@ -135,27 +136,16 @@ def test_a_pair_that_cannot_be_loaded_is_one_line(
 
 def test_503_while_the_pair_is_loaded(decoder: FoReaLDecoder) -> None:
     loaded = threading.Event()
-
-    def load() -> Any:
-        assert loaded.wait(WAIT_S)
-        return FoReaLDecoder.demo(max_batch_size=1), MODEL
-
-    server = Server(ServerOptions(port=0), load)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=WAIT_S) as client:
-        assert client.get("/health").json() == {"status": "loading"}
-        answer = client.post(CHAT, json={"messages": QUESTION})
+    with serving(decoder, loaded=loaded) as own:
+        assert own.client.get("/health").json() == {"status": "loading"}
+        answer = own.client.post(CHAT, json={"messages": QUESTION})
         assert answer.status_code == 503 and answer.json()["error"]["code"] == "loading"
         assert answer.headers["retry-after"]
-        assert client.get("/v1/models").status_code == 503
-        assert client.get("/metrics").status_code == 200
+        assert own.client.get("/v1/models").status_code == 503
+        assert own.client.get("/metrics").status_code == 200
         loaded.set()
-        assert server.ready.wait(WAIT_S)
-        assert client.get("/health").json() == {"status": "ok"}
-        server.drain()
-        thread.join(WAIT_S)
-    assert not thread.is_alive()
+        assert own.server.ready.wait(WAIT_S)
+        assert own.client.get("/health").json() == {"status": "ok"}
 
 
 def test_a_pair_that_cannot_be_loaded_ends_the_server() -> None:

@@ -11,7 +11,7 @@ import pytest
 from browser import Tab, browsing
 from integrations import Passes
 from scripted import ScriptedDecoder, pair_with_tools
-from served import QUESTION, WAIT_S, Served
+from served import QUESTION, WAIT_S, Served, serving
 
 from foreal_core import FoReaLDecoder
 
@@ -185,10 +185,19 @@ def test_with_a_key(browser: Tab, serve: Callable[..., Served], decoder: FoReaLD
     done(browser, PAIR)
 
 
+def test_a_page_that_is_opened_while_the_pair_is_loaded(
+    browser: Tab, decoder: FoReaLDecoder
+) -> None:
+    loaded = threading.Event()
+    with serving(decoder, loaded=loaded) as own:
+        browser.open(f"{own.url}/")
+        browser.until("document.getElementById('pair').textContent.includes('being loaded')")
+        loaded.set()
+        browser.until("document.getElementById('pair').textContent.includes('leads')")
+
+
 def screenshot(path: Path) -> None:
     """Draws docs/serve-page.png anew: PYTHONPATH=tests:tests/serve python -m test_page."""
-    from served import serving
-
     with FoReaLDecoder.demo() as pair, serving(pair) as own, browsing() as tab:
         tab.open(f"{own.url}/")
         tab.until("document.getElementById('pair').textContent.includes('leads')")

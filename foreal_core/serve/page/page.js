@@ -13,13 +13,26 @@ function headers() {
 
 async function load() {
   const answer = await fetch("v1/models", { headers: headers() });
-  if (!answer.ok) throw new Error((await answer.json()).error.message);
+  if (!answer.ok) {
+    const error = new Error((await answer.json()).error.message);
+    error.passes = answer.status === 503; // the models are being loaded
+    throw error;
+  }
   pair = (await answer.json()).data[0];
   const { models, settings } = pair.foreal;
   $("pair").textContent = `${pair.id}: ${models.leader} leads, ${models.draft} drafts`;
   for (const slider of document.querySelectorAll("[data-setting]")) {
     slider.value = settings[slider.dataset.setting];
     shown(slider);
+  }
+}
+
+async function greet() {
+  try {
+    await load();
+  } catch (error) {
+    $("pair").textContent = error.message;
+    if (error.passes) setTimeout(greet, 1000);
   }
 }
 
@@ -268,5 +281,5 @@ for (const slider of document.querySelectorAll("[data-setting]")) {
   slider.addEventListener("input", () => shown(slider));
   shown(slider);
 }
-$("key").addEventListener("change", () => load().catch((error) => { $("pair").textContent = error.message; }));
-load().catch((error) => { $("pair").textContent = error.message; });
+$("key").addEventListener("change", greet);
+greet();
