@@ -4,8 +4,8 @@ the test run:
     PYTHONPATH=tests:tests/serve python tests/serve/load.py [RECORD.json]
 
 200 requests come at once, then the rest as they come to a server (an open loop: nobody waits for
-an answer before the next one asks), more than it can write. A third of all leave at random; others
-read a byte a second, send broken JSON, or connections that say nothing or half of something.
+an answer before the next one asks). A third of all leave at random; others read a byte a second,
+send broken JSON, or connections that say nothing or half of something.
 Whoever stays must get the text that the pair writes for him alone, or a 429.
 
 All of it happens twice: the second time must not leave the server with more memory than the first.
