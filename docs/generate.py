@@ -228,7 +228,7 @@ def under_load(record: str) -> str:
         ("left", f"{left:,}"),
         ("sent broken JSON and were told so", f"{broken:,}"),
         ("said nothing or half of something and were closed", f"{half:,}"),
-        ("seconds to the first token, p50 and p99", f"{first['p50']:.1f} and {first['p99']:.1f}"),
+        ("seconds to the first token, p50 and p99", f"{first['p50']:.2f} and {first['p99']:.2f}"),
         ("memory after over memory before", f"{rss['ratio']:.3f}"),
     ]
     return _table((f"of {run['settings']['requests']:,} requests", ""), rows)
