@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from gguf_files import needs_llama_cpp, write_gguf
+from hypothesis import given, strategies as st
 from reference import ReferenceOf, assert_same, random_prompt, random_settings
-from toy import MAX_BATCH_SIZE, PROMPTS, Family, fresh_pair, pair
+from tokenizers import Regex, pre_tokenizers
+from tokenizers.normalizers import NFC
+from tokenizers.pre_tokenizers import ByteLevel
+from toy import MAX_BATCH_SIZE, PROMPTS, Family, build_model, fresh_pair, pair
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from foreal_core import (
     ConfigError,
@@ -26,6 +33,8 @@ from foreal_core.backends.llama_cpp import context
 from foreal_core.backends.llama_cpp.context import LlamaContext
 from foreal_core.backends.llama_cpp.model import LlamaModel
 from foreal_core.backends.llama_cpp.options import LlamaOptions
+from foreal_core.backends.llama_cpp.tokenizer import load_tokenizer
+from foreal_core.demo import pair_paths
 from foreal_core.request.chunk import Chunk
 
 pytestmark = needs_llama_cpp
@@ -246,3 +255,76 @@ def test_wrong_arguments(arguments: dict[str, Any], match: str, folders: Folders
         arguments = {**arguments, role: {"tokenizer": str(folder), **arguments.get(role, {})}}
     with pytest.raises(ConfigError, match=match):
         FoReaLDecoder.from_pretrained(*files, **arguments)
+
+
+# -- tokenizers ------------------------------------------------------------------------------------
+
+_GPT2 = ByteLevel(add_prefix_space=False)
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _split(pieces: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pieces), "isolated"),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+# What the models' own tokenizers do before the merges, by llama.cpp's names.
+PRE_TOKENIZERS = {
+    "gpt-2": _GPT2,
+    "qwen2": _split(_QWEN2),
+    "llama-bpe": _split(_QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")),
+}
+Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
+
+
+@pytest.fixture(scope="module", params=PRE_TOKENIZERS)
+def tokenizers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizers:
+    """The bundled pair's vocabulary with another pre-tokenizer: made by hand, and from a file."""
+    made = AutoTokenizer.from_pretrained(pair_paths()[0])
+    made.backend_tokenizer.pre_tokenizer = PRE_TOKENIZERS[request.param]
+    if request.param == "qwen2":
+        made.backend_tokenizer.normalizer = NFC()
+    made.backend_tokenizer.model.ignore_merges = request.param == "llama-bpe"
+    merges = json.loads(made.backend_tokenizer.to_str())["model"]["merges"]
+    path = tmp_path_factory.mktemp(request.param) / "bundled.gguf"
+    model = build_model("llama", vocab_size=len(made))
+    write_gguf(path, model, made, pre=request.param, merges=[" ".join(one) for one in merges])
+    return made, load_tokenizer("leader", LlamaModel("leader", path, LlamaOptions()))
+
+
+@hypothesis.settings(deadline=None, max_examples=50)
+@given(text=st.text(st.sampled_from("aB z09'’.,!-\n\t\r é̂½²日本🙂<|im_end|>{}")) | st.text())
+def test_a_files_tokenizer_reads_as_the_models_own(tokenizers: Tokenizers, text: str) -> None:
+    made, read = tokenizers
+    assert read(text).input_ids == made(text).input_ids
+
+
+def test_a_files_special_tokens_and_template(tokenizers: Tokenizers) -> None:
+    made, read = tokenizers
+    assert read.get_vocab() == made.get_vocab()
+    assert (read.eos_token, read.pad_token) == (made.eos_token, made.pad_token)
+    assert read.get_added_vocab() == made.get_added_vocab()
+    chat = [{"role": "user", "content": "What is 12 + 5?"}]
+    assert read.apply_chat_template(chat, tokenize=False) == made.apply_chat_template(
+        chat, tokenize=False
+    )
+
+
+def test_a_tokenizer_that_is_read_in_two_ways_is_refused(tmp_path: Path) -> None:
+    made = AutoTokenizer.from_pretrained(pair_paths()[0])
+    merges = json.loads(made.backend_tokenizer.to_str())["model"]["merges"]
+    path = tmp_path / "bundled.gguf"
+    # transformers knows no such pre-tokenizer and takes GPT-2's, which leaves digits together.
+    model = build_model("llama", vocab_size=len(made))
+    write_gguf(path, model, made, pre="smollm", merges=[" ".join(one) for one in merges])
+    with pytest.raises(ModelLoadError, match=r"'smollm'\) that .* differently.*'tokenizer': "):
+        load_tokenizer("leader", LlamaModel("leader", path, LlamaOptions()))

@@ -173,6 +173,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def deterministic(self) -> bool:
+        """Whether greedy texts hang on nothing that shares their passes; see `Capabilities`."""
+        ...
+
+    @property
     def static_shapes(self) -> bool: ...
 
     def compile(self, config: FoReaLConfig, prompt: Sequence[int], limit: int) -> Constraint | None:

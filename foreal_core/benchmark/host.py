@@ -48,6 +48,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 class _Script:
     """A runner whose model always goes on with the script, up to a mistake now and then."""
 
+    deterministic = True
     measured = False
     static = False
     pass_tokens = 1.0

@@ -33,12 +33,14 @@ class CommandConsole(Console):
 
 
 LeaderOption = Annotated[
-    str | None, typer.Option(help="Folder or hub id of the leading model; else the bundled pair.")
+    str | None,
+    typer.Option(help="Folder, hub id or GGUF file of the leading model; else the bundled pair."),
 ]
 DraftOption = Annotated[
     str | None,
     typer.Option(
-        help=f"Folder or hub id of the draft; without --leader a bundled one: {', '.join(DRAFTS)}."
+        help="Folder, hub id or GGUF file of the draft; without --leader a bundled one: "
+        f"{', '.join(DRAFTS)}."
     ),
 ]
 DeviceMapOption = Annotated[

@@ -24,10 +24,9 @@ class LocalBackend:
         engine: the models'.
     """
 
-    capabilities = Capabilities()
-
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.capabilities = Capabilities(deterministic=engine.executor.deterministic)
         self.profiles: Mapping[Author, ModelProfile] = dict(engine.profiles)
         self.max_context = engine.max_context
 

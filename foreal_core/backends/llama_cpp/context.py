@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from foreal_core.backends.llama_cpp.library import (
     forget_what_was_said,
@@ -39,7 +40,8 @@ class LlamaContext:
         model: whose.
         most_rows: sequences, their ids from 0 on.
         most_cells: positions of one sequence.
-        threads: CPU threads of a pass where the model's options do not say.
+        threads: CPU threads of a pass where the model's options do not say; torch's own number
+            where None.
     """
 
     def __init__(
@@ -208,12 +210,11 @@ class LlamaContext:
         parameters.n_ubatch = 1 if self._apart else options.n_ubatch
         parameters.n_seq_max = self._most_rows
         parameters.n_outputs_max = self._most_logits
-        threads = options.n_threads or self._threads
-        if threads is not None:
-            parameters.n_threads = threads
-        batch_threads = options.n_threads_batch or threads
-        if batch_threads is not None:
-            parameters.n_threads_batch = batch_threads
+        # The library's own default is 4, on however many cores: twice as many threads as cores
+        # wait for each other at every step.
+        threads = options.n_threads or self._threads or torch.get_num_threads()
+        parameters.n_threads = threads
+        parameters.n_threads_batch = options.n_threads_batch or threads
         parameters.flash_attn_type = {None: -1, False: 0, True: 1}[options.flash_attn]
         parameters.type_k = getattr(self._library, f"GGML_TYPE_{options.type_k.upper()}")
         parameters.type_v = getattr(self._library, f"GGML_TYPE_{options.type_v.upper()}")

@@ -20,8 +20,8 @@ class LlamaOptions:
     Attributes:
         n_gpu_layers: layers on the GPU, -1 for all; 0 without a GPU or a library built for one.
         main_gpu: which GPU, where there are several.
-        n_threads: CPU threads of a pass over one token; None for the decoder's `threads`, or the
-            library's own number.
+        n_threads: CPU threads of a pass over one token; None for the decoder's `threads`, or
+            torch's own number.
         n_threads_batch: of longer passes; None for the same.
         n_ubatch: tokens that are computed at once; longer passes are cut.
         flash_attn: None where the library thinks that it helps.

@@ -25,6 +25,8 @@ class LlamaRunner:
         threads: CPU threads of a pass where the model's options do not say.
 
     Attributes:
+        deterministic: whether its logits hang on nothing but the ids; otherwise they are rounded
+            differently by how many tokens share a pass.
         pass_tokens: a reckoning for two cores, until passes were measured
             (docs/gguf.md).
 
@@ -45,6 +47,7 @@ class LlamaRunner:
                 "sequences side by side."
             )
         self.profile = model.profile
+        self.deterministic = model.options.deterministic
         self.vocab_size = model.vocab_size
         self._context = LlamaContext(
             model, most_rows=max_rows, most_cells=max_slots, threads=threads

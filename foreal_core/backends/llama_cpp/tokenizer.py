@@ -19,6 +19,8 @@ _PROBES = (
 # Pre-tokenizers whose tokenizers compose characters first (e and an accent to é). The files do not
 # say so, and llama.cpp does not.
 _COMPOSED = ("qwen2",)
+# Those that take a word that is a token as it is, whatever the merges make of it. llama.cpp knows.
+_WHOLE_WORDS = ("llama-bpe",)
 
 
 def load_tokenizer(role: str, model: LlamaModel) -> Any:
@@ -44,16 +46,18 @@ def load_tokenizer(role: str, model: LlamaModel) -> Any:
         raise ModelLoadError(
             f"{given} has a tokenizer that transformers does not read: {error}. {remedy}"
         ) from error
-    if model.header.metadata.get("tokenizer.ggml.pre") in _COMPOSED:
+    pre = model.header.metadata.get("tokenizer.ggml.pre")
+    if pre in _COMPOSED:
         tokenizer.backend_tokenizer.normalizer = NFC()
+    if pre in _WHOLE_WORDS:
+        tokenizer.backend_tokenizer.model.ignore_merges = True
     if model.adds_bos and tokenizer.bos_token_id is not None:
         tokenizer.add_bos_token = True
     for text in _PROBES:
         read = tokenizer(text, add_special_tokens=False)["input_ids"]
         if read != model.tokenize(text):
             raise ModelLoadError(
-                f"{given} has a tokenizer (pre-tokenizer "
-                f"{model.header.metadata.get('tokenizer.ggml.pre')!r}) that transformers and "
-                f"llama.cpp read differently: {text!r} has other ids. {remedy}"
+                f"{given} has a tokenizer (pre-tokenizer {pre!r}) that transformers and llama.cpp "
+                f"read differently: {text!r} has other ids. {remedy}"
             )
     return tokenizer

@@ -46,6 +46,7 @@ class Runner(Protocol):
     Attributes:
         profile: what its work costs.
         vocab_size: width of the logits.
+        deterministic: whether first choices hang on the ids alone, and not on what shares a pass.
         measured: whether what its passes cost is to be learnt from the clock: they end when
             `forward` returns, and follow no simple law.
         static: whether short passes have fixed shapes, and take tokens that are still on a device.
@@ -54,6 +55,7 @@ class Runner(Protocol):
 
     profile: ModelProfile
     vocab_size: int
+    deterministic: bool
     measured: bool
     static: bool
     pass_tokens: float
@@ -150,6 +152,10 @@ class LocalExecutor:
     @property
     def worth(self) -> Worth:
         return self._reckoned if self._costs is None else self._costs.worth
+
+    @property
+    def deterministic(self) -> bool:
+        return all(runner.deterministic for runner in self.runners.values())
 
     @property
     def static_shapes(self) -> bool:

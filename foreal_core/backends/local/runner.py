@@ -51,6 +51,7 @@ class ModelRunner:
 
     Attributes:
         measured: False: what its passes cost follows the bytes of its weights.
+        deterministic: in float32.
         static: whether short passes have fixed shapes.
         pass_tokens: fixed cost of a pass, in tokens: so many take as long to compute as the
             weights take to read.
@@ -62,6 +63,7 @@ class ModelRunner:
     """
 
     measured = False
+    deterministic = True
 
     def __init__(
         self,
