@@ -39,7 +39,7 @@ from transformers import (
 )
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation
-from foreal_core.backends.local.runner import profile_model
+from foreal_core.backends.local.profile import profile_model
 
 KINDS = {"prefill", "catch_up", "decode", "verify", "discarded"}
 each_family = pytest.mark.parametrize("family", FAMILIES)

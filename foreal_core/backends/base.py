@@ -163,9 +163,12 @@ class Executor(Protocol):
     Attributes:
         profiles: what each model's work costs.
         static_shapes: whether short passes of a model run at fixed shapes.
+        recurrent: models whose rows can be rolled back to few positions only; see
+            `Chunk.checkpoint`.
     """
 
     profiles: dict[Author, ModelProfile]
+    recurrent: frozenset[Author]
 
     @property
     def worth(self) -> Worth:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from foreal_core.backends.local.runner import profile_model
+from foreal_core.backends.local.profile import profile_model
 from foreal_core.chat.messages import user_message
 from foreal_core.cost import ModelProfile
 from foreal_core.decoder import FoReaLDecoder

@@ -123,6 +123,7 @@ class Engine:
             self.executor.compile(config, prompt, limit),
             with_events=on_events is not None,
             drawn_from=drawn_from,
+            recurrent=self.executor.recurrent,
         )
         request = Request(sequence, on_events, on_end, self._cancelled.append)
         with self._wake:

@@ -11,7 +11,8 @@ from foreal_core.backends.base import Backend
 from foreal_core.backends.llama_cpp.model import LlamaModel
 from foreal_core.backends.llama_cpp.runner import LlamaRunner
 from foreal_core.backends.local.executor import LocalExecutor, Runner
-from foreal_core.backends.local.runner import ModelRunner, longest_text
+from foreal_core.backends.local.runner import ModelRunner
+from foreal_core.backends.local.support import longest_text
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.engine.engine import Engine
 from foreal_core.engine.spans import SpanEngine

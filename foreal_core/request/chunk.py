@@ -15,12 +15,15 @@ class Chunk:
         start: valid positions before these tokens.
         tokens: ids to ingest, at positions start, start + 1, ...
         keep: logits are wanted after each of the last `keep` of them (0: none).
+        checkpoint: a position up to `start` to which the row may be rolled back after the pass, and
+            to its start and its end. Of interest to models that can be put back to few places only.
     """
 
     row: int
     start: int
     tokens: Sequence[int]
     keep: int
+    checkpoint: int = 0
 
     @property
     def end(self) -> int:

@@ -11,17 +11,33 @@ from foreal_core.request.chunk import Chunk
 PREFILL_CHUNK = 512
 
 
+# Tokens that a recurrent model reads again and again behind its checkpoint, at most: then it reads
+# them once more with nothing behind them that may fall, and has a new one.
+_FURTHEST = 32
+
+
 class ModelState:
     """One model's part of a text.
+
+    A model with recurrent layers can be put back to few positions: the text's start, a checkpoint,
+    and where its last pass began and ended. A checkpoint is the last position at which a pass began
+    with nothing before it that could be taken back.
+
+    Args:
+        recurrent: whether the model has such layers; others can be put back anywhere.
 
     Attributes:
         kinds: why each position in the model's cache was fed, from the text's start on.
         meter: what all passes cost.
+        checkpoint: see above.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, recurrent: bool = False) -> None:
         self.kinds: list[TokenKind] = []
         self.meter = Meter()
+        self.checkpoint = 0
+        self._recurrent = recurrent
+        self._begun = 0  # where the last pass began
 
     @property
     def length(self) -> int:
@@ -31,6 +47,7 @@ class ModelState:
     def ingested(self, kinds: Sequence[TokenKind], logits: int, rows: int) -> None:
         """The next `len(kinds)` positions went in, in a pass that `rows` rows shared and that gave
         so many rows of logits."""
+        self._begun = len(self.kinds)
         self.meter.record_pass(len(self.kinds), kinds, logits, rows)
         self.kinds += kinds
 
@@ -42,10 +59,26 @@ class ModelState:
         self.meter.record_discarded(kinds)
 
     def roll_back(self, length: int) -> None:
-        """Keeps only what was computed from the first `length` tokens."""
+        """Keeps only what was computed from the first `length` tokens, or of fewer where the model
+        cannot be put back to there."""
+        if len(self.kinds) > length and self._recurrent:
+            places = (self._begun, self.checkpoint, 0)
+            length = max(place for place in places if place <= length)
+            self._begun = min(self._begun, length)
+            self.checkpoint = min(self.checkpoint, length)
         if len(self.kinds) > length:
             self.meter.record_discarded(self.kinds[length:])
             del self.kinds[length:]
+
+    def settle(self, length: int) -> None:
+        """The first `length` tokens of the text will not be taken back."""
+        if self._recurrent and self.length <= length:
+            self.checkpoint = self.length
+
+    def lags(self, length: int) -> bool:
+        """Whether so much of a text of `length` tokens lies behind the checkpoint that it should be
+        read with nothing behind it."""
+        return self._recurrent and length - self.length > _FURTHEST
 
 
 def next_chunk(
@@ -55,6 +88,8 @@ def next_chunk(
     proposals: Sequence[int],
     first_logit: int,
     most: int = PREFILL_CHUNK,
+    *,
+    checkpoint: int = 0,
 ) -> Chunk:
     """What a model ingests next: all it has not seen, a long text in pieces of `most` tokens, with
     logits only in the last piece.
@@ -66,6 +101,7 @@ def next_chunk(
         proposals: ids behind them that are to be checked or read as well.
         first_logit: the first position whose logits are wanted; those of every later position up
             to the end come with it, from one pass.
+        checkpoint: see `Chunk`.
     """
     length = len(text)
     end = length + len(proposals)
@@ -76,4 +112,4 @@ def next_chunk(
     tokens = list(text[cached:stop])
     if stop > length:
         tokens += proposals[max(cached - length, 0) : stop - length]
-    return Chunk(row, cached, tokens, end - first_logit + 1 if stop == end else 0)
+    return Chunk(row, cached, tokens, end - first_logit + 1 if stop == end else 0, checkpoint)

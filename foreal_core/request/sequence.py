@@ -9,7 +9,7 @@ leader, and the grammar. Positions are indices into the text, prompt first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence as SequenceOf
+from collections.abc import Callable, Collection, Mapping, Sequence as SequenceOf
 from functools import partial
 from math import isnan
 
@@ -55,6 +55,7 @@ class Sequence:
         with_events: whether anybody reads the token events.
         drawn_from: the position whose draw is the seed's first; by default the prompt's end. A
             span of a longer text names that text's.
+        recurrent: models that can be put back to few positions only.
 
     Attributes:
         row: the cache row that the engine gave it; -1 without one.
@@ -75,6 +76,7 @@ class Sequence:
         *,
         with_events: bool = True,
         drawn_from: int | None = None,
+        recurrent: Collection[Author] = (),
     ) -> None:
         self.drawn_from = len(prompt) if drawn_from is None else drawn_from
         self.constraint = constraint
@@ -97,7 +99,9 @@ class Sequence:
         self._turns = Turns(self._text, config, seed, tokenizer)
         self._alignment = self._turns.alignment
         self._tokenizer = tokenizer
-        self._states: dict[Author, ModelState] = {LEADER: ModelState(), DRAFT: ModelState()}
+        self._states: dict[Author, ModelState] = {
+            author: ModelState(recurrent=author in recurrent) for author in (LEADER, DRAFT)
+        }
         self._proposals: list[Proposal] = []  # of the draft to the leader, not yet checked
         self._proposed_end = False  # the last of them would end the sentence or the text
         self._proposal_length = ProposalLength(worth)
@@ -143,7 +147,11 @@ class Sequence:
         state = self._states[author]
         # Logits for a position come from ingesting the one before it, once more if need be.
         state.roll_back(first_logit - 1)
-        return next_chunk(self.row, state.length, tokens, ahead, first_logit)
+        pending = self._text.pending
+        # Behind a mark tokens may be taken back, and the one before them be read again.
+        state.settle(len(tokens) if pending is None else pending - 1)
+        checkpoint = state.checkpoint
+        return next_chunk(self.row, state.length, tokens, ahead, first_logit, checkpoint=checkpoint)
 
     @property
     def previews(self) -> bool:
@@ -363,6 +371,9 @@ class Sequence:
         """How many proposals the leader is to check in its next pass."""
         turns = self._turns
         if turns.span.propose == 0 and turns.span.review is None:
+            return 0
+        writes = not isinstance(turns.span, Preview) and turns.span.review is None
+        if writes and self._states[LEADER].lags(len(self._text.tokens)):
             return 0
         # The leader's own draw follows the last proposal, so the limit needs no proposal.
         room = self._text.limit - len(self._text.tokens) - 1

@@ -96,7 +96,7 @@ class LlamaModel:
 
     @property
     def profile(self) -> ModelProfile:
-        """Sizes for the bill, as `backends.local.runner.profile_model` counts them."""
+        """Sizes for the bill, as `backends.local.profile.profile_model` counts them."""
         tensors = {tensor.name: tensor for tensor in self.header.tensors}
         embedding = tensors["token_embd.weight"]
         head = tensors.get("output.weight", embedding)

@@ -36,6 +36,7 @@ class LlamaRunner:
 
     measured = True
     static = False
+    recurrent = False
     pass_tokens = 1.0
 
     def __init__(

@@ -1,20 +1,26 @@
-"""Attention of rows at positions of their own: a mask and a function in transformers' registry.
+"""Attention of rows at positions of their own: masks and functions in transformers' registry.
 
-Both go by `ATTENTION_NAME`. A pass over any other cache than ours (a plain `generate` on a model
-that an engine has) gets the stock mask, and all but short queries the stock function.
+A mask and a function go by each of two names. `ATTENTION_NAME` is for what PyTorch's SDPA can. A
+pass over any other cache than ours (a plain `generate` on a model that an engine has) gets the
+stock mask, and all but short queries the stock function. `EAGER_NAME` is for attention that does
+more (soft-capping: Gemma 2; sinks: gpt-oss): the family's own mathematics, written out in the file
+that its layers come from, under a mask of numbers.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 ATTENTION_NAME = "foreal_rows"
+EAGER_NAME = "foreal_rows_eager"
 # Longer ones are prompts: there the stock kernels do well.
 _FEW_QUERIES = 64
 
@@ -100,5 +106,35 @@ def row_attention(
     return attended.transpose(1, 2).contiguous(), None
 
 
+def eager_row_mask(*, q_offset: Any = 0, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:
+    """As `row_mask`, in numbers [B, 1, q_length, kv_length] that are added to the scores."""
+    if not isinstance(q_offset, Tensor) or q_offset.ndim == 0:
+        return eager_mask(q_offset=q_offset, dtype=dtype, **kwargs)
+    seen = row_mask(q_offset=q_offset, **kwargs)
+    assert seen is not None
+    nothing = torch.zeros((), dtype=dtype, device=seen.device)
+    return torch.where(seen, nothing, torch.finfo(dtype).min)
+
+
+def eager_row_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The family's own attention, operation by operation."""
+    return own_attention(type(module))(module, *args, **kwargs)
+
+
+def own_attention(layer: type) -> Callable[..., Any]:
+    """The function that a family's attention layers fall back to: transformers has one in each of
+    its model files.
+
+    Raises:
+        LookupError: there is none.
+    """
+    function = getattr(sys.modules[layer.__module__], "eager_attention_forward", None)
+    if not callable(function):
+        raise LookupError(f"{layer.__module__} has no eager_attention_forward")
+    return function  # type: ignore[no-any-return]
+
+
 AttentionInterface.register(ATTENTION_NAME, row_attention)
 AttentionMaskInterface.register(ATTENTION_NAME, row_mask)
+AttentionInterface.register(EAGER_NAME, eager_row_attention)
+AttentionMaskInterface.register(EAGER_NAME, eager_row_mask)

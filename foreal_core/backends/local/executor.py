@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +50,7 @@ class Runner(Protocol):
         measured: whether what its passes cost is to be learnt from the clock: they end when
             `forward` returns, and follow no simple law.
         static: whether short passes have fixed shapes, and take tokens that are still on a device.
+        recurrent: whether a row can be rolled back to few positions only; see `Chunk.checkpoint`.
         pass_tokens: fixed cost of a pass, in tokens.
     """
 
@@ -58,6 +59,7 @@ class Runner(Protocol):
     deterministic: bool
     measured: bool
     static: bool
+    recurrent: bool
     pass_tokens: float
 
     def groups(self, lengths: Sequence[int], most: int) -> list[range]:
@@ -137,6 +139,7 @@ class LocalExecutor:
                 draft.profile.weight_bytes, leader.profile.weight_bytes, leader.pass_tokens
             )
         )
+        self.recurrent = frozenset(author for author, one in runners.items() if one.recurrent)
         measured = any(runner.measured for runner in runners.values())
         self._costs = PassCosts() if measured else None
         self._tokenizer = tokenizer
@@ -243,7 +246,7 @@ class LocalExecutor:
         tokens = self._tokenizer.to_draft(chunk.tokens)
         if tokens is chunk.tokens:
             return chunk
-        return Chunk(chunk.row, chunk.start, tokens, chunk.keep)
+        return replace(chunk, tokens=tokens)
 
     def _draw(self, author: Author, parts: Sequence[RowPass], logits: Tensor) -> Tensor | None:
         """Draws for every wanted position of every part, in one go."""

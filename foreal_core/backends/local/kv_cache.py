@@ -389,8 +389,9 @@ class RowCache(Cache):
 
 def cache_argument(function: Callable[..., Any]) -> str:
     """What a model's forward, or a function that makes masks, calls its cache: "past_key_values"
-    up to transformers 5.23, "cache" from 5.24 on."""
-    return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
+    up to transformers 5.23, "cache" from 5.24 on; "cache_params" where it holds states alone."""
+    names = inspect.signature(function).parameters
+    return next((one for one in ("cache", "cache_params") if one in names), "past_key_values")
 
 
 def power_of_two(n: int) -> int:

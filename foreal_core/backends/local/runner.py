@@ -6,25 +6,31 @@ import threading
 import warnings
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from itertools import accumulate, chain, groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
-from foreal_core.backends.local.attention import ATTENTION_NAME
 from foreal_core.backends.local.batches import split_batch
 from foreal_core.backends.local.chunks import Chunk as Chunk, wanted_columns, wanted_logits
 from foreal_core.backends.local.cuda_graphs import MOST_GRAPHS, WIDEST, CudaGraphs, Shape
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.fused_forward import FusedForward
-from foreal_core.backends.local.kv_cache import RowCache, cache_argument
+from foreal_core.backends.local.kv_cache import cache_argument
+from foreal_core.backends.local.memory import out_of_memory
 from foreal_core.backends.local.packed_linear import PackedLinears, packing
+from foreal_core.backends.local.profile import profile_model
+from foreal_core.backends.local.row_states import StatefulCache, cache_for
+from foreal_core.backends.local.self_test import SelfTest
+from foreal_core.backends.local.support import (
+    attention_name,
+    refuse_unless_supported,
+    unsupported,
+)
 from foreal_core.backends.local.threads import give_back_threads
-from foreal_core.cost import ModelProfile
-from foreal_core.errors import ConfigError, UnsupportedModelError
+from foreal_core.errors import ConfigError
 
 # `ModelRunner.pass_tokens`. A CPU computes slowly for its bandwidth, a GPU fast; that of a GPU is a
 # reckoning (about 200 for an H200), not a measurement.
@@ -33,7 +39,6 @@ _CPU_PASS_TOKENS, _GPU_PASS_TOKENS = 32.0, 256.0
 # estimate: attention is 15 % of a pass of 56 tokens in 12 rows and more with context
 # (docs/profile.md).
 _LEAN_PADDING = 4
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class ModelRunner:
@@ -53,13 +58,15 @@ class ModelRunner:
         measured: False: what its passes cost follows the bytes of its weights.
         deterministic: in float32.
         static: whether short passes have fixed shapes.
+        recurrent: whether layers keep a state: then a row can go back to where `Chunk.checkpoint`
+            said, or where its last pass began or ended, and nowhere else.
         pass_tokens: fixed cost of a pass, in tokens: so many take as long to compute as the
             weights take to read.
 
     Raises:
         ConfigError: `compiled` without static passes.
-        UnsupportedModelError: the model's state cannot be rolled back token by token, or its
-            attention cannot be replaced.
+        UnsupportedModelError: the model keeps its state where nobody can get at it, its attention
+            cannot be replaced, or it does not do with a few tokens what it should.
     """
 
     measured = False
@@ -75,11 +82,12 @@ class ModelRunner:
         static: bool | None = None,
         compiled: bool = False,
     ) -> None:
-        _refuse_unless_supported(model, name)
+        refuse_unless_supported(model, name)
         self.model = model
         self.profile = profile_model(model, name)
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
-        self.cache = RowCache(max_rows, max_slots)
+        self.cache = cache_for(model, max_rows, max_slots)
+        self.recurrent = isinstance(self.cache, StatefulCache)
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.pass_tokens = _CPU_PASS_TOKENS if self.device.type == "cpu" else _GPU_PASS_TOKENS
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
@@ -92,13 +100,15 @@ class ModelRunner:
             )
         if static is None:
             static = self.device.type == "cuda"
-        self.static = static and not self._spread
+        self.static = static and not self._spread and not self.recurrent
         if compiled and not self.static:
-            why = "it is spread over several devices" if self._spread else f"it is on {self.device}"
+            why, instead = f"it is on {self.device}", ", or pass static_shapes=True as well."
+            if self._spread or self.recurrent:
+                why = "it is spread over several devices" if self._spread else "it keeps states"
+                instead = "."
             raise ConfigError(
                 f"compile=True is of no use for {name}: only passes of fixed shapes are compiled, "
-                f"and it has none, as {why}. Leave compile out"
-                + ("." if self._spread else ", or pass static_shapes=True as well.")
+                f"and it has none, as {why}. Leave compile out{instead}"
             )
         self._last_position = max_slots - 1
         self._cache_argument = cache_argument(model.forward)
@@ -116,10 +126,14 @@ class ModelRunner:
             model.eval()
             # Static passes bring their own remedy against dispatch, a compiler its own layouts.
             plain = not self.static and not self._spread and not compiled
+            self._padded = not self.recurrent
+            self._alone = isinstance(self.cache, StatefulCache) and self.cache.alone
             with packing:
                 self._lean = FusedForward.of(model, self.cache, self._packed) if plain else None
                 if self._lean is None and not compiled:
                     self._packed.pack(model.modules())
+            if self._lean is None:
+                self._try(name, max_rows)
             if self.device.type == "cuda" and not compiled:
                 self.capture_all()
         except BaseException:
@@ -127,8 +141,35 @@ class ModelRunner:
             _return_attention(model)
             raise
 
+    @torch.inference_mode()
+    def _try(self, name: str, max_rows: int) -> None:
+        """Finds out what rows can share; refuses a model that cannot be fed in pieces."""
+        test = SelfTest(self._plain, self.free, self.vocab_size, self.model.dtype)
+        try:
+            fault = test.fault()
+            if fault is None and max_rows > 1 and not self._alone:
+                self._padded = self._padded and test.rows_can_share(padded=True)
+                self._alone = not test.rows_can_share(padded=False)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            fault = f"its own forward fails ({type(error).__name__}: {error})"
+        self.cache.release()
+        if fault is not None:
+            raise unsupported(self.model, name, fault)
+
     def groups(self, lengths: Sequence[int], most: int) -> list[range]:
         """Which rows share a pass, at most `most`; `lengths` are their new tokens, ascending."""
+        if self._alone:
+            most = 1
+        if not self._padded:
+            ends = [len(list(same)) for _, same in groupby(lengths)]
+            starts = accumulate(ends[:-1], initial=0)
+            return [
+                range(first, min(first + most, start + length))
+                for start, length in zip(starts, ends, strict=True)
+                for first in range(start, start + length, most)
+            ]
         overhead = self.pass_tokens * (1 if self._lean is None else _LEAN_PADDING)
         # Prompts would take short rows out of the captured passes.
         short = bisect_right(lengths, WIDEST) if self.static else 0
@@ -154,15 +195,37 @@ class ModelRunner:
                 return logits
         return self._plain(chunks, drawn)
 
-    def _plain(self, chunks: Sequence[Chunk], drawn: Tensor | None) -> Tensor:
+    def _plain(self, chunks: Sequence[Chunk], drawn: Tensor | None = None) -> Tensor:
+        cache = self.cache
+        if not isinstance(cache, StatefulCache):
+            return self._run(chunks, drawn)
+        # Almost always they are one group: `groups` knows lengths.
+        groups: dict[Any, list[int]] = {}
+        for index, chunk in enumerate(chunks):
+            groups.setdefault(index if self._alone else cache.share(chunk), []).append(index)
+        logits: dict[int, Tensor] = {}
+        ran = []
+        for group in groups.values():
+            own = [chunks[index] for index in group]
+            loaded = cache.load(own)
+            parts = self._run(own, None, loaded).split([chunk.keep for chunk in own])
+            logits.update(zip(group, parts, strict=True))
+            ran.append((own, loaded, loaded.layers))
+        for own, loaded, layers in ran:
+            loaded.layers = layers
+            cache.store(own, loaded)
+        return torch.cat([logits[index] for index in range(len(chunks))])
+
+    def _run(self, chunks: Sequence[Chunk], drawn: Tensor | None, loaded: Any = None) -> Tensor:
         lengths = [len(chunk.tokens) for chunk in chunks]
         starts = [chunk.start for chunk in chunks]
         width = max(lengths)
         # Ids that are still on a device come with static passes only.
         lean = self._lean if self._lean and self._lean.applies and drawn is None else None
-        self.cache.begin(
-            [chunk.row for chunk in chunks], starts, lengths, one_layer=lean is not None
-        )
+        if loaded is None:
+            self.cache.begin(
+                [chunk.row for chunk in chunks], starts, lengths, one_layer=lean is not None
+            )
         if lean is not None:
             return lean(chunks, self.cache)
         if drawn is None:
@@ -185,10 +248,12 @@ class ModelRunner:
         logits: Tensor = self.model(
             input_ids=ids,
             position_ids=positions,
-            **{self._cache_argument: self.cache},
+            **{self._cache_argument: self.cache if loaded is None else loaded},
             use_cache=True,
             logits_to_keep=keep,
         ).logits
+        if logits.shape[1] != len(columns):  # it gives all, whatever is asked for
+            columns = list(range(width))
         flat = logits.flatten(0, 1)
         wanted = wanted_logits(chunks, columns, range(len(chunks)), len(columns))
         if len(wanted) == len(flat):
@@ -268,7 +333,7 @@ def _borrow_attention(model: Any) -> None:
     with _borrowing:
         former, users = _borrowed.get(model, (model.config._attn_implementation, 0))
         _borrowed[model] = (former, users + 1)
-        model.set_attn_implementation(ATTENTION_NAME)
+        model.set_attn_implementation(attention_name(model))
 
 
 def _return_attention(model: Any) -> None:
@@ -278,126 +343,3 @@ def _return_attention(model: Any) -> None:
             _borrowed[model] = (former, users - 1)
         else:
             model.set_attn_implementation(former)
-
-
-def profile_model(model: Any, name: str) -> ModelProfile:
-    """Counts the parameters that a token of text uses; see `ModelProfile` for the units. Towers for
-    pictures or sound are not counted."""
-    text_model = model.get_decoder()
-    config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    embedding = model.get_input_embeddings()
-    head_parameters = head.weight.numel()
-    body = 0
-    for module in text_model.modules():
-        features = getattr(module, "in_features", None), getattr(module, "out_features", None)
-        if module is not head and all(isinstance(count, int) for count in features):
-            # Not weight.numel(): quantised weights are packed, some in layers of their own kind.
-            body += module.in_features * module.out_features
-        elif isinstance(module, Conv1D):
-            body += module.weight.numel()
-    body += _router_parameters(text_model, config) + _active_expert_parameters(text_model, config)
-    weights = {
-        id(weight): weight.numel() * weight.element_size()
-        for weight in chain(text_model.parameters(), _packed_weights(text_model), (head.weight,))
-    }
-    if embedding.weight is not head.weight:  # a token reads one row of it
-        weights.pop(id(embedding.weight), None)
-    return ModelProfile(
-        name=name,
-        body_parameters=body,
-        head_parameters=head_parameters,
-        attention_width=config.num_hidden_layers * config.num_attention_heads * _head_dim(config),
-        weight_bytes=sum(weights.values()),
-    )
-
-
-def _packed_weights(model: Any) -> Iterator[Tensor]:
-    """Buffers of quantised layers, which hold their weights there and not in parameters."""
-    for module in model.modules():
-        if hasattr(module, "in_features") and not any(True for _ in module.parameters(False)):
-            yield from module.buffers(False)
-
-
-def _head_dim(config: Any) -> int:
-    """Width of a head, the mean of keys' and values'; latent attention has two (DeepSeek-V3)."""
-    keys = getattr(config, "qk_head_dim", None)
-    values = getattr(config, "v_head_dim", None)
-    if isinstance(keys, int) and isinstance(values, int):
-        return (keys + values) // 2
-    return int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-
-
-def _experts(config: Any) -> Any:
-    """Experts of a layer; None without."""
-    return getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-
-
-def _router_parameters(model: Any, config: Any) -> int:
-    """Weights [experts, hidden] of routers that are no linear layers of their own."""
-    shape = (_experts(config), config.hidden_size)
-    return sum(
-        parameter.numel()
-        for module in model.modules()
-        if not hasattr(module, "in_features")
-        for parameter in module.parameters(recurse=False)
-        if tuple(parameter.shape) == shape
-    )
-
-
-def _active_expert_parameters(model: Any, config: Any) -> int:
-    """Weights of fused expert matrices ([experts, ., .]) that one token activates."""
-    experts = _experts(config)
-    active = getattr(config, "num_experts_per_tok", None)
-    if not isinstance(experts, int) or not isinstance(active, int):
-        return 0
-    fused = sum(p.numel() for p in model.parameters() if p.ndim == 3 and p.shape[0] == experts)
-    return int(fused * active // experts)
-
-
-def longest_text(model: Any) -> int | None:
-    """Positions that a model takes, as far as its configuration says.
-
-    A "longrope" model takes those that it was first trained on: beyond them it rotates all keys
-    anew, also those that a cache holds.
-    """
-    config = model.config.get_text_config()
-    found: list[int | None] = [getattr(config, "max_position_embeddings", None)]
-    for parameters in _ropes(model):
-        if parameters.get("rope_type") == "longrope":
-            found.append(parameters.get("original_max_position_embeddings"))
-            found.append(getattr(config, "original_max_position_embeddings", None))
-    return min((length for length in found if length), default=None)
-
-
-def _ropes(model: Any) -> list[dict[str, Any]]:
-    """The parameters of its rotary positions; some models have several, by type of layer."""
-    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    return [one for one in (parameters, *parameters.values()) if isinstance(one, dict)]
-
-
-def _refuse_unless_supported(model: Any, name: str) -> None:
-    config = model.config.get_text_config()
-    foreign = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
-    reason = None
-    if getattr(model, "_is_stateful", False):
-        reason = "it keeps a recurrent state, which cannot be rolled back token by token"
-    elif foreign:
-        reason = (
-            f"it has layers of type {', '.join(foreign)}, whose state cannot be rolled back token "
-            "by token"
-        )
-    elif any(rope.get("rope_type") == "dynamic" for rope in _ropes(model)):
-        reason = "its dynamic rope remembers the longest text it has seen"
-    elif not getattr(model, "_supports_sdpa", False):
-        reason = "its attention does more than PyTorch's SDPA can (soft-capping, sinks)"
-    elif not model._can_set_attn_implementation():
-        reason = "its attention cannot be replaced through transformers' AttentionInterface"
-    if reason is not None:
-        raise UnsupportedModelError(
-            f"{name} ({type(model).__name__}) cannot share a text with another model: {reason}. "
-            "Use a decoder whose layers are all plain attention, such as Qwen2/2.5/3, Llama, "
-            "Mistral or Gemma3."
-        )
