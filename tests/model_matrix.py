@@ -25,7 +25,7 @@ import transformers
 from reference import Answer, Reference
 from tiny_families import families, family_pair
 
-from foreal_core import FoReaLConfig, FoReaLDecoder, FoReaLError, Generation, UnsupportedModelError
+from foreal_core import FoReaLConfig, FoReaLDecoder, FoReaLError, Generation
 
 RECORD = Path(__file__).resolve().parents[1] / "records" / "families.json"
 RIGHT, WRONG, REFUSED, UNBUILT = "right", "wrong", "refused", "cannot be built"
@@ -53,10 +53,11 @@ def check(name: str) -> tuple[str, str]:
         decoder = FoReaLDecoder(
             own.leader, own.draft, own.tokenizer, max_batch_size=3, max_context=128
         )
-    except UnsupportedModelError as error:
-        return REFUSED, error.reason
     except FoReaLError as error:
-        return REFUSED, _first_line(error)
+        why = _first_line(error).partition(" with another model: ")[2] or _first_line(error)
+        return REFUSED, why.partition(". The page docs/models.md")[0]
+    except Exception as error:
+        return WRONG, f"{type(error).__name__}: {_first_line(error)}"
     with decoder:
         try:
             wrong = next(differences(decoder, judge), None)
@@ -105,7 +106,7 @@ def differences(decoder: FoReaLDecoder, judge: Reference) -> Iterator[str]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{lines[0] if lines else type(error).__name__}"[:200]
+    return f"{lines[0] if lines else type(error).__name__}"[:400]
 
 
 def _too_long(*_: Any) -> None:

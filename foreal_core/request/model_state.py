@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foreal_core.cost import Meter, TokenKind
+from foreal_core.events import LEADER, Author
 from foreal_core.request.chunk import Chunk
+from foreal_core.request.transcript import Transcript
 
 # Tokens of one row per pass; longer prompts go in piece by piece.
 PREFILL_CHUNK = 512
@@ -81,6 +83,17 @@ class ModelState:
         return self._recurrent and length - self.length > _FURTHEST
 
 
+def kinds_of(text: Transcript, author: Author, chunk: Chunk, *, given: bool) -> list[TokenKind]:
+    """Why `author` reads each token of a chunk; `given` tokens behind the text are no draws."""
+    first, end = chunk.start - text.prompt_length, chunk.end - text.prompt_length
+    written = text.authors[max(first, 0) : max(end, 0)]
+    kinds: list[TokenKind] = ["prefill"] * (min(end, 0) - min(first, 0))
+    kinds += ["decode" if by == author else "catch_up" for by in written]
+    ahead: TokenKind = "verify" if author == LEADER else "decode"
+    kinds += ["catch_up" if given else ahead] * (len(chunk.tokens) - len(kinds))
+    return kinds
+
+
 def next_chunk(
     row: int,
     cached: int,
@@ -88,8 +101,6 @@ def next_chunk(
     proposals: Sequence[int],
     first_logit: int,
     most: int = PREFILL_CHUNK,
-    *,
-    checkpoint: int = 0,
 ) -> Chunk:
     """What a model ingests next: all it has not seen, a long text in pieces of `most` tokens, with
     logits only in the last piece.
@@ -101,7 +112,6 @@ def next_chunk(
         proposals: ids behind them that are to be checked or read as well.
         first_logit: the first position whose logits are wanted; those of every later position up
             to the end come with it, from one pass.
-        checkpoint: see `Chunk`.
     """
     length = len(text)
     end = length + len(proposals)
@@ -112,4 +122,4 @@ def next_chunk(
     tokens = list(text[cached:stop])
     if stop > length:
         tokens += proposals[max(cached - length, 0) : stop - length]
-    return Chunk(row, cached, tokens, end - first_logit + 1 if stop == end else 0, checkpoint)
+    return Chunk(row, cached, tokens, end - first_logit + 1 if stop == end else 0)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence as SequenceOf
+from dataclasses import replace
 from functools import partial
 from math import isnan
 
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import CostReport, ModelProfile, TokenKind
+from foreal_core.cost import CostReport, ModelProfile
 from foreal_core.errors import FoReaLError
 from foreal_core.events import (
     DRAFT,
@@ -32,7 +33,7 @@ from foreal_core.request.chunk import Chunk
 from foreal_core.request.clock import Clock
 from foreal_core.request.draws import Draws
 from foreal_core.request.logit_rules import Adjustment, rules_of
-from foreal_core.request.model_state import ModelState, next_chunk
+from foreal_core.request.model_state import ModelState, kinds_of, next_chunk
 from foreal_core.request.proposals import Proposal, ProposalLength, Worth
 from foreal_core.request.result import build_cost, build_generation
 from foreal_core.request.transcript import Transcript
@@ -147,11 +148,11 @@ class Sequence:
         state = self._states[author]
         # Logits for a position come from ingesting the one before it, once more if need be.
         state.roll_back(first_logit - 1)
-        pending = self._text.pending
         # Behind a mark tokens may be taken back, and the one before them be read again.
+        pending = self._text.pending
         state.settle(len(tokens) if pending is None else pending - 1)
-        checkpoint = state.checkpoint
-        return next_chunk(self.row, state.length, tokens, ahead, first_logit, checkpoint=checkpoint)
+        chunk = next_chunk(self.row, state.length, tokens, ahead, first_logit)
+        return replace(chunk, checkpoint=state.checkpoint) if state.checkpoint else chunk
 
     @property
     def previews(self) -> bool:
@@ -203,7 +204,8 @@ class Sequence:
 
     def ingested(self, author: Author, chunk: Chunk, rows: int) -> None:
         """`author` ran over the chunk in a pass that `rows` rows shared."""
-        self._states[author].ingested(self._kinds(author, chunk), chunk.keep, rows)
+        kinds = kinds_of(self._text, author, chunk, given=bool(self._turns.opening))
+        self._states[author].ingested(kinds, chunk.keep, rows)
 
     def take(self, author: Author, chunk: Chunk, draws: Draws) -> None:
         """Uses the draws for `chunk.predicted`: commits, proposes, hands over, ends."""
@@ -388,17 +390,6 @@ class Sequence:
         return 0 if self._text.pending == length else length - self._turns.span_start
 
     # -- what each model has seen ---------------------------------------------------------------
-
-    def _kinds(self, author: Author, chunk: Chunk) -> list[TokenKind]:
-        """Why `author` reads each token of a chunk."""
-        text = self._text
-        first, end = chunk.start - text.prompt_length, chunk.end - text.prompt_length
-        written = text.authors[max(first, 0) : max(end, 0)]
-        kinds: list[TokenKind] = ["prefill"] * (min(end, 0) - min(first, 0))
-        kinds += ["decode" if by == author else "catch_up" for by in written]
-        ahead: TokenKind = "verify" if author == LEADER else "decode"
-        kinds += ["catch_up" if self._turns.opening else ahead] * (len(chunk.tokens) - len(kinds))
-        return kinds
 
     def _forget_beyond(self, length: int) -> None:
         """Both models keep only what they computed from the first `length` tokens, and of their
