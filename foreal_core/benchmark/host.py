@@ -51,6 +51,7 @@ class _Script:
     deterministic = True
     measured = False
     static = False
+    recurrent = False
     pass_tokens = 1.0
 
     def __init__(self, ids: Sequence[int], start: int, vocab_size: int, mistakes: int) -> None:
