@@ -22,7 +22,8 @@ class ServerOptions:
         api_keys: any of them opens the server; without one it listens on loopback only.
         model_name: what clients call the pair; None for the pair's own name.
         defaults: fields of FoReaLConfig for requests that do not set them. Without
-            max_new_tokens an answer may fill the context.
+            max_new_tokens an answer may fill the context; without a temperature, here or in the
+            request, it is drawn as the leader's files recommend.
         reasoning: the one field of messages and deltas that holds the thinking; "content" puts it
             into the answer, between <think> and </think>.
         max_queue: choices that wait for a row of the batch; more are answered with 429.

@@ -93,5 +93,6 @@ class Service:
     @property
     def defaults(self) -> Defaults:
         """What holds where a request says nothing."""
-        given = {"max_new_tokens": self.decoder.max_context, **self.options.defaults}
-        return Defaults(FoReaLConfig(**given), self.admission.most)
+        # Clients that name no temperature leave the choice to the server.
+        usual = FoReaLConfig(sampling="model", max_new_tokens=self.decoder.max_context)
+        return Defaults(usual.with_overrides(**self.options.defaults), self.admission.most)

@@ -114,6 +114,17 @@ def test_without_a_limit_the_answer_may_fill_the_context(served: Served) -> None
     assert settings["max_new_tokens"] == served.decoder.max_context
 
 
+def test_who_names_no_temperature_gets_what_the_leader_recommends(
+    serve: Callable[..., Served], decoder: Any
+) -> None:
+    def source(own: Served, **fields: Any) -> str:
+        return own.chat(max_tokens=1, **fields)["foreal"]["settings"]["sampling"]
+
+    own = serve(decoder)
+    assert source(own) == "model" and source(own, temperature=0) == "given"
+    assert source(serve(decoder, defaults={"temperature": 0.5})) == "given"
+
+
 def test_each_choice_has_a_seed_of_its_own(served: Served) -> None:
     fields = {"seed": 3, "temperature": 1.0, "max_tokens": 30}
     choices = served.chat(n=3, **fields)["choices"]
