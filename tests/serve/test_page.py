@@ -51,7 +51,7 @@ def done(tab: Tab, pane: str) -> None:
 
 def bill(tab: Tab, pane: str) -> dict[str, str]:
     rows = tab.value(
-        f"[...document.querySelectorAll('{pane} .bill tr')]"
+        f"[...document.querySelectorAll('{pane} .bill tr:has(td)')]"
         ".map(row => [...row.cells].map(cell => cell.textContent))"
     )
     return dict(rows)
@@ -201,9 +201,7 @@ def screenshot(path: Path) -> None:
     with FoReaLDecoder.demo() as pair, serving(pair) as own, browsing() as tab:
         tab.open(f"{own.url}/")
         tab.until("document.getElementById('pair').textContent.includes('leads')")
-        from foreal_core.demo import problems
-
-        ask(tab, problems("ledger", seed=23, count=1)[0].question)
+        tab.press("Enter", ctrl=True, code=13)  # the question that it comes with
         done(tab, PAIR)
         done(tab, LEADER)
         tab.screenshot(path)

@@ -77,15 +77,17 @@ class Bill {
       ["hand-offs", this.handoffs],
       ["first token", this.first === null ? "…" : `${(this.first / 1000).toFixed(2)} s`],
       ["tokens per second", written && seconds ? (written / seconds).toFixed(0) : "…"],
-      ["and against the leader writing as much:", ""],
+      ["Of what the leader needs for as many tokens:", ""],
       ["written FLOPs", record ? amount(record.flops_written) : written ? `~ ${amount(estimate)}` : "…"],
       ["computed FLOPs", amount(record?.flops)],
       ["weight bytes", amount(record?.weight_bytes)],
     ];
     this.body.replaceChildren(...rows.map(([name, value]) => {
       const row = document.createElement("tr");
-      row.append(element("th", null, name), element("td", null, String(value)));
+      row.append(element("th", null, name));
       row.firstChild.scope = "row";
+      if (value === "") row.firstChild.colSpan = 2;
+      else row.append(element("td", null, String(value)));
       return row;
     }));
   }
