@@ -55,12 +55,14 @@ class Meter:
     """One model's work for one request, added up pass by pass.
 
     Attributes:
+        cached: tokens that were not fed, as another request's keys and values were taken over.
         kinds: fed tokens by kind; a token that is taken back moves to "discarded".
         passes: forward passes that this request took part in.
         shared_passes: the same, a pass over B rows counted as 1/B.
         tokens, attended, logits: what `ModelProfile.flops` needs.
     """
 
+    cached: int = 0
     kinds: dict[TokenKind, int] = field(default_factory=lambda: dict.fromkeys(TOKEN_KINDS, 0))
     passes: int = 0
     shared_passes: float = 0.0
@@ -91,10 +93,12 @@ class CostReport:
     """The cost record of one call; `to_dict` is JSON-safe and the same everywhere.
 
     Units: FLOPs, bytes, seconds. `leader_only` is what the leader alone would have spent on this
-    same text by the same count.
+    same text by the same count. `cached_tokens` are those of the text that each model did not have
+    to read, as another request had.
     """
 
     prompt_tokens: int
+    cached_tokens: dict[str, int]
     completion_tokens: int
     leader_tokens: int
     draft_tokens: int
@@ -110,6 +114,11 @@ class CostReport:
     tokens_per_second: float
     models: dict[str, str]
     settings: dict[str, Any]
+
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """Tokens of the prompt that no model had to read."""
+        return _cached_prompt(self.prompt_tokens, self.cached_tokens, self.forward_passes)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON values."""
@@ -131,10 +140,15 @@ def build_report(
 ) -> CostReport:
     """Adds the meters of "leader" and "draft" up into one record.
 
-    The baseline reads the prompt in pieces of `prefill_chunk` tokens as well, and shares its
-    passes with as many rows as this request did, so that no saving is shown that batching made.
+    The baseline reads the prompt in pieces of `prefill_chunk` tokens as well, starts from what no
+    model had to read, and shares its passes with as many rows as this request did, so that no
+    saving is shown that batching or another request made.
     """
     completion = len(authors)
+    cached: dict[str, int] = {name: meter.cached for name, meter in meters.items()}
+    passes: dict[str, int] = {name: meter.passes for name, meter in meters.items()}
+    # The leader alone reads the prompt's last token in any case.
+    first = min(_cached_prompt(prompt_tokens, cached, passes), prompt_tokens - 1)
     leader = profiles["leader"]
     written: dict[str, float] = {"leader": 0, "draft": 0}
     written_by_leader_alone = 0
@@ -145,6 +159,7 @@ def build_report(
         written_by_leader_alone += leader.flops(1, context, 1)
     return CostReport(
         prompt_tokens=prompt_tokens,
+        cached_tokens=cached,
         completion_tokens=completion,
         leader_tokens=sum(author == "leader" for author in authors),
         draft_tokens=sum(author == "draft" for author in authors),
@@ -154,15 +169,15 @@ def build_report(
         forward_tokens={
             n: {kind: m.kinds[kind] for kind in TOKEN_KINDS} for n, m in meters.items()
         },
-        forward_passes={name: meter.passes for name, meter in meters.items()},
+        forward_passes=passes,
         flops=_with_total(
             {n: profiles[n].flops(m.tokens, m.attended, m.logits) for n, m in meters.items()},
-            _computed_by_leader_alone(leader, prompt_tokens, completion, prefill_chunk),
+            _computed_by_leader_alone(leader, first, prompt_tokens, completion, prefill_chunk),
         ),
         flops_written=_with_total(written, written_by_leader_alone),
         weight_bytes=_with_total(
             {n: m.shared_passes * profiles[n].weight_bytes for n, m in meters.items()},
-            _passes_of_leader_alone(prompt_tokens, completion, prefill_chunk)
+            _passes_of_leader_alone(prompt_tokens - first, completion, prefill_chunk)
             * leader.weight_bytes
             * _mean_share(meters.values()),
         ),
@@ -173,17 +188,24 @@ def build_report(
     )
 
 
+def _cached_prompt(prompt: int, cached: Mapping[str, int], passes: Mapping[str, int]) -> int:
+    """Tokens of the prompt that no model which read the text had to read."""
+    read = [cached[name] for name in cached if cached[name] or passes[name]]
+    return min([prompt, *read]) if read else 0
+
+
 def _computed_by_leader_alone(
-    leader: ModelProfile, prompt: int, completion: int, chunk: int
+    leader: ModelProfile, first: int, prompt: int, completion: int, chunk: int
 ) -> int:
-    """The last pass over the prompt gives the first token, each further token is a pass."""
+    """The last pass over the prompt, of which `first` tokens are known, gives the first token, each
+    further token is a pass."""
     if completion == 0:
         return 0
-    ends = [*range(chunk, prompt, chunk), prompt]
-    attended = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
+    ends = [*range(first + chunk, prompt, chunk), prompt]
+    attended = sum((end - start) * end for start, end in zip([first, *ends], ends, strict=False))
     steps = completion - 1
     attended += steps * prompt + steps * (steps + 1) // 2
-    return leader.flops(prompt + steps, attended, completion)
+    return leader.flops(prompt - first + steps, attended, completion)
 
 
 def _passes_of_leader_alone(prompt: int, completion: int, chunk: int) -> int:

@@ -48,6 +48,9 @@ class FoReaLDecoder(Calls):
         gpu_memory_utilization: share of a CUDA device's memory to use: keys and values of
             max_batch_size requests of max_context positions are set aside in it when a model on
             one device is taken over. A max_context that was not asked for is lowered to fit.
+        prefix_cache: start a request from what an earlier one, or one that runs, has read of the
+            same beginning, whoever asked; up to an eighth of a device's free memory for each model
+            keeps it, until nothing has run for five minutes.
 
     Raises:
         IncompatibleModelsError: the vocabularies give different meanings to the same ids.
@@ -70,6 +73,7 @@ class FoReaLDecoder(Calls):
         compile: bool = False,
         threads: int | None = None,
         gpu_memory_utilization: float = 0.9,
+        prefix_cache: bool = True,
     ) -> None:
         self._adopt(
             assemble_models(
@@ -84,6 +88,7 @@ class FoReaLDecoder(Calls):
                 compile=compile,
                 threads=threads,
                 gpu_memory_utilization=gpu_memory_utilization,
+                prefix_cache=prefix_cache,
             ),
             {
                 author: model
@@ -179,6 +184,7 @@ class FoReaLDecoder(Calls):
         compile: bool = False,
         threads: int | None = None,
         gpu_memory_utilization: float = 0.9,
+        prefix_cache: bool = True,
         leader_kwargs: Mapping[str, Any] | None = None,
         draft_kwargs: Mapping[str, Any] | None = None,
         **hf_kwargs: Any,
@@ -192,7 +198,7 @@ class FoReaLDecoder(Calls):
                 by `gguf_file` and llama.cpp is missing.
             device_map, dtype: as in transformers' `from_pretrained`, for both models.
             max_batch_size, max_context, max_queue, static_shapes, compile, threads,
-                gpu_memory_utilization: see the class.
+                gpu_memory_utilization, prefix_cache: see the class.
             leader_kwargs, draft_kwargs: further `from_pretrained` arguments for one model
                 (quantization_config, revision, device_map, ...); of one that llama.cpp runs its
                 own (n_gpu_layers, n_threads, flash_attn, type_k, ...: docs/gguf.md), and
@@ -222,17 +228,23 @@ class FoReaLDecoder(Calls):
             compile=compile,
             threads=threads,
             gpu_memory_utilization=gpu_memory_utilization,
+            prefix_cache=prefix_cache,
         )
 
     @classmethod
     def demo(
-        cls, *, draft: str = "reasoning", max_batch_size: int = 32, threads: int | None = None
+        cls,
+        *,
+        draft: str = "reasoning",
+        max_batch_size: int = 32,
+        threads: int | None = None,
+        prefix_cache: bool = True,
     ) -> FoReaLDecoder:
         """The bundled pair: loads offline, in seconds, on a CPU.
 
         Args:
             draft: "reasoning", or "instruct" for the one that answers without thinking.
-            max_batch_size, threads: see the class.
+            max_batch_size, threads, prefix_cache: see the class.
         """
         from foreal_core.demo import pair_paths
 
@@ -243,6 +255,7 @@ class FoReaLDecoder(Calls):
             dtype="float32",
             max_batch_size=max_batch_size,
             threads=threads,
+            prefix_cache=prefix_cache,
         )
 
     # -- the rest -----------------------------------------------------------------------------

@@ -48,7 +48,7 @@ else:
 # Fields that say how a pair is loaded.
 _LOADING = (
     *("device_map", "dtype", "max_batch_size", "max_context", "max_queue"),
-    *("static_shapes", "compile", "threads", "leader_kwargs", "draft_kwargs"),
+    *("static_shapes", "compile", "threads", "prefix_cache", "leader_kwargs", "draft_kwargs"),
 )
 
 
@@ -99,6 +99,8 @@ class PairFields(_Settings):
     """Run those passes through torch.compile."""
     threads: int | None = None
     """torch's threads in this process, set when the pair is loaded; None leaves them alone."""
+    prefix_cache: bool | None = None
+    """Start requests from what others have read of the same beginning; None does so."""
     leader_kwargs: dict[str, Any] | None = None
     """Further `from_pretrained` arguments of the leader (revision, quantization_config, ...)."""
     draft_kwargs: dict[str, Any] | None = None

@@ -61,7 +61,7 @@ OPTIONS_TEMPLATE = (
 @functools.cache
 def pair_with_tools(template: str = TOOLS_TEMPLATE) -> FoReaLDecoder:
     """The bundled pair with a template that shows tools; loaded once."""
-    demo = FoReaLDecoder.demo()
+    demo = FoReaLDecoder.demo(prefix_cache=False)
     demo.tokenizer.chat_template = template
     return demo
 

@@ -205,7 +205,8 @@ def test_generate_gives_raw_text_where_asked_or_without_a_template(
 def test_generate_passes_models_and_switches_on(played: PlayedDecoder) -> None:
     arguments = ["--leader", "L", "--draft", "D", "--dtype", "float32", "--no-speculate"]
     assert cli.main(["generate", "x", *arguments]) == 0
-    assert played.loaded == ("L", "D", {"dtype": "float32", "max_batch_size": 32})
+    options = {"dtype": "float32", "max_batch_size": 32, "prefix_cache": True}
+    assert played.loaded == ("L", "D", options)
     assert played.asked["config"] == FoReaLConfig(speculate=False, sampling="model")
 
 

@@ -191,8 +191,11 @@ class Executor(Protocol):
         """Held by the engine's thread for as long as it runs."""
         ...
 
-    def plan(self, author: Author, sequence: RequestSequence) -> RowPass:
-        """What `author` is to ingest next for a request."""
+    def plan(
+        self, author: Author, sequence: RequestSequence, parts: Sequence[RowPass]
+    ) -> RowPass | None:
+        """What `author` is to ingest next for a request; None where it is to wait for the pass that
+        is made of `parts`, and of more: it reads what this request's row can then take over."""
         ...
 
     def groups(self, author: Author, lengths: Sequence[int], most: int) -> list[range]:
@@ -211,6 +214,10 @@ class Executor(Protocol):
         """A row's last pass may have left NaN in its cache: nobody may read it."""
         ...
 
+    def keep(self, row: int) -> None:
+        """A row's request is over: what it has read may serve requests that begin alike."""
+        ...
+
     def free(self, row: int) -> None:
         """A row's request is over: its cache is for others."""
         ...
@@ -221,6 +228,10 @@ class Executor(Protocol):
 
     def rest(self) -> None:
         """Nothing runs: gives memory back that is made anew when it is needed."""
+        ...
+
+    def forget(self) -> bool:
+        """Gives back what was kept of requests that are over; whether anything was."""
         ...
 
     def shrink(self) -> None:

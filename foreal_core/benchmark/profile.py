@@ -49,7 +49,7 @@ def profile(requests: int, policy: str, max_new_tokens: int = 128) -> dict[str, 
     asked = problems("ledger", PROBLEM_SEED, requests)
     seeds = [problem_seed(PROBLEM_SEED, number) for number in range(requests)]
     profiler = cProfile.Profile(time.thread_time)
-    with FoReaLDecoder.demo() as decoder:
+    with FoReaLDecoder.demo(prefix_cache=False) as decoder:
         prompts = [decoder.encode(messages=problem.messages) for problem in asked]
         generate_with_seeds(decoder, prompts, seeds, config)
         engine: Any = decoder._engine

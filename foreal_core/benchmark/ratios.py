@@ -60,7 +60,7 @@ def on_the_bundled_pair(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     machine = provenance.machine()
     config = FoReaLConfig(max_new_tokens=max_new_tokens, seed=PROBLEM_SEED)
-    with FoReaLDecoder.demo() as decoder:
+    with FoReaLDecoder.demo(prefix_cache=False) as decoder:
         measured, targets = measure(decoder, config, repeats)
     return {
         "started": started,

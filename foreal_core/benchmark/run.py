@@ -64,7 +64,7 @@ def measure(
         subject.tokenizer,
         draft_tokenizer=subject.draft_tokenizer,
         max_batch_size=max(selection.batches),
-        **{**_room(subject, selection), **decoder_options},
+        **{"prefix_cache": False, **_room(subject, selection), **decoder_options},
     ) as decoder:
         methods = build_methods(selection.methods(), subject, decoder, theirs)
         done = {

@@ -134,7 +134,7 @@ class Subject:
             return {LEADER: limit, DRAFT: limit}
         chats = [self.task(number).messages for number in range(count)]
         lengths: dict[Author, float] = {}
-        with FoReaLDecoder.demo() as decoder:
+        with FoReaLDecoder.demo(prefix_cache=False) as decoder:
             for author in (LEADER, DRAFT):
                 written = decoder.generate(messages=chats, policy=author, max_new_tokens=limit)
                 lengths[author] = statistics.mean(len(one.token_ids) for one in written)

@@ -46,7 +46,13 @@ def measure_threads(
         ways: dict[tuple[str, int], Callable[[], object]] = {}
         for count in threads:
             decoder = FoReaLDecoder(
-                ours, ours, tokenizer, max_batch_size=1, max_context=2048, threads=count
+                ours,
+                ours,
+                tokenizer,
+                max_batch_size=1,
+                max_context=2048,
+                threads=count,
+                prefix_cache=False,
             )
             open_decoders.enter_context(decoder)
             write = partial(

@@ -66,7 +66,7 @@ def analyze(
     asked = _chats(suite, prompts, count, problem_seed)
     from foreal_core import analysis
 
-    with pair.load() as decoder:
+    with pair.load(prefix_cache=False) as decoder:
         encoded = {
             domain: [_encode(decoder, chat, raw_prompt) for chat in chats]
             for domain, chats in asked.items()

@@ -111,8 +111,9 @@ class PairOptions:
         return {"leader": str(leader), "draft": str(draft)}
 
     @contextlib.contextmanager
-    def load(self) -> Iterator[FoReaLDecoder]:
-        """The decoder, closed in the end."""
+    def load(self, *, prefix_cache: bool = True) -> Iterator[FoReaLDecoder]:
+        """The decoder, closed in the end. Without `prefix_cache` what a request costs does not
+        depend on what was asked before."""
         from foreal_core.decoder import FoReaLDecoder
 
         if self.leader is None or self.draft is None:
@@ -120,7 +121,9 @@ class PairOptions:
                 hide_loading_bars()
                 use_one_thread()
                 decoder = FoReaLDecoder.demo(
-                    draft=self.draft or next(iter(DRAFTS)), max_batch_size=self.rows
+                    draft=self.draft or next(iter(DRAFTS)),
+                    max_batch_size=self.rows,
+                    prefix_cache=prefix_cache,
                 )
         else:
             given: dict[str, Any] = {"device_map": self.device_map, "dtype": self.dtype}
@@ -129,6 +132,7 @@ class PairOptions:
                 self.leader,
                 self.draft,
                 max_batch_size=self.rows,
+                prefix_cache=prefix_cache,
                 **{name: value for name, value in given.items() if value is not None},
             )
         with decoder:

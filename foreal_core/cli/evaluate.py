@@ -60,7 +60,10 @@ def evaluate(
         refuse_other(out, {name: record[name] for name in wanted}, wanted)
     else:
         journal = out and out.with_name(f"{out.stem}.answers.jsonl")
-        with pair.load() as decoder, answer_bar(len(asked.tasks), asked.name) as bar:
+        with (
+            pair.load(prefix_cache=False) as decoder,
+            answer_bar(len(asked.tasks), asked.name) as bar,
+        ):
             record = evaluation.evaluate(
                 decoder,
                 asked.tasks,

@@ -45,6 +45,13 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(help="Answers that wait for a row; more are refused with 429.")
     ] = _DEFAULTS.max_queue,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache",
+            help="Start answers from what others, of any client, have read of the same beginning.",
+        ),
+    ] = True,
     max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = _DEFAULTS.max_body,
     request_timeout: Annotated[
         float, typer.Option(help="Seconds that an answer may take, the queue included.")
@@ -91,7 +98,7 @@ def serve(
     with contextlib.ExitStack() as stack:
 
         def load() -> tuple[FoReaLDecoder, str]:
-            decoder = stack.enter_context(pair.load())
+            decoder = stack.enter_context(pair.load(prefix_cache=prefix_cache))
             models = public_names(decoder.models)
             return decoder, _BUNDLED if pair.leader is None else "+".join(models.values())
 

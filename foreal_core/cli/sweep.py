@@ -108,7 +108,7 @@ def sweep(
     with answer_bar(total, "sweep") as bar:
         record = run_sweep(
             planned,
-            lambda name: pairs[name].load(),
+            lambda name: pairs[name].load(prefix_cache=False),
             out,
             on_part=bar.part,
             on_answer=bar.answered,

@@ -8,12 +8,10 @@ sentences while leader rows gather, so a pass of the leader serves as many rows 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import copy
 import secrets
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence as SequenceOf
 from typing import Any, TypeVar
@@ -22,7 +20,7 @@ from foreal_core.backends.base import Executor, RowPass
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.config import FoReaLConfig
 from foreal_core.engine.own_thread import before_waiting, in_engine_thread
-from foreal_core.engine.owner_process import OwnerProcess
+from foreal_core.engine.owner_process import OwnerProcess, close_at_exit
 from foreal_core.engine.recovery import PassRunner, Result, wrapped
 from foreal_core.engine.request import Finished, OnEnd, OnEvents, Request
 from foreal_core.engine.scheduler import Scheduler
@@ -41,6 +39,8 @@ T = TypeVar("T")
 
 # How long an engine may take to rest after the last request's end was told.
 _TO_REST_SECONDS = 5.0
+# How long an idle engine keeps what finished requests have read.
+_REMEMBERED_SECONDS = 300.0
 
 
 class Engine:
@@ -82,7 +82,7 @@ class Engine:
         self._at_rest = True  # nothing runs, and memory was given back
         self._died_of: BaseException | None = None
         self._thread: threading.Thread | None = None
-        _engines.add(self)
+        close_at_exit(self)
 
     # -- from any thread ----------------------------------------------------------------------
 
@@ -252,9 +252,14 @@ class Engine:
                     self.executor.check_integrity()
                 self._at_rest = True
                 self._wake.notify_all()
-                self._wake.wait_for(lambda: not self._scheduler.idle or self._closed)
+                if not self._wake.wait_for(self._has_work, _REMEMBERED_SECONDS):
+                    self.executor.forget()
+                    self._wake.wait_for(self._has_work)
             self._at_rest = False
             return not self._closed
+
+    def _has_work(self) -> bool:
+        return self._closed or not self._scheduler.idle
 
     def step(self) -> None:
         """One pass of one model over every row that waits for it."""
@@ -278,12 +283,14 @@ class Engine:
         if not waits:
             return "leader", []
         author = self._scheduler.next_author(waits.values())
+        ready = [request for request, wanted in waits.items() if wanted == author]
+        # Others may wait for what the furthest read.
+        ready.sort(key=lambda one: one.state.states[author].length, reverse=True)
         parts: list[RowPass] = []
-        for request, wanted in waits.items():
-            if wanted == author:
-                part = self._guarded(request, self.executor.plan, author, request.state)
-                if part is not None:
-                    parts.append(part)
+        for request in ready:
+            part = self._guarded(request, self.executor.plan, author, request.state, parts)
+            if part is not None:
+                parts.append(part)
         return author, parts
 
     def _fit(self, requests: SequenceOf[Request[Sequence]]) -> bool:
@@ -344,8 +351,7 @@ class Engine:
             if not request.over:
                 request.state.cancel()
                 # Its last pass may have left NaN that no logits have shown yet.
-                self._wipe(request)
-                self._finish(request)
+                self._finish(request, wipe=True)
 
     def _deliver(self, request: Request[Sequence]) -> None:
         if request.on_events is not None:
@@ -355,15 +361,18 @@ class Engine:
         if request.state.finish_reason is not None:
             self._finish(request)
 
-    def _finish(self, request: Request[Sequence]) -> None:
+    def _finish(self, request: Request[Sequence], *, wipe: bool = False) -> None:
         if self._check:
             request.state.check_integrity()
+        self._with_row(request, self.executor.keep)
+        if wipe:
+            self._with_row(request, self.executor.wipe)
         self._release(request)
         request.on_end(Finished(request.state, self.profiles))
 
     def _fail(self, requests: SequenceOf[Request[Sequence]], error: FoReaLError) -> None:
         for request in requests:
-            self._wipe(request)
+            self._with_row(request, self.executor.wipe)
             self._release(request)
             # One error of its own for each: it carries that request's cost.
             own = copy.copy(error)
@@ -373,11 +382,11 @@ class Engine:
             with contextlib.suppress(Exception):
                 request.on_end(own)
 
-    def _wipe(self, request: Request[Sequence]) -> None:
+    def _with_row(self, request: Request[Sequence], call: Callable[[int], None]) -> None:
         # A device that is broken for good refuses even this; the waiter must hear all the same.
         if request.row >= 0:
             with contextlib.suppress(Exception):
-                self.executor.wipe(request.row)
+                call(request.row)
 
     def _release(self, request: Request[Sequence]) -> None:
         if request.row >= 0:
@@ -392,14 +401,3 @@ class Engine:
             waiting = self._scheduler.everyone()
         self._fail(waiting, self._closed_error("it was closed while this request was running."))
         self.executor.close()
-
-
-# Those that still run when the interpreter exits are closed before their threads would be torn down
-# inside a pass.
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    for engine in list(_engines):
-        engine.close()

@@ -1,10 +1,32 @@
-"""Refuses use in a forked child: the engine's thread does not survive a fork."""
+"""Engines and their process: use in a forked child is refused, since the engine's thread does not
+survive a fork, and those that still run when the interpreter exits are closed."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import weakref
+from typing import Protocol
 
 from foreal_core.errors import EngineClosedError
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_open: weakref.WeakSet[_Closable] = weakref.WeakSet()
+
+
+def close_at_exit(engine: _Closable) -> None:
+    """Has an engine closed before the interpreter would tear its thread down inside a pass."""
+    _open.add(engine)
+
+
+@atexit.register
+def _close_all() -> None:
+    for engine in list(_open):
+        engine.close()
 
 
 class OwnerProcess:

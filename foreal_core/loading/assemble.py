@@ -11,13 +11,14 @@ from foreal_core.backends.base import Backend
 from foreal_core.backends.llama_cpp.model import LlamaModel
 from foreal_core.backends.llama_cpp.runner import LlamaRunner
 from foreal_core.backends.local.executor import LocalExecutor, Runner
+from foreal_core.backends.local.prefix_cache import PrefixCache
 from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.backends.local.support import longest_text
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.engine.engine import Engine
 from foreal_core.engine.spans import SpanEngine
 from foreal_core.errors import ConfigError
-from foreal_core.events import DRAFT, LEADER
+from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.gpu_memory import context_that_fits
 from foreal_core.loading.pair import end_of_sequence_ids, model_name
 from foreal_core.loading.recommended import recommended_sampling
@@ -50,11 +51,14 @@ def assemble_models(
     compile: bool,
     threads: int | None,
     gpu_memory_utilization: float,
+    prefix_cache: bool,
 ) -> Assembled:
     """An engine over two models in this process; arguments and errors are `FoReaLDecoder`'s."""
     _refuse_unless_loaded(leader, draft, tokenizer)
     if static_shapes is not None and not isinstance(static_shapes, bool):
         raise ConfigError(f"static_shapes={static_shapes!r} is not allowed: True, False or None.")
+    if not isinstance(prefix_cache, bool):
+        raise ConfigError(f"prefix_cache={prefix_cache!r} is not allowed: True or False.")
     _refuse_unless_counts(max_batch_size=max_batch_size)
     context = context_that_fits(
         _checked_context(max_context, leader, draft),
@@ -96,8 +100,14 @@ def assemble_models(
         for runner in runners:
             runner.restore()
         raise
+    by_author: dict[Author, Runner] = {LEADER: leader_runner, DRAFT: draft_runner}
+    prefixes = {
+        author: PrefixCache(runner.cache, pass_tokens=runner.pass_tokens)
+        for author, runner in by_author.items()
+        if prefix_cache and isinstance(runner, ModelRunner) and not runner.recurrent
+    }
     engine = Engine(
-        LocalExecutor({LEADER: leader_runner, DRAFT: draft_runner}, pair, threads=threads),
+        LocalExecutor(by_author, pair, threads=threads, prefixes=prefixes),
         pair,
         max_batch_size=max_batch_size,
         max_context=context,

@@ -29,7 +29,7 @@ class ModelState:
         recurrent: whether the model has such layers; others can be put back anywhere.
 
     Attributes:
-        kinds: why each position in the model's cache was fed, from the text's start on.
+        kinds: why each position in the model's cache was fed, behind those that were taken over.
         meter: what all passes cost.
         checkpoint: see above.
     """
@@ -44,13 +44,17 @@ class ModelState:
     @property
     def length(self) -> int:
         """Positions in the model's cache."""
-        return len(self.kinds)
+        return self.meter.cached + len(self.kinds)
+
+    def taken_over(self, length: int) -> None:
+        """The cache, which was empty, holds the first `length` positions of another's."""
+        self.meter.cached = length
 
     def ingested(self, kinds: Sequence[TokenKind], logits: int, rows: int) -> None:
         """The next `len(kinds)` positions went in, in a pass that `rows` rows shared and that gave
         so many rows of logits."""
-        self._begun = len(self.kinds)
-        self.meter.record_pass(len(self.kinds), kinds, logits, rows)
+        self._begun = self.length
+        self.meter.record_pass(self.length, kinds, logits, rows)
         self.kinds += kinds
 
     def wasted(self, start: int, tokens: int, logits: int, rows: int) -> None:
@@ -63,14 +67,17 @@ class ModelState:
     def roll_back(self, length: int) -> None:
         """Keeps only what was computed from the first `length` tokens, or of fewer where the model
         cannot be put back to there."""
-        if len(self.kinds) > length and self._recurrent:
+        if self.length > length and self._recurrent:
             places = (self._begun, self.checkpoint, 0)
             length = max(place for place in places if place <= length)
             self._begun = min(self._begun, length)
             self.checkpoint = min(self.checkpoint, length)
-        if len(self.kinds) > length:
-            self.meter.record_discarded(self.kinds[length:])
-            del self.kinds[length:]
+        fed = max(length - self.meter.cached, 0)
+        if len(self.kinds) > fed:
+            self.meter.record_discarded(self.kinds[fed:])
+            del self.kinds[fed:]
+        # What is computed after all was no gain.
+        self.meter.cached = min(self.meter.cached, length)
 
     def settle(self, length: int) -> None:
         """The first `length` tokens of the text will not be taken back."""

@@ -47,19 +47,18 @@ class Sequence:
 
     Args:
         prompt: token ids, at least one.
-        config: its settings.
-        seed: drives gate and sampling.
+        config, seed: its settings, and what drives gate and sampling.
         tokenizer: the pair's.
         max_context: prompt and completion together are at most this long.
         worth: what proposals must promise; see `proposals`.
         constraint: the grammar of the answer, if there is one.
         with_events: whether anybody reads the token events.
-        drawn_from: the position whose draw is the seed's first; by default the prompt's end. A
-            span of a longer text names that text's.
+        drawn_from: the position whose draw is the seed's first: the prompt's end, save for spans.
         recurrent: models that can be put back to few positions only.
 
     Attributes:
         row: the cache row that the engine gave it; -1 without one.
+        states: what each model has computed of it.
 
     Raises:
         FoReaLError, ConfigError: the policy failed.
@@ -100,7 +99,7 @@ class Sequence:
         self._turns = Turns(self._text, config, seed, tokenizer)
         self._alignment = self._turns.alignment
         self._tokenizer = tokenizer
-        self._states: dict[Author, ModelState] = {
+        self.states: dict[Author, ModelState] = {
             author: ModelState(recurrent=author in recurrent) for author in (LEADER, DRAFT)
         }
         self._proposals: list[Proposal] = []  # of the draft to the leader, not yet checked
@@ -145,7 +144,7 @@ class Sequence:
             first_logit = min(self._alignment.first_open(end), end)
         elif self._turns.span.review is not None:
             ahead = ahead[:-1]  # what comes after the last is the draft's to propose
-        state = self._states[author]
+        state = self.states[author]
         # Logits for a position come from ingesting the one before it, once more if need be.
         state.roll_back(first_logit - 1)
         # Behind a mark tokens may be taken back, and the one before them be read again.
@@ -200,12 +199,12 @@ class Sequence:
 
     def wasted(self, author: Author, chunk: Chunk, rows: int) -> None:
         """`author` ran over a chunk whose draws are dropped; it is charged."""
-        self._states[author].wasted(chunk.start, len(chunk.tokens), chunk.keep, rows)
+        self.states[author].wasted(chunk.start, len(chunk.tokens), chunk.keep, rows)
 
     def ingested(self, author: Author, chunk: Chunk, rows: int) -> None:
         """`author` ran over the chunk in a pass that `rows` rows shared."""
         kinds = kinds_of(self._text, author, chunk, given=bool(self._turns.opening))
-        self._states[author].ingested(kinds, chunk.keep, rows)
+        self.states[author].ingested(kinds, chunk.keep, rows)
 
     def take(self, author: Author, chunk: Chunk, draws: Draws) -> None:
         """Uses the draws for `chunk.predicted`: commits, proposes, hands over, ends."""
@@ -219,7 +218,7 @@ class Sequence:
         self._turns.cancel()
         # What was cut, and what nobody will decide upon, leaves the models' rows as well.
         self._proposals = []
-        for state in self._states.values():
+        for state in self.states.values():
             state.roll_back(len(self.tokens))
 
     def take_events(self) -> list[TokenEvent]:
@@ -232,7 +231,7 @@ class Sequence:
         text = self._text
         text.check_integrity()
         longest = len(text.tokens) + len(self._ahead_of_text())
-        for author, state in self._states.items():
+        for author, state in self.states.items():
             if state.length > longest:
                 raise FoReaLError(
                     f"the {author}'s row holds {state.length} positions of a text of {longest}."
@@ -244,7 +243,7 @@ class Sequence:
 
     def cost(self, profiles: Mapping[Author, ModelProfile]) -> CostReport:
         """What the request cost so far."""
-        return build_cost(self._text, self._states, self.config, self.seed, profiles)
+        return build_cost(self._text, self.states, self.config, self.seed, profiles)
 
     # -- draws become text --------------------------------------------------------------------
 
@@ -375,7 +374,7 @@ class Sequence:
         if turns.span.propose == 0 and turns.span.review is None:
             return 0
         writes = not isinstance(turns.span, Preview) and turns.span.review is None
-        if writes and self._states[LEADER].lags(len(self._text.tokens)):
+        if writes and self.states[LEADER].lags(len(self._text.tokens)):
             return 0
         # The leader's own draw follows the last proposal, so the limit needs no proposal.
         room = self._text.limit - len(self._text.tokens) - 1
@@ -398,6 +397,6 @@ class Sequence:
         oldest = turns.span_start if turns.span.author == LEADER else len(self.tokens)
         if self._text.pending is not None:
             oldest = min(oldest, self._text.pending)
-        for state in self._states.values():
+        for state in self.states.values():
             state.roll_back(length)
         self._alignment.forget(oldest, length)

@@ -100,14 +100,25 @@ def call_record(call: ToolCall) -> Record:
 
 
 def usage(
-    costs: Sequence[CostReport], prompt_tokens: int, reasoning_tokens: int
+    costs: Sequence[CostReport], prompts: Sequence[object], reasoning_tokens: int
 ) -> Mapping[str, Any]:
-    """OpenAI's usage, with the tokens of each author beside those of the thinking."""
+    """OpenAI's usage, with the tokens of each author beside those of the thinking.
+
+    Args:
+        prompts: what each choice goes on from. One counts once, however many choices do, and is
+            cached as far as all of them found it so.
+    """
+    read: dict[object, tuple[int, int]] = {}
+    for prompt, cost in zip(prompts, costs, strict=True):
+        _, cached = read.get(prompt, (0, cost.prompt_tokens))
+        read[prompt] = cost.prompt_tokens, min(cached, cost.cached_prompt_tokens)
+    prompt_tokens, cached_tokens = map(sum, zip(*read.values(), strict=True))
     completion = sum(cost.completion_tokens for cost in costs)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion,
         "total_tokens": prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
         "completion_tokens_details": {
             "reasoning_tokens": reasoning_tokens,
             "leader_tokens": sum(cost.leader_tokens for cost in costs),
@@ -145,13 +156,11 @@ def _answer(
     reasoning_tokens: int,
 ) -> Record:
     costs = [generation.cost for generation in generations]
-    asked = context.ask.choices
-    # A prompt counts once, however many choices go on from it.
-    prompts = {choice.prompt: cost.prompt_tokens for choice, cost in zip(asked, costs, strict=True)}
+    prompts = [choice.prompt for choice in context.ask.choices]
     answer = {
         **context.head(kind),
         "choices": choices,
-        "usage": usage(costs, sum(prompts.values()), reasoning_tokens),
+        "usage": usage(costs, prompts, reasoning_tokens),
     }
     records = [bill(generation) for generation in generations]
     if context.ask.tokens:

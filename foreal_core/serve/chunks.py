@@ -76,8 +76,7 @@ class _Writer:
         """The usage, in a chunk of its own, and the end."""
         if not self._context.ask.usage:
             return DONE
-        cost = generation.cost
-        used: Any = usage([cost], cost.prompt_tokens, reasoning_tokens)
+        used: Any = usage([generation.cost], [None], reasoning_tokens)
         chunk = {**self._head, "choices": [], "usage": used}
         return b"data: " + json.dumps(chunk).encode() + b"\n\n" + DONE
 

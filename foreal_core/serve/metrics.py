@@ -52,6 +52,9 @@ class Metrics:
         for reason in ("stop", "length"):
             self._ends.labels(reason)
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
+        self._cached_tokens = self._counter(
+            "cached_prompt_tokens", "Of those, tokens that no model had to read."
+        )
         self._tokens = self._counter("generation_tokens", "Tokens written, by author.", "author")
         self._sentences = self._counter("sentences", "Sentences, by the gate's draw.", "led")
         self._handoffs = self._counter("handoffs", "Sentences that the draft went on with.")
@@ -100,6 +103,7 @@ class Metrics:
 
     def _charge(self, cost: CostReport) -> None:
         self._prompt_tokens.inc(cost.prompt_tokens)
+        self._cached_tokens.inc(cost.cached_prompt_tokens)
         self._tokens.labels("leader").inc(cost.leader_tokens)
         self._tokens.labels("draft").inc(cost.draft_tokens)
         self._sentences.labels("true").inc(cost.led_sentences)

@@ -18,7 +18,7 @@ from langchain_core.messages import (
     ToolCall as LangChainToolCall,
     ToolMessage,
 )
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from foreal_core import ConfigError, CostReport, Generation
@@ -182,6 +182,7 @@ class MessageReader(ReplyReader):
             input_tokens=cost.prompt_tokens,
             output_tokens=cost.completion_tokens,
             total_tokens=cost.prompt_tokens + cost.completion_tokens,
+            input_token_details=InputTokenDetails(cache_read=cost.cached_prompt_tokens),
             output_token_details=details,
         )
 

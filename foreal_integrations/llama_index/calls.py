@@ -112,6 +112,7 @@ class Call:
                 "prompt_tokens": cost.prompt_tokens,
                 "completion_tokens": cost.completion_tokens,
                 "total_tokens": cost.prompt_tokens + cost.completion_tokens,
+                "prompt_tokens_details": {"cached_tokens": cost.cached_prompt_tokens},
                 "completion_tokens_details": {"reasoning_tokens": self.reply.thinking_tokens},
             },
             "foreal": cost.to_dict(),

@@ -15,13 +15,24 @@ from integrations import LONG
 from langchain_core.runnables import RunnableLambda
 from lc_helpers import QUESTION, QUESTIONS, Make, astream_all, stream_all
 
-from foreal_core import ContextOverflowError
+from foreal_core import ContextOverflowError, FoReaLDecoder
 from foreal_core.chat.ledger import KEPT_RECORDS
 from foreal_integrations.langchain import (
+    ChatFoReaL,
     FoReaLCostCallbackHandler,
     FoReaLLLM,
     get_foreal_cost_callback,
 )
+
+
+def test_usage_tells_what_was_read_before() -> None:
+    with FoReaLDecoder.demo() as decoder:
+        chat = ChatFoReaL(decoder=decoder, max_new_tokens=2, seed=1)
+        used: list[Any] = [chat.invoke(QUESTION).usage_metadata for _ in range(2)]
+        *_, last = chat.stream(QUESTION)
+    assert used[0]["input_token_details"] == {"cache_read": 0}
+    assert used[1]["input_token_details"] == {"cache_read": used[1]["input_tokens"] - 1}
+    assert last.usage_metadata == used[1]
 
 
 def test_tokens_add_up_on_every_path(make: Make) -> None:

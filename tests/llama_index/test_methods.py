@@ -146,6 +146,14 @@ def test_eight_equal_texts(template: str, temperature: float) -> None:
         assert "".join(map(thinking_delta_of, given[name])) == thinking_of(lasts[name])
 
 
+def test_usage_tells_what_was_read_before() -> None:
+    with FoReaLDecoder.demo() as decoder:
+        llm = FoReaLLLM(decoder=decoder, max_new_tokens=2, seed=1)
+        used: list[Any] = [llm.chat(chat_of(QUESTION)).raw["usage"] for _ in range(2)]
+    assert used[0]["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert used[1]["prompt_tokens_details"] == {"cached_tokens": used[1]["prompt_tokens"] - 1}
+
+
 @pytest.mark.parametrize("name", STREAMS)
 def test_joined_deltas_are_the_text(name: str) -> None:
     responses = METHODS[name](writes(REPLY), QUESTION)

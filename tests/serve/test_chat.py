@@ -12,6 +12,7 @@ import pytest
 from scripted import OPTIONS_TEMPLATE, TOOLS_TEMPLATE, ScriptedDecoder, pair_with_tools
 from served import MODEL, QUESTION, Served
 
+from foreal_core import FoReaLDecoder
 from foreal_core.text.thinking import THINK_END
 
 
@@ -56,6 +57,18 @@ def test_usage_comes_once_and_only_when_asked(served: Served) -> None:
     unasked = served.stream(max_tokens=30, seed=1)
     assert not any("usage" in part for part in unasked)
     assert all(part["choices"] for part in unasked)
+
+
+def test_usage_tells_what_was_read_before(serve: Callable[..., Served]) -> None:
+    with FoReaLDecoder.demo() as decoder:
+        one = serve(decoder)
+        asked = {"max_tokens": 2, "seed": 1}
+        first, second = (one.chat(n=2, **asked)["usage"] for _ in range(2))
+        *_, last = one.stream(stream_options={"include_usage": True}, **asked)
+    # The choices share one prompt, which the first of them read.
+    assert first["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert second["prompt_tokens_details"] == {"cached_tokens": second["prompt_tokens"] - 1}
+    assert last["usage"]["prompt_tokens_details"] == second["prompt_tokens_details"]
 
 
 def test_the_last_chunk_carries_the_cost(served: Served) -> None:

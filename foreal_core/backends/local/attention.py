@@ -9,6 +9,7 @@ that its layers come from, under a mask of numbers.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -132,6 +133,13 @@ def own_attention(layer: type) -> Callable[..., Any]:
     if not callable(function):
         raise LookupError(f"{layer.__module__} has no eager_attention_forward")
     return function  # type: ignore[no-any-return]
+
+
+def cache_argument(function: Callable[..., Any]) -> str:
+    """What a model's forward, or a function that makes masks, calls its cache: "past_key_values"
+    up to transformers 5.23, "cache" from 5.24 on; "cache_params" where it holds states alone."""
+    names = inspect.signature(function).parameters
+    return next((one for one in ("cache", "cache_params") if one in names), "past_key_values")
 
 
 AttentionInterface.register(ATTENTION_NAME, row_attention)

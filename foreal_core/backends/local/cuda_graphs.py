@@ -30,7 +30,8 @@ from torch import Tensor
 
 from foreal_core.backends.local.chunks import Chunk, wanted_columns, wanted_logits
 from foreal_core.backends.local.device import to_device
-from foreal_core.backends.local.kv_cache import SPARE_SLOTS, RowCache, power_of_two
+from foreal_core.backends.local.kv_cache import SPARE_SLOTS, RowCache
+from foreal_core.backends.local.slabs import power_of_two
 
 _logger = logging.getLogger(__name__)
 

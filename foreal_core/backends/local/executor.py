@@ -23,6 +23,7 @@ from foreal_core.backends.base import Round, RowPass
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.memory import free_memory, out_of_memory
 from foreal_core.backends.local.pass_costs import PassCosts
+from foreal_core.backends.local.prefix_cache import PrefixCache
 from foreal_core.backends.local.sampling import draw_on_device, to_host
 from foreal_core.backends.local.threads import use_threads
 from foreal_core.config import FoReaLConfig
@@ -120,6 +121,7 @@ class LocalExecutor:
         runners: of "leader" and "draft".
         tokenizer: the pair's.
         threads: CPU threads of a pass; None for torch's own number.
+        prefixes: where requests of a model start from what others have read.
     """
 
     def __init__(
@@ -128,8 +130,11 @@ class LocalExecutor:
         tokenizer: PairTokenizer,
         *,
         threads: int | None = None,
+        prefixes: Mapping[Author, PrefixCache] | None = None,
     ) -> None:
         self.runners = dict(runners)
+        self._prefixes = dict(prefixes or {})
+        self._running: dict[int, RequestSequence] = {}  # by row, once a pass was planned
         self.profiles: dict[Author, ModelProfile] = {
             author: runner.profile for author, runner in runners.items()
         }
@@ -172,7 +177,12 @@ class LocalExecutor:
         with use_threads(self._threads), torch.inference_mode():
             yield
 
-    def plan(self, author: Author, sequence: RequestSequence) -> RowPass:
+    def plan(
+        self, author: Author, sequence: RequestSequence, parts: Sequence[RowPass]
+    ) -> RowPass | None:
+        self._running[sequence.row] = sequence
+        if not self._begin(author, sequence, parts):
+            return None
         chunk = sequence.next_chunk(author)
         constraint = sequence.constraint
         if constraint is None:
@@ -183,7 +193,30 @@ class LocalExecutor:
     def groups(self, author: Author, lengths: Sequence[int], most: int) -> list[range]:
         return self.runners[author].groups(lengths, most)
 
+    def _begin(self, author: Author, sequence: RequestSequence, parts: Sequence[RowPass]) -> bool:
+        """Takes over what others have read, where the model has read nothing for a request; False
+        if it is to wait for them."""
+        state, prefixes = sequence.states[author], self._prefixes.get(author)
+        if prefixes is None or state.length > 0:
+            return True
+        running = {
+            row: one.tokens[: one.states[author].length] for row, one in self._running.items()
+        }
+        coming = [part.sequence.tokens[: part.chunk.end] for part in parts]
+        length = prefixes.begin(sequence.row, sequence.tokens, running, coming)
+        if length:
+            state.taken_over(length)
+        return length is not None
+
     def run(self, author: Author, parts: list[RowPass]) -> list[Round]:
+        try:
+            return self._run(author, parts)
+        except OutOfMemoryError:
+            if not self.forget():
+                raise
+        return self._run(author, parts)
+
+    def _run(self, author: Author, parts: list[RowPass]) -> list[Round]:
         try:
             start = time.perf_counter()
             logits = self.runners[author].forward([self._read_by(author, p.chunk) for p in parts])
@@ -201,20 +234,30 @@ class LocalExecutor:
             raise OutOfMemoryError(str(error).partition("\n")[0]) from error.with_traceback(None)
 
     def wipe(self, row: int) -> None:
+        self._running.pop(row, None)
         for runner in self.runners.values():
             runner.wipe(row)
 
+    def keep(self, row: int) -> None:
+        sequence = self._running.get(row)
+        if sequence is not None:
+            for author, prefixes in self._prefixes.items():
+                prefixes.keep(row, sequence.tokens[: sequence.states[author].length])
+
     def free(self, row: int) -> None:
+        self._running.pop(row, None)
         for runner in self.runners.values():
             runner.free(row)
 
     def fits(self, rows: int, positions: int) -> bool:
         needed: Counter[torch.device] = Counter()
         held: Counter[torch.device] = Counter()
-        for runner in self.runners.values():
+        for author, runner in self.runners.items():
             for device, (size, own) in runner.need(rows, positions).items():
                 needed[device] += size
                 held[device] += own
+                if author in self._prefixes:  # passes that lack memory take theirs
+                    held[device] += self._prefixes[author].bytes_held(device)
         free = {device: free_memory(str(device)) for device in needed}
         return all(
             left is None or needed[device] <= held[device] + left for device, left in free.items()
@@ -223,6 +266,10 @@ class LocalExecutor:
     def rest(self) -> None:
         for runner in self.runners.values():
             runner.rest()
+
+    def forget(self) -> bool:
+        held = [prefixes.clear() for prefixes in self._prefixes.values()]
+        return any(held)
 
     def shrink(self) -> None:
         for runner in self.runners.values():
@@ -234,6 +281,7 @@ class LocalExecutor:
                 raise FoReaLError(f"the {author}'s cache still holds {left} and nobody runs.")
 
     def close(self) -> None:
+        self.forget()
         for runner in self.runners.values():
             runner.restore()
 

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from foreal_core.backends.local.attention import row_attention
+from foreal_core.backends.local.attention import cache_argument, row_attention
 from foreal_core.backends.local.chunks import Chunk
-from foreal_core.backends.local.kv_cache import RowCache, cache_argument
+from foreal_core.backends.local.kv_cache import RowCache
 from foreal_core.backends.local.packed_linear import (
     Forward,
     PackedLinears,

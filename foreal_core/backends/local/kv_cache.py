@@ -9,9 +9,9 @@ is copied. The lengths live with the requests; the cache is told them pass by pa
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -25,7 +25,7 @@ from foreal_core.backends.local.memory import (
     in_words,
     out_of_memory,
 )
-from foreal_core.backends.local.slabs import LayerMemory, Slabs, copy_lines
+from foreal_core.backends.local.slabs import LayerMemory, Slabs, copy_lines, power_of_two
 from foreal_core.errors import OutOfMemoryError
 
 _SMALLEST_CAPACITY = 256
@@ -68,6 +68,11 @@ class RowCache(Cache):
         self._index: dict[torch.device, tuple[Tensor, Tensor]] = {}
         # What lines that are no neighbours are gathered into.
         self._gathered: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def positions(self) -> int:
+        """Positions of all rows at their longest."""
+        return self._max_rows * self._max_slots
 
     @property
     def held(self) -> tuple[int, int]:
@@ -145,6 +150,11 @@ class RowCache(Cache):
         """Where a row lies that has been placed."""
         return self._line_of[row]
 
+    def views(self, row: int) -> dict[int, Slabs]:
+        """Each layer's slots of a row that has been placed: views [heads, slots, dim]."""
+        line = self._line_of[row]
+        return {index: (keys[line], values[line]) for index, (keys, values) in self._slabs.items()}
+
     def free(self, row: int) -> None:
         """The row's request is over; its line is for others."""
         self._line_of.pop(row, None)
@@ -153,19 +163,22 @@ class RowCache(Cache):
     def need(self, lines: int, slots: int) -> dict[torch.device, int]:
         """Bytes on each device for so many lines of so many positions, at the moment when one layer
         has moved and its former memory is not yet given back; empty while no layer is known."""
-        whole: dict[torch.device, int] = {}
-        largest: dict[torch.device, int] = {}
+        largest: Counter[torch.device] = Counter()
         for layer in self._layers.values():
-            size = layer.bytes(lines, slots + SPARE_SLOTS)
-            whole[layer.device] = whole.get(layer.device, 0) + size
-            largest[layer.device] = max(largest.get(layer.device, 0), size)
-        return {device: size + largest[device] for device, size in whole.items()}
+            largest[layer.device] = max(largest[layer.device], layer.bytes(1, 1))
+        slots = lines * (slots + SPARE_SLOTS)
+        return {device: slots * (size + largest[device]) for device, size in self.sizes().items()}
+
+    def sizes(self) -> dict[torch.device, int]:
+        """Bytes of one slot of one line, in all layers, on each device."""
+        sizes: Counter[torch.device] = Counter()
+        for layer in self._layers.values():
+            sizes[layer.device] += layer.bytes(1, 1)
+        return sizes
 
     def bytes_held(self, device: torch.device) -> int:
         """What the slabs take there."""
-        lines, slots = self.held
-        on_device = (layer for layer in self._layers.values() if layer.device == device)
-        return sum(layer.bytes(lines, slots) for layer in on_device)
+        return math.prod(self.held) * self.sizes().get(device, 0)
 
     def reserve(self, lines: int, slots: int) -> None:
         """Makes room for so many lines and slots, if there is not.
@@ -265,11 +278,10 @@ class RowCache(Cache):
 
     def wipe(self, row: int) -> None:
         """Zeroes a row that may hold NaN: masked slots still meet the softmax as 0 x NaN."""
-        line = self._line_of.get(row)
-        if line is not None:
-            for keys, values in self._slabs.values():
-                keys[line].zero_()
-                values[line].zero_()
+        if row in self._line_of:
+            for keys, values in self.views(row).values():
+                keys.zero_()
+                values.zero_()
 
     def shrink(self) -> None:
         """Gives back what the next pass can make anew, and what no row is in."""
@@ -385,15 +397,3 @@ class RowCache(Cache):
             positions = starts[:, None] + torch.arange(self._width, device=device)
             self._index[device] = (rows, positions)
         return self._index[device]
-
-
-def cache_argument(function: Callable[..., Any]) -> str:
-    """What a model's forward, or a function that makes masks, calls its cache: "past_key_values"
-    up to transformers 5.23, "cache" from 5.24 on; "cache_params" where it holds states alone."""
-    names = inspect.signature(function).parameters
-    return next((one for one in ("cache", "cache_params") if one in names), "past_key_values")
-
-
-def power_of_two(n: int) -> int:
-    """The smallest that is no less than n."""
-    return 1 << (n - 1).bit_length()

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreal_core.backends.local.attention import cache_argument
 from foreal_core.backends.local.batches import split_batch
 from foreal_core.backends.local.chunks import Chunk as Chunk, wanted_columns, wanted_logits
 from foreal_core.backends.local.cuda_graphs import MOST_GRAPHS, WIDEST, CudaGraphs, Shape
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.fused_forward import FusedForward
-from foreal_core.backends.local.kv_cache import cache_argument
 from foreal_core.backends.local.memory import out_of_memory
 from foreal_core.backends.local.packed_linear import PackedLinears, packing
 from foreal_core.backends.local.profile import profile_model

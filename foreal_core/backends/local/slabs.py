@@ -51,3 +51,8 @@ def copy_lines(old: Slabs, new: Slabs, copies: Sequence[tuple[int, int, int]]) -
     for source, target, used in copies:
         for before, after in zip(old, new, strict=True):
             after[target, :, :used] = before[source, :, :used]
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is no less than n."""
+    return 1 << (n - 1).bit_length()
