@@ -1,7 +1,9 @@
-"""GGUF files of tiny models, written by package gguf from models of transformers."""
+"""GGUF files of tiny models, written by package gguf from models of transformers, and the naive
+reference over them: one token at a time, nothing shared."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from reference import Reference
+from torch import Tensor
+from toy import Pair
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from foreal_core.backends.llama_cpp.context import LlamaContext
+from foreal_core.backends.llama_cpp.library import library
+from foreal_core.backends.llama_cpp.model import LlamaModel
+from foreal_core.backends.llama_cpp.options import LlamaOptions
+from foreal_core.request.chunk import Chunk
 
 MISSING = [name for name in ("llama_cpp", "gguf") if find_spec(name) is None]
 needs_llama_cpp = pytest.mark.skipif(
@@ -115,3 +127,47 @@ def _interleaved(array: np.ndarray, config: Any, *, keys: bool) -> np.ndarray:
     return np.ascontiguousarray(
         array.reshape(heads, 2, half, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
     )
+
+
+def quantised(source: Path, target: Path, kind: str) -> Path:
+    """The file in another number type, "Q8_0", "Q4_0", ..., as `llama-quantize` writes it."""
+    llama = library()
+    parameters = llama.llama_model_quantize_default_params()
+    parameters.ftype = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    parameters.nthread = 1
+    names = str(source).encode(), str(target).encode()
+    assert llama.llama_model_quantize(*names, ctypes.byref(parameters)) == 0
+    return target
+
+
+class LibraryReference(Reference):
+    """The naive reference over two files: a plain loop over the library."""
+
+    def __init__(self, pair: Pair, folder: Path) -> None:
+        super().__init__(pair)
+        options = LlamaOptions(n_gpu_layers=0, deterministic=True)
+        self._contexts = {
+            author: LlamaContext(
+                LlamaModel(author, folder / f"{author}.gguf", options),
+                most_rows=1,
+                most_cells=512,
+                threads=1,
+            )
+            for author in ("leader", "draft")
+        }
+        self._fed: dict[str, list[int]] = {"leader": [], "draft": []}
+
+    def _next_logits(self, author: str, ids: Sequence[int]) -> Tensor:
+        key = (author, tuple(ids))
+        if key not in self._known:
+            context, fed = self._contexts[author], self._fed[author]
+            same = next(
+                (n for n, (old, new) in enumerate(zip(fed, ids, strict=False)) if old != new),
+                min(len(fed), len(ids)),
+            )
+            context.cut(0, min(same, len(ids) - 1))
+            for place in range(min(same, len(ids) - 1), len(ids)):
+                logits = context.feed([Chunk(0, place, [ids[place]], 1)])
+            self._fed[author] = list(ids)
+            self._known[key] = torch.from_numpy(logits[0].copy())
+        return self._known[key]

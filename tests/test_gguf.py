@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from gguf_files import needs_llama_cpp, write_gguf
+from gguf_files import LibraryReference, needs_llama_cpp, quantised, write_gguf
 from hypothesis import given, strategies as st
 from reference import ReferenceOf, assert_same, random_prompt, random_settings
+from test_control import random_request
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel
@@ -90,6 +92,31 @@ def test_texts_are_those_of_the_naive_reference(
     for (prompt, settings), stream in zip(asked, streams, strict=True):
         assert_same(stream.result(), reference.generate(prompt, settings), settings)
     decoder.check_integrity()
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_quantised_texts_are_those_of_a_plain_loop_over_the_library(
+    kind: str, folders: Folders, tmp_path: Path
+) -> None:
+    for author in ("leader", "draft"):
+        name = f"{author}.gguf"
+        quantised(folders["qwen2"] / name, tmp_path / name, kind)
+    rng = Random(kind)
+    policies = ("foreal", "foreal", "even", "wait", "review", "entropy", "cues")
+    asked = []
+    for _ in range(int(os.environ.get("FOREAL_TEST_GGUF_REQUESTS", "12"))):
+        policy = rng.choice(policies)
+        if policy in ("review", "entropy", "cues"):
+            asked.append(random_request(rng, "qwen2", policy, (0.0,)))
+        else:
+            asked.append((random_prompt(rng, pair("qwen2")), random_settings(rng, policy=policy)))
+    exact = {"tokenizer": str(folders["qwen2"]), "deterministic": True, "flash_attn": None}
+    reference = LibraryReference(pair("qwen2"), tmp_path)
+    with load(tmp_path, own={**exact, "type_k": "f16", "type_v": "f16"}) as decoder:
+        futures = [decoder.submit(prompt, settings) for prompt, settings in asked]
+        for (prompt, settings), future in zip(asked, futures, strict=True):
+            assert_same(future.result(), reference.generate(prompt, settings), settings)
+        decoder.check_integrity()
 
 
 def test_a_pool_that_grows_changes_no_token(
