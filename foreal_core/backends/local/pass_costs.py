@@ -12,8 +12,8 @@ from foreal_core.request.proposals import NEVER, Worth, measured_worth
 
 # Longer passes are prompts, which cost less by the token.
 _WIDEST = 32
-# Of each width; their median stands up to passes that something else held up.
-_REMEMBERED = 15
+# Of each width. What else runs on the machine can only hold a pass up: the lower quartile counts.
+_REMEMBERED = 32
 # Passes between two fits.
 _FIT_EVERY = 16
 
@@ -54,7 +54,7 @@ class PassCosts:
         if len(taken) < 2:
             return None
         widths = np.array(list(taken), dtype=float)
-        medians = np.array([statistics.median(of) for of in taken.values()])
+        seconds = np.array([statistics.quantiles(of, n=4)[0] for of in taken.values()])
         weights = np.sqrt([len(of) for of in taken.values()])
-        slope, fixed = np.polyfit(widths, medians, 1, w=weights)
+        slope, fixed = np.polyfit(widths, seconds, 1, w=weights)
         return max(float(fixed), 0.0), max(float(slope), 1e-9)
