@@ -7,11 +7,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
 from typing import Any, Literal, NoReturn, get_args
 
 from foreal_core.cost import DRAFT, LEADER, Author
 from foreal_core.errors import ConfigError, did_you_mean
+from foreal_core.numbers import is_integer, is_number
 from foreal_core.policies import PolicyFactory, PolicySpec, find_policy
 
 HitWindow = Literal["after_lead", "sentence"]
@@ -350,16 +350,6 @@ class FoReaLConfig:
 
     def _refuse(self, name: str, allowed: str) -> NoReturn:
         raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}.")
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, numpy's among them; a bool is none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a real number, numpy's among them; a bool is none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_id(value: Any) -> bool:

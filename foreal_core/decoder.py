@@ -232,30 +232,18 @@ class FoReaLDecoder(Calls):
         )
 
     @classmethod
-    def demo(
-        cls,
-        *,
-        draft: str = "reasoning",
-        max_batch_size: int = 32,
-        threads: int | None = None,
-        prefix_cache: bool = True,
-    ) -> FoReaLDecoder:
+    def demo(cls, *, draft: str = "reasoning", **loading: Any) -> FoReaLDecoder:
         """The bundled pair: loads offline, in seconds, on a CPU.
 
         Args:
             draft: "reasoning", or "instruct" for the one that answers without thinking.
-            max_batch_size, threads, prefix_cache: see the class.
+            **loading: further arguments of `from_pretrained`, such as `max_batch_size`.
         """
         from foreal_core.demo import pair_paths
 
         leader_path, draft_path = pair_paths(draft)
         return cls.from_pretrained(
-            str(leader_path),
-            str(draft_path),
-            dtype="float32",
-            max_batch_size=max_batch_size,
-            threads=threads,
-            prefix_cache=prefix_cache,
+            str(leader_path), str(draft_path), **{"dtype": "float32", **loading}
         )
 
     # -- the rest -----------------------------------------------------------------------------

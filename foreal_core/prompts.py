@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from foreal_core.config import FoReaLConfig, is_integer
+from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, ContextOverflowError
+from foreal_core.numbers import is_integer
 from foreal_core.randomness import stream_seed
 from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.thinking_marks import opens_thinking
@@ -169,12 +170,12 @@ class Prompts:
                 "token ids."
             )
         for token in prompt:
-            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            if (type(token) is not int and not is_integer(token)) or token < 0:
                 raise ConfigError(
                     f"the prompt's token id {token!r} is not allowed: an integer in "
                     f"[0, {self._vocab_size - 1}]."
                 )
-        return list(prompt)
+        return list(map(int, prompt))
 
 
 def is_long(*parts: Any) -> bool:

@@ -28,7 +28,7 @@ from foreal_core.chat.settings import (
     refuse_unknown,
     template_options,
 )
-from foreal_core.config import is_number
+from foreal_core.numbers import is_number
 from foreal_core.prompts import Prompt, is_long
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ else:
 
 # Fields that say how a pair is loaded.
 _LOADING = (
-    *("device_map", "dtype", "max_batch_size", "max_context", "max_queue"),
-    *("static_shapes", "compile", "threads", "prefix_cache", "leader_kwargs", "draft_kwargs"),
+    *("backend", "device_map", "dtype", "max_batch_size", "max_context", "max_queue"),
+    *("static_shapes", "compile", "threads", "gpu_memory_utilization", "prefix_cache"),
+    *("leader_kwargs", "draft_kwargs"),
 )
 
 
@@ -83,6 +84,8 @@ class PairFields(_Settings):
     documents: list[dict[str, Any]] | None = None
     """One of them: texts to answer from, for templates that show such."""
 
+    backend: str | None = None
+    """What runs GGUF files: "llama.cpp" or "torch"; None lets the decoder choose."""
     device_map: Any = None
     """As in transformers' `from_pretrained`; None lets the decoder choose."""
     dtype: Any = None
@@ -98,9 +101,11 @@ class PairFields(_Settings):
     compile: bool | None = None
     """Run those passes through torch.compile."""
     threads: int | None = None
-    """torch's threads in this process, set when the pair is loaded; None leaves them alone."""
+    """CPU threads of a pass; None takes torch's number."""
     prefix_cache: bool | None = None
     """Start requests from what others have read of the same beginning; None does so."""
+    gpu_memory_utilization: float | None = None
+    """Share of a CUDA device's memory to use; None takes 0.9."""
     leader_kwargs: dict[str, Any] | None = None
     """Further `from_pretrained` arguments of the leader (revision, quantization_config, ...)."""
     draft_kwargs: dict[str, Any] | None = None

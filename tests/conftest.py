@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from integrations import Passes
+from hypothesis import HealthCheck, settings
+from integrations import Gate, Passes
 from reference import Reference
 from toy import MAX_BATCH_SIZE, Family, fresh_pair, pair
 
 from foreal_core import FoReaLDecoder
 
 torch.set_num_threads(1)
+# No test depends on how fast the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 # Every request's state is checked when it ends, and the models' whenever nothing runs.
 os.environ["FOREAL_CHECK"] = "1"
 
@@ -72,3 +77,17 @@ def reference_of() -> Callable[[Family], Reference]:
 def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
     """Every pass of every model from here on."""
     return Passes(monkeypatch)
+
+
+@pytest.fixture
+def slow_models(passes: Passes) -> None:
+    """Models that write for seconds what takes no time: a long text is not over before a test that
+    waits for its first token goes on."""
+    passes.before = lambda: time.sleep(0.01)
+
+
+@pytest.fixture
+def gate(passes: Passes) -> Iterator[Gate]:
+    """Models that stand still until it is opened."""
+    with Gate(passes) as one:
+        yield one

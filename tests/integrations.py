@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -12,14 +11,13 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
+from waiting import WAIT_S, wait_until
 
 from foreal_core import FoReaLDecoder
 from foreal_core.backends.local.runner import ModelRunner
 
 T = TypeVar("T")
 
-# Longer than anything takes; what waits for that long hangs.
-WAIT_S = 60
 # Long enough that it is never over before it is stopped: a "Wait," opens each sentence, so that no
 # answer does, and the bundled pair goes on in a chat to the limit, whatever the seed.
 LONG: dict[str, Any] = {
@@ -41,19 +39,6 @@ def pieces_of(text: str, cuts: set[int]) -> list[str]:
     """The text in pieces; cuts beyond its end do not count."""
     edges = [0, *sorted(at for at in cuts if at < len(text)), len(text)]
     return [text[start:end] for start, end in pairwise(edges)]
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    """Waits for what must come.
-
-    Args:
-        condition: is true once it has come.
-        what: says what has not, if it never does.
-    """
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.001)
 
 
 def is_idle(decoder: FoReaLDecoder) -> bool:
@@ -120,3 +105,37 @@ class Passes:
             self.before = None
 
         self.before = wait_for_all
+
+
+class Gate:
+    """Holds the models' passes up until it is opened; as a context, it is open behind it.
+
+    Args:
+        passes: the models'.
+        after: lets so many through first.
+    """
+
+    def __init__(self, passes: Passes, after: int = 0) -> None:
+        self._passes = passes
+        self._before = len(passes.rows) + after
+        self._open = threading.Event()
+        self.reached = threading.Event()
+        passes.before = self._wait
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+
+    def _wait(self) -> None:
+        if len(self._passes.rows) >= self._before:
+            self.reached.set()
+            assert self._open.wait(WAIT_S), "nobody opened the gate"
+
+    def wait(self) -> None:
+        """Returns once a pass stands before it."""
+        assert self.reached.wait(WAIT_S), "no pass came to the gate"
+
+    def open(self) -> None:
+        self._open.set()

@@ -3,8 +3,9 @@
     python tests/stress.py [requests] [seed]
 
 Policies raise, callbacks ask again, streams are left open, closed or cancelled, futures are
-cancelled, the collector is forced; every text that ends by itself must be what it is alone. The
-suite runs a short life of it.
+cancelled, the collector is forced, calls come through LangChain and LlamaIndex where they are
+installed; every text that ends by itself must be what it is alone. The suite runs a short life of
+it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import gc
+import importlib.util
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -58,6 +59,7 @@ class Life:
     ends: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     survivors: list[tuple[list[int], FoReaLConfig, Generation]] = field(default_factory=list)
+    texts: list[tuple[list[int], FoReaLConfig, str]] = field(default_factory=list)
 
     def ask(self, rng: Random) -> None:
         """One request, in one of many ways."""
@@ -73,6 +75,11 @@ class Life:
             self.ends["policy raised"] += 1
         except BaseException as error:
             self.wrong.append(f"{way.__name__}: {type(error).__name__}: {error}")
+
+    def survived_as(self, prompt: list[int], settings: FoReaLConfig, text: str) -> None:
+        """What a framework gave of a text that ended by itself."""
+        self.ends["through a framework"] += 1
+        self.texts.append((prompt, settings, text))
 
     def survived(self, prompt: list[int], settings: FoReaLConfig, written: Generation) -> None:
         """A text that ended by itself."""
@@ -175,9 +182,67 @@ def collects(life: Life, rng: Random, prompt: list[int], settings: FoReaLConfig)
     life.ends["collected"] += 1
 
 
+def arguments(settings: FoReaLConfig) -> dict[str, Any]:
+    return {one.name: getattr(settings, one.name) for one in fields(settings)}
+
+
+def through_langchain(life: Life, rng: Random, prompt: list[int], settings: FoReaLConfig) -> None:
+    """Invoked, or streamed and perhaps left; a callback asks again."""
+    from langchain_core.callbacks import BaseCallbackHandler
+
+    from foreal_integrations.langchain import FoReaLLLM, get_foreal_cost_callback
+
+    class AsksAgain(BaseCallbackHandler):
+        def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
+            life.survived(prompt, settings, life.decoder.generate(prompt, settings))
+
+    text = life.decoder.tokenizer.decode(prompt)
+    prompt = life.decoder.encode(text)
+    model = FoReaLLLM(decoder=life.decoder, raw_prompt=True, **arguments(settings))
+    told: Any = {"callbacks": [AsksAgain()] if rng.random() < 0.3 else []}
+    with get_foreal_cost_callback() as bill:
+        if rng.random() < 0.5:
+            life.survived_as(prompt, settings, model.invoke(text, told))
+        elif rng.random() < 0.5:
+            life.survived_as(prompt, settings, "".join(model.stream(text, told)))
+        else:
+            for _ in model.stream(text, told):
+                break
+            life.ends["left a framework's stream"] += 1
+    if bill.totals()["failed"]:
+        life.wrong.append("a call that did not fail was counted as such")
+
+
+def through_llama_index(life: Life, rng: Random, prompt: list[int], settings: FoReaLConfig) -> None:
+    """Completed, in a thread or in a loop, or streamed and perhaps left."""
+    from foreal_integrations.llama_index import FoReaLLLM
+
+    text = life.decoder.tokenizer.decode(prompt)
+    prompt = life.decoder.encode(text)
+    model = FoReaLLLM(decoder=life.decoder, raw_prompt=True, **arguments(settings))
+    with model.track_costs() as bill:
+        if rng.random() < 0.3:
+            for _ in model.stream_complete(text):
+                break
+            life.ends["left a framework's stream"] += 1
+            return
+        if rng.random() < 0.5:
+            asyncio.run(model.acomplete(text))
+        else:
+            model.complete(text)
+    [written] = bill.generations
+    life.survived(prompt, settings, written)
+
+
+def installed(framework: str) -> bool:
+    return importlib.util.find_spec(framework) is not None
+
+
 Way = Callable[[Life, Random, list[int], FoReaLConfig], None]
 WAYS: tuple[Way, ...] = (
     generates, generates_in_a_loop, submits, streams, streams_in_a_loop, collects,
+    *([through_langchain] if installed("langchain_core") else []),
+    *([through_llama_index] if installed("llama_index") else []),
 )  # fmt: skip
 
 
@@ -203,15 +268,20 @@ def live(requests: int, seed: int) -> Life:
         gc.collect()
         own.check_integrity()
 
-        @cache
-        def alone(prompt: tuple[int, ...], number: int) -> tuple[int, ...]:
-            return own.generate(list(prompt), life.survivors[number][1]).token_ids
+        known: dict[str, Generation] = {}
 
-        first: dict[str, int] = {}
-        for number, (prompt, settings, written) in enumerate(life.survivors):
-            known = first.setdefault(f"{prompt} {settings}", number)
-            if written.token_ids != alone(tuple(prompt), known):
+        def alone(prompt: list[int], settings: FoReaLConfig) -> Generation:
+            name = f"{prompt} {settings}"
+            if name not in known:
+                known[name] = own.generate(prompt, settings)
+            return known[name]
+
+        for prompt, settings, written in life.survivors:
+            if written.token_ids != alone(prompt, settings).token_ids:
                 life.wrong.append(f"not what it is alone: {prompt} {settings}")
+        for prompt, settings, text in life.texts:
+            if text != alone(prompt, settings).text:
+                life.wrong.append(f"not the text that it is alone: {prompt} {settings}")
         own.check_integrity()
     faulthandler.cancel_dump_traceback_later()
     return life
@@ -220,7 +290,8 @@ def live(requests: int, seed: int) -> Life:
 def main() -> int:
     requests = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
     life = live(requests, int(sys.argv[2]) if len(sys.argv) > 2 else 1)
-    print(f"{requests} requests: {len(life.survivors)} texts compared with themselves alone")
+    compared = len(life.survivors) + len(life.texts)
+    print(f"{requests} requests: {compared} texts compared with themselves alone")
     for end, count in life.ends.most_common():
         print(f"{count:6} {end}")
     print(*life.wrong or ["nothing wrong"], sep="\n")

@@ -382,6 +382,7 @@ def test_proposals_save_passes_of_the_leader(decoder_of: DecoderOf) -> None:
     assert passes[True] < passes[False]
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_a_cancelled_request_still_has_its_cost() -> None:
     two = fresh_pair("mistral")
     config = FoReaLConfig(lead_probability=1.0, max_new_tokens=400, seed=1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from backends import ScriptedBackend
 from toy import EOS, PROMPTS, fresh_pair, scripted_pair, token_id, vocabulary
+from waiting import WAIT_S
 
 from foreal_core import (
     ConfigError,
@@ -123,6 +124,54 @@ class Slow(ScriptedBackend):
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
+
+
+class NativePanic(BaseException):
+    """As a library written in Rust raises it."""
+
+
+@pytest.mark.parametrize("kind", [NativePanic, SystemExit, KeyboardInterrupt])
+def test_an_engine_that_died_says_of_what(kind: type[BaseException]) -> None:
+    class Fatal(ScriptedBackend):
+        async def write(self, *arguments: Any) -> AsyncIterator[Sequence[SpanToken]]:
+            config = arguments[3]
+            if config.seed == 13:
+                raise kind("index out of bounds")
+            async for tokens in super().write(*arguments):
+                yield tokens
+
+    script = {token_id(" the"): token_id("."), token_id("."): token_id(" the")}
+    backend = Fatal({LEADER: script, DRAFT: script}, token_id(EOS), scores=False)
+    decoder = FoReaLDecoder.from_backend(backend, scripted_pair({}, {}).tokenizer)
+    prompt = [token_id(" the")]
+    assert decoder.generate(prompt, max_new_tokens=5).token_ids
+    with pytest.raises(EngineClosedError, match=f"{kind.__name__}: index out of bounds") as raised:
+        decoder.submit(prompt, max_new_tokens=5, seed=13).result(WAIT_S)
+    assert isinstance(raised.value.__cause__, kind)
+    for ask in (decoder.generate, decoder.submit, decoder.stream):
+        with pytest.raises(EngineClosedError, match=f"died of {kind.__name__}"):
+            ask(prompt)
+    with pytest.raises(EngineClosedError, match=f"died of {kind.__name__}"):
+        decoder.check_integrity()
+    assert decoder.closed
+    decoder.close()
+
+
+def test_the_engines_own_thread_waits_for_nothing() -> None:
+    """Nor does it take itself for somebody else who is busy."""
+
+    script = {token_id(" the"): token_id("."), token_id("."): token_id(" the")}
+    backend = ScriptedBackend({LEADER: script, DRAFT: script}, token_id(EOS), scores=False)
+
+    def asking(config: Any, gate: Any) -> Any:
+        yield Write("draft")
+        decoder.check_integrity()
+        yield Write("draft")
+
+    with FoReaLDecoder.from_backend(backend, scripted_pair({}, {}).tokenizer) as decoder:
+        with pytest.raises(FoReaLError, match="engine's own thread"):
+            decoder.generate([token_id(" the")], policy=asking, max_new_tokens=30)
+        assert decoder.generate([token_id(" the")], max_new_tokens=5).token_ids
 
 
 def test_a_cancelled_request_stops_the_backends_work() -> None:

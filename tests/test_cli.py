@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import error_of
 from rich.console import Console
+from waiting import WAIT_S
 
 from foreal_core import cli, decoder
 from foreal_core.cli import terminal
@@ -95,7 +97,7 @@ class PlayedDecoder:
         self.streams: list[PlayedStream] = []
 
     def demo(self, *, draft: str, **options: Any) -> PlayedDecoder:
-        self.loaded = ("demo", draft)
+        self.loaded = ("demo", draft, options)
         return self
 
     def from_pretrained(self, leader: str, draft: str, **options: Any) -> PlayedDecoder:
@@ -155,7 +157,7 @@ def test_every_setting_is_an_option_with_its_default(
 
 def test_the_command_line_is_read_without_torch() -> None:
     check = "import sys, foreal_core.cli.command_line; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", check], timeout=WAIT_S).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_an_error_is_one_line_that_names_the_culprit(
 
 def test_generate_wraps_a_string_as_one_user_message(played: PlayedDecoder) -> None:
     assert cli.main(["generate", "how many?", "--seed", "3", "--stop", "a", "--stop", "b"]) == 0
-    assert played.loaded == ("demo", "reasoning")
+    assert played.loaded == ("demo", "reasoning", {"max_batch_size": 128})
     assert played.asked["messages"] == [{"role": "user", "content": "how many?"}]
     assert played.asked["config"] == FoReaLConfig(seed=3, stop=("a", "b"), sampling="model")
 
@@ -210,9 +212,21 @@ def test_generate_passes_models_and_switches_on(played: PlayedDecoder) -> None:
     assert played.asked["config"] == FoReaLConfig(speculate=False, sampling="model")
 
 
+def test_how_a_pair_is_loaded_reaches_the_decoder(played: PlayedDecoder) -> None:
+    threads = torch.get_num_threads()
+    loading = {"max_context": 99, "threads": threads, "static_shapes": False, "compile": True}
+    arguments = ["--max-context", "99", "--threads", str(threads), "--no-static-shapes"]
+    arguments += ["--compile", "--gpu-memory-utilization", "0.5"]
+    loading["gpu_memory_utilization"] = 0.5
+    for names in ([], ["--leader", "L", "--draft", "D"]):
+        assert cli.main(["generate", "x", *names, *arguments]) == 0
+        rows = 32 if names else 128
+        assert played.loaded[2] == {**loading, "max_batch_size": rows}
+
+
 def test_generate_may_name_a_bundled_draft(played: PlayedDecoder) -> None:
     assert cli.main(["generate", "x", "--draft", "instruct"]) == 0
-    assert played.loaded == ("demo", "instruct")
+    assert played.loaded == ("demo", "instruct", {"max_batch_size": 128})
 
 
 def test_generate_reads_standard_input(
@@ -351,7 +365,7 @@ def test_the_cost_table_shows_all_three_counts() -> None:
 
 def test_demo_solves_a_problem_in_the_open() -> None:
     with _running("demo", "--seed", "2", NO_COLOR="1") as running:
-        shown, errors = (output.decode() for output in running.communicate(timeout=120))
+        shown, errors = (output.decode() for output in running.communicate(timeout=WAIT_S))
     assert running.returncode == 0, errors
     assert "\x1b" not in shown
     assert "[L]" in shown
@@ -381,7 +395,7 @@ def test_ctrl_c_from_a_shell_is_quiet_and_still_shows_the_cost() -> None:
     with _running("generate", QUESTION) as running:
         assert running.stdout.read(1) != b""
         running.send_signal(signal.SIGINT)
-        _, shown = running.communicate(timeout=120)
+        _, shown = running.communicate(timeout=WAIT_S)
     assert running.returncode == cli.EXIT_INTERRUPTED
     assert b"written FLOPs" in shown
     assert b"Traceback" not in shown
@@ -391,7 +405,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     with _running("generate", QUESTION) as running:
         running.stdout.close()
         assert running.stderr.read() == b""
-        assert running.wait(timeout=120) == cli.EXIT_BROKEN_PIPE
+        assert running.wait(timeout=WAIT_S) == cli.EXIT_BROKEN_PIPE
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
@@ -401,7 +415,7 @@ def test_streams_that_the_shell_closed(closed: str) -> None:
         ["bash", "-c", f"{command} --max-new-tokens 3 {closed}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WAIT_S,
     )
     if "<" in closed:
         assert (run.returncode, run.stderr.count("\n")) == (2, 1)

@@ -7,14 +7,16 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
 
 import pytest
+from integrations import Gate, Passes
 from reference import ReferenceOf, assert_same, random_prompt, random_settings
 from toy import MAX_BATCH_SIZE, Family, fresh_pair, pair
+from waiting import WAIT_S, wait_until
 
 from foreal_core import (
     AsyncTokenStream,
@@ -27,8 +29,6 @@ from foreal_core import (
 
 FAMILY: Family = "qwen2"
 REQUESTS = 64
-WAIT_S = 90.0
-LONGEST_GAP_S = 0.050
 LONG = FoReaLConfig(policy="draft", max_new_tokens=300, seed=1)
 LONG_PROMPT = [11, 5]  # no end of sequence for long
 
@@ -49,18 +49,20 @@ def everything_is_given_back(decoder: FoReaLDecoder) -> Iterator[None]:
 
 
 def assert_idle(decoder: FoReaLDecoder) -> None:
-    """All rows come back; a vanished consumer's within the time that one step takes."""
+    """All rows come back."""
     idle = {
         "active": 0,
         "queued": 0,
         "free_rows": MAX_BATCH_SIZE,
         "max_batch_size": MAX_BATCH_SIZE,
     }
-    deadline = time.monotonic() + 10
-    while (now := decoder.stats()) != now | idle and time.monotonic() < deadline:
+
+    def all_back() -> bool:
         gc.collect()
-        time.sleep(0.01)
-    assert decoder.stats() == decoder.stats() | idle
+        now = decoder.stats()
+        return now == now | idle
+
+    wait_until(all_back, "rows are in use and nobody reads")
 
 
 @dataclass
@@ -144,7 +146,7 @@ def crowd(rng: Random, size: int) -> list[Consumer]:
     for number, role in enumerate(roles):
         settings = random_settings(rng, temperature=rng.choice((0.0, 0.0, 1.0)))
         if role in ("cancel", "vanish"):  # while there is something to stop
-            settings = settings.with_overrides(max_new_tokens=60, stop=())
+            settings = settings.with_overrides(max_new_tokens=200, stop=())
         consumers.append(
             Consumer(
                 number=number,
@@ -158,26 +160,10 @@ def crowd(rng: Random, size: int) -> list[Consumer]:
     return consumers
 
 
-@dataclass
-class Ticker:
-    """Measures for how long at most an event loop could not run a waiting task."""
-
-    gaps: list[float] = field(default_factory=list)
-
-    async def tick(self) -> None:
-        last = time.perf_counter()
-        while True:
-            await asyncio.sleep(0.001)
-            now = time.perf_counter()
-            self.gaps.append(now - last)
-            last = now
-
-
 class LoopThread:
-    """An event loop in a thread of its own with a ticker beside the work."""
+    """An event loop in a thread of its own."""
 
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self.ticker = Ticker()
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
         self.error: BaseException | None = None
         self._work = work
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -185,11 +171,7 @@ class LoopThread:
 
     def _run(self) -> None:
         async def main() -> None:
-            ticking = asyncio.create_task(self.ticker.tick())
-            try:
-                await asyncio.wait_for(self._work(), WAIT_S)
-            finally:
-                ticking.cancel()
+            await asyncio.wait_for(self._work, WAIT_S)
 
         try:
             asyncio.run(main())
@@ -197,32 +179,22 @@ class LoopThread:
             self.error = error
 
     def join(self) -> None:
-        self.thread.join(WAIT_S + 10)
+        self.thread.join(WAIT_S)
         assert not self.thread.is_alive(), "an event loop hangs"
         if self.error is not None:
             raise self.error
 
 
-def storm(decoder: FoReaLDecoder, seed: int) -> tuple[list[Consumer], list[LoopThread]]:
-    """REQUESTS consumers: half of them threads, the others tasks of two event loops; the last
-    loop that is returned has nothing to do with the decoder."""
+async def all_tasks(chosen: list[Consumer], decoder: FoReaLDecoder) -> None:
+    await asyncio.gather(*(one.arun(decoder) for one in chosen))
+
+
+def storm(decoder: FoReaLDecoder, seed: int) -> list[Consumer]:
+    """REQUESTS consumers: half of them threads, the others tasks of two event loops."""
     consumers = crowd(Random(seed), REQUESTS)
     in_threads, in_loops = consumers[: REQUESTS // 2], consumers[REQUESTS // 2 :]
     threads = [threading.Thread(target=one.run, args=(decoder,), daemon=True) for one in in_threads]
-    over = threading.Event()
-
-    def tasks(chosen: list[Consumer]) -> Callable[[], Coroutine[Any, Any, None]]:
-        async def work() -> None:
-            await asyncio.gather(*(one.arun(decoder) for one in chosen))
-
-        return work
-
-    async def bystander() -> None:
-        while not over.is_set():
-            await asyncio.sleep(0.01)
-
-    loops = [LoopThread(tasks(in_loops[::2])), LoopThread(tasks(in_loops[1::2]))]
-    watching = LoopThread(bystander)
+    loops = [LoopThread(all_tasks(in_loops[start::2], decoder)) for start in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -230,24 +202,24 @@ def storm(decoder: FoReaLDecoder, seed: int) -> tuple[list[Consumer], list[LoopT
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     for loop in loops:
         loop.join()
-    over.set()
-    watching.join()
-    return consumers, [*loops, watching]
+    return consumers
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_storm_of_requests(seed: int, decoder: FoReaLDecoder, reference_of: ReferenceOf) -> None:
-    consumers, _ = storm(decoder, seed)
+    consumers = storm(decoder, seed)
     stopped = [one.result for one in consumers if one.role == "cancel" and one.result is not None]
-    assert sum(result.finish_reason == "cancelled" for result in stopped) >= 5
+    assert any(result.finish_reason == "cancelled" for result in stopped)
     for one in consumers:
         assert not one.errors, (one.role, one.errors)
-        expected = reference_of(FAMILY).generate(one.prompt, one.settings)
         if one.role in ("survive", "slow"):
             assert one.result is not None
+            expected = reference_of(FAMILY).generate(one.prompt, one.settings)
             assert_same(one.result, expected, one.settings)
         elif one.result is not None:
             written = len(one.result.token_ids)
+            settings = one.settings.with_overrides(max_new_tokens=max(written, 1))
+            expected = reference_of(FAMILY).generate(one.prompt, settings)
             assert one.result.token_ids == expected.token_ids[:written]
             assert one.result.cost.completion_tokens == written
     assert_idle(decoder)
@@ -269,14 +241,11 @@ def test_memory_is_given_back(decoder: FoReaLDecoder) -> None:
     assert ours() - before < REQUESTS / 4
 
 
-def test_event_loops_are_never_blocked(decoder: FoReaLDecoder) -> None:
-    _, loops = storm(decoder, 6)
-    *used, bystander = (sorted(loop.ticker.gaps) for loop in loops)
-    for gaps in used:
-        # The machine's own pauses, which the bystander has as well, are not ours; what the engine
-        # does to every loop alike would show in all but the longest gaps.
-        assert gaps[-1] - bystander[-1] < LONGEST_GAP_S
-        assert gaps[int(0.99 * len(gaps))] < LONGEST_GAP_S
+def test_event_loops_are_never_blocked(decoder: FoReaLDecoder, passes: Passes) -> None:
+    """Each pass waits for a turn of the loop in which requests are made, read, stopped and left."""
+    consumers = crowd(Random(6), REQUESTS // 2)
+    asyncio.run(passes.one_per_turn(all_tasks(consumers, decoder)))
+    assert all(one.result for one in consumers if one.role in ("survive", "slow"))
 
 
 def test_a_consumer_that_stops_reading_stalls_nobody(decoder: FoReaLDecoder) -> None:
@@ -294,13 +263,18 @@ def test_a_consumer_that_stops_reading_stalls_nobody(decoder: FoReaLDecoder) -> 
         assert len(list(stream)) == len(stream.result.token_ids) == LONG.max_new_tokens
 
 
-def test_vanished_streams_free_their_rows(decoder: FoReaLDecoder) -> None:
-    streams = [decoder.stream(LONG_PROMPT, LONG) for _ in range(3 * MAX_BATCH_SIZE)]
-    next(streams[0])
-    started = time.monotonic()
-    del streams
+def test_vanished_streams_free_their_rows(decoder: FoReaLDecoder, passes: Passes) -> None:
+    """At once: none is written to its end."""
+    ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    count = 3 * MAX_BATCH_SIZE
+    with Gate(passes, after=20) as gate:
+        streams = [decoder.stream(LONG_PROMPT, LONG, on_done=ends.put) for _ in range(count)]
+        next(streams[0])
+        gate.wait()
+        del streams
+        gc.collect()
+    assert {ends.get(timeout=WAIT_S).finish_reason for _ in range(count)} == {"cancelled"}
     assert_idle(decoder)
-    assert time.monotonic() - started < 5
 
 
 def test_vanished_async_streams_free_their_rows(decoder: FoReaLDecoder) -> None:
@@ -321,8 +295,8 @@ def test_a_time_out_stops_the_work(decoder: FoReaLDecoder) -> None:
     assert_idle(decoder)
 
 
-def test_a_cancelled_reader_can_close_its_stream(decoder: FoReaLDecoder) -> None:
-    async def cancelled() -> Generation:
+def test_a_cancelled_reader_can_close_its_stream(decoder: FoReaLDecoder, passes: Passes) -> None:
+    async def cancelled(gate: Gate) -> Generation:
         stream = decoder.astream(LONG_PROMPT, LONG)
 
         async def read() -> None:
@@ -331,21 +305,26 @@ def test_a_cancelled_reader_can_close_its_stream(decoder: FoReaLDecoder) -> None
                     pass
 
         task = asyncio.create_task(read())
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(gate.wait)
         task.cancel()
+        await asyncio.sleep(0)  # it hears of it
+        gate.open()
         with pytest.raises(asyncio.CancelledError):
             await task
         return stream.result
 
-    result = asyncio.run(asyncio.wait_for(cancelled(), WAIT_S))
+    with Gate(passes, after=20) as gate:
+        result = asyncio.run(asyncio.wait_for(cancelled(gate), WAIT_S))
     assert result.finish_reason == "cancelled"
     assert result.cost.completion_tokens == len(result.token_ids) < LONG.max_new_tokens
 
 
-def test_a_queued_request_can_be_cancelled(decoder: FoReaLDecoder) -> None:
-    running = [decoder.stream(LONG_PROMPT, LONG) for _ in range(MAX_BATCH_SIZE)]
-    next(running[-1])
-    waiting = decoder.stream(LONG_PROMPT, LONG)
+def test_a_queued_request_can_be_cancelled(decoder: FoReaLDecoder, passes: Passes) -> None:
+    with Gate(passes, after=20) as gate:
+        running = [decoder.stream(LONG_PROMPT, LONG) for _ in range(MAX_BATCH_SIZE)]
+        gate.wait()
+        waiting = decoder.stream(LONG_PROMPT, LONG)
+        waiting.cancel()
     waiting.close()
     assert waiting.result.finish_reason == "cancelled"
     assert waiting.result.token_ids == ()
@@ -376,14 +355,18 @@ def test_a_stream_may_be_read_in_another_thread(decoder: FoReaLDecoder) -> None:
     assert tuple(seen) == stream.result.token_ids
 
 
-def test_a_stream_may_be_cancelled_from_another_thread(decoder: FoReaLDecoder) -> None:
-    stream = decoder.stream(LONG_PROMPT, LONG)
-    seen: list[int] = []
-    reader = threading.Thread(
-        target=lambda: seen.extend(event.token_id for event in stream), daemon=True
-    )
-    reader.start()
-    stream.cancel()
+def test_a_stream_may_be_cancelled_from_another_thread(
+    decoder: FoReaLDecoder, passes: Passes
+) -> None:
+    with Gate(passes, after=20) as gate:
+        stream = decoder.stream(LONG_PROMPT, LONG)
+        seen: list[int] = []
+        reader = threading.Thread(
+            target=lambda: seen.extend(event.token_id for event in stream), daemon=True
+        )
+        reader.start()
+        gate.wait()
+        stream.cancel()
     reader.join(WAIT_S)
     assert not reader.is_alive()
     assert tuple(seen) == stream.result.token_ids
@@ -403,12 +386,13 @@ def test_a_submitted_request_is_a_future(decoder: FoReaLDecoder) -> None:
         decoder.submit([])
 
 
-def test_a_cancelled_future_stops_its_request(decoder: FoReaLDecoder) -> None:
+def test_a_cancelled_future_stops_its_request(decoder: FoReaLDecoder, passes: Passes) -> None:
     # More than there are rows: some run, some wait; `everything_is_given_back` sees the end.
     ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
     count = 2 * MAX_BATCH_SIZE
-    futures = [decoder.submit(LONG_PROMPT, LONG, on_done=ends.put) for _ in range(count)]
-    assert all(future.cancel() for future in futures)
+    with Gate(passes, after=20):
+        futures = [decoder.submit(LONG_PROMPT, LONG, on_done=ends.put) for _ in range(count)]
+        assert all(future.cancel() for future in futures)
     for _ in futures:  # the engine tells of each end, though nobody waits for a result
         assert ends.get(timeout=WAIT_S).finish_reason == "cancelled"
     assert ends.empty()

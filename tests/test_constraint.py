@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from scripted import TOOLS_TEMPLATE, pair_with_tools
 from toy import Family, pair
+from waiting import WAIT_S
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, FoReaLError
 from foreal_core.demo import problems
@@ -247,11 +247,13 @@ def test_a_tokenizer_that_cannot_spell_the_answer_is_an_error(
 def test_a_task_that_is_cancelled_while_the_schema_compiles_leaves_nothing_running(
     decoder: FoReaLDecoder, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted, submit_all = threading.Event(), gather.submit_all
+    begun, cancelled, submitted = threading.Event(), threading.Event(), threading.Event()
+    submit_all = gather.submit_all
     ends: list[Any] = []
 
     def slowly(*arguments: Any) -> Any:
-        time.sleep(0.1)
+        begun.set()
+        assert cancelled.wait(WAIT_S)
         requests, futures = submit_all(*arguments)
         for future in futures:
             future.add_done_callback(
@@ -266,15 +268,17 @@ def test_a_task_that_is_cancelled_while_the_schema_compiles_leaves_nothing_runni
     async def run() -> None:
         asking = decoder.agenerate(prompts[:2], json_schema=schema, max_new_tokens=1000)
         task = asyncio.create_task(asking)
-        await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(begun.wait, WAIT_S)
         task.cancel()
+        await asyncio.sleep(0)  # it hears of it
+        cancelled.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(submitted.wait, 60)
+        assert await asyncio.to_thread(submitted.wait, WAIT_S)
         while len(ends) < 2:
             await asyncio.sleep(0.01)
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), WAIT_S))
     assert ends == ["cancelled", "cancelled"]
 
 

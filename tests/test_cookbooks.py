@@ -13,6 +13,7 @@ pytest.importorskip("ipykernel", reason="needs ipykernel")
 pytest.importorskip("matplotlib", reason="needs the extra eval")
 
 import nbformat
+from waiting import WAIT_S
 
 FOLDER = Path(__file__).parents[1] / "cookbooks"
 COOKBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -28,7 +29,7 @@ def test_cookbook_runs(path: Path) -> None:
         [sys.executable, str(FOLDER / "execute.py"), "--check", str(path)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=WAIT_S,
     )
     assert done.returncode == 0, done.stderr
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from toy import SPECIALS, fresh_pair, pair, tokenizer
 from transformers import Phi3Config, Phi3ForCausalLM
+from waiting import WAIT_S
 
 from foreal_core import ConfigError, EngineClosedError, FoReaLDecoder, FoReaLError
 from foreal_core.backends.local import runner
@@ -79,6 +80,7 @@ def test_a_stream_keeps_its_decoder_alive() -> None:
     assert len(list(stream)) == len(stream.result.token_ids)
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_leader_rows_do_not_starve_a_draft_row() -> None:
     with new_decoder() as decoder:
         busy = [decoder.stream(PROMPT, policy="leader", max_new_tokens=400) for _ in range(6)]
@@ -100,14 +102,14 @@ def test_a_forked_child_is_told_so() -> None:
         def hold() -> None:  # as the engine's thread does between two steps
             with decoder._engine._wake:
                 held.set()
-                forked.wait(60)
+                forked.wait(WAIT_S)
 
         holder = threading.Thread(target=hold)
         holder.start()
-        held.wait(60)
+        held.wait(WAIT_S)
         child = os.fork()
         if child == 0:
-            signal.alarm(60)  # a child that hangs is killed, not waited for
+            signal.alarm(int(WAIT_S))  # a child that hangs is killed, not waited for
             try:
                 decoder.generate(PROMPT, max_new_tokens=2)
             except EngineClosedError:
@@ -121,6 +123,7 @@ def test_a_forked_child_is_told_so() -> None:
     assert os.waitstatus_to_exitcode(status) == 7
 
 
+@pytest.mark.usefixtures("slow_models")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_stream_in_a_forked_child_does_not_wait_for_ever() -> None:
     with new_decoder() as decoder:
@@ -128,7 +131,7 @@ def test_a_stream_in_a_forked_child_does_not_wait_for_ever() -> None:
         next(stream)
         child = os.fork()
         if child == 0:
-            signal.alarm(60)
+            signal.alarm(int(WAIT_S))
             stream.close()
             try:
                 while True:
@@ -213,8 +216,8 @@ def test_the_garbage_collector_waits_for_no_engine() -> None:
 
     del decoder
     threading.Thread(target=collect, daemon=True).start()
-    assert collected.wait(60)
-    thread.join(60)
+    assert collected.wait(WAIT_S)
+    thread.join(WAIT_S)
     assert not thread.is_alive()
     assert two.leader.config._attn_implementation == own
 

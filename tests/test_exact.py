@@ -29,6 +29,7 @@ from toy import (
     with_and_without_speculation,
 )
 from transformers import PreTrainedModel
+from waiting import WAIT_S
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.policies import EvenGate, gate_draw
@@ -36,7 +37,6 @@ from foreal_core.policies import EvenGate, gate_draw
 CHUNKS = 8
 SETTINGS_PER_CHUNK = 12  # times CHUNKS and four families: 384 random settings
 LONG = 48
-WAIT_S = 60.0
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 

@@ -9,15 +9,16 @@ import faulthandler
 import gc
 import pickle
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 import torch
+from integrations import Gate, Passes
 from stress import live
 from toy import PROMPTS, fresh_pair, pair
+from waiting import WAIT_S, wait_until
 
 from foreal_core import (
     EngineClosedError,
@@ -35,7 +36,6 @@ from foreal_core.policies import Write
 PROMPT = list(pair("qwen2").tokenizer("Wait").input_ids)
 SHORT = FoReaLConfig(max_new_tokens=6, seed=1)
 LONG = FoReaLConfig(policy="leader", max_new_tokens=400, min_tokens=400)
-WAIT_S = 60.0
 
 
 def new_decoder(**arguments: Any) -> FoReaLDecoder:
@@ -52,7 +52,7 @@ def decoder() -> Iterator[FoReaLDecoder]:
 @pytest.fixture(autouse=True)
 def nothing_hangs() -> Iterator[None]:
     """A test that hangs prints what every thread does and ends the run."""
-    faulthandler.dump_traceback_later(300, exit=True)
+    faulthandler.dump_traceback_later(600, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -318,17 +318,19 @@ def test_an_error_in_one_requests_state_ends_it_alone(
 
 
 @pytest.fixture
-def busy() -> Iterator[tuple[FoReaLDecoder, Any]]:
-    """A decoder with one row, which is taken, and two places in its queue."""
+def busy(gate: Gate) -> Iterator[FoReaLDecoder]:
+    """A decoder with one row, which is taken until the gate is opened, and two places in its
+    queue."""
     with new_decoder(max_batch_size=1, max_queue=2) as decoder:
-        running = decoder.stream(PROMPT, LONG)
-        next(running)
-        yield decoder, running
-        running.close()
+        running = decoder.submit(PROMPT, SHORT)
+        gate.wait()
+        yield decoder
+        gate.open()
+        running.exception(WAIT_S)
 
 
-def test_a_full_queue_refuses_and_makes_wait(busy: tuple[FoReaLDecoder, Any]) -> None:
-    decoder, running = busy
+def test_a_full_queue_refuses_and_makes_wait(busy: FoReaLDecoder, gate: Gate) -> None:
+    decoder = busy
     queued = [decoder.submit(PROMPT, SHORT) for _ in range(2)]
     with pytest.raises(QueueFullError, match=r"2 requests wait already.*max_queue=2"):
         decoder.submit(PROMPT, SHORT)
@@ -344,7 +346,7 @@ def test_a_full_queue_refuses_and_makes_wait(busy: tuple[FoReaLDecoder, Any]) ->
         asking = asyncio.create_task(decoder.agenerate([PROMPT] * 5, SHORT))
         await asyncio.sleep(0.05)
         assert not asking.done()
-        running.cancel()
+        gate.open()
         return await asyncio.wait_for(asking, WAIT_S)
 
     assert len(asyncio.run(ask())) == 5
@@ -353,8 +355,8 @@ def test_a_full_queue_refuses_and_makes_wait(busy: tuple[FoReaLDecoder, Any]) ->
     assert [one.token_ids for one in waited] == [expected]
 
 
-def test_who_waits_for_a_place_hears_of_the_close(busy: tuple[FoReaLDecoder, Any]) -> None:
-    decoder, _ = busy
+def test_who_waits_for_a_place_hears_of_the_close(busy: FoReaLDecoder, gate: Gate) -> None:
+    decoder = busy
     queued = [decoder.submit(PROMPT, SHORT) for _ in range(2)]
     told: list[BaseException] = []
 
@@ -366,44 +368,56 @@ def test_who_waits_for_a_place_hears_of_the_close(busy: tuple[FoReaLDecoder, Any
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.05)
+    threading.Timer(0.05, gate.open).start()
     decoder.close()
     thread.join(WAIT_S)
     assert len(told) == 1
     assert all(isinstance(future.exception(), EngineClosedError) for future in queued)
 
 
-def test_thousands_that_are_cancelled_in_the_queue_cost_nothing(decoder: FoReaLDecoder) -> None:
+def test_thousands_that_are_cancelled_in_the_queue_cost_nothing(
+    decoder: FoReaLDecoder, passes: Passes
+) -> None:
     """None of them is looked at twice: the engine's work is counted, not timed."""
     engine = decoder._engine
     assert engine is not None
-    running = [decoder.stream(PROMPT, LONG) for _ in range(4)]
-    for stream in running:
-        next(stream)
     waiting = engine._scheduler._waiting  # type: ignore[union-attr]
-    futures = [decoder.submit(PROMPT, SHORT) for _ in range(3000)]
-    assert len(waiting) == 3000
-    for future in futures[:-1]:
-        future.cancel()
-    deadline = time.monotonic() + WAIT_S
-    while len(waiting) > 1 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert next(iter(waiting.values())).state.seed == 1
-    for stream in running:
-        stream.close()
+    with Gate(passes, after=8) as gate:
+        running = [decoder.submit(PROMPT, LONG) for _ in range(4)]
+        gate.wait()
+        futures = [decoder.submit(PROMPT, SHORT) for _ in range(3000)]
+        assert len(waiting) == 3000
+        for future in futures[:-1]:
+            future.cancel()
+        lengths: list[int] = []
+        passes.before = lambda: lengths.append(len(waiting))
+    wait_until(lambda: lengths)
+    assert lengths[0] == 1  # all left within one step
+    for one in running:
+        one.cancel()
     assert futures[-1].result(WAIT_S).token_ids
 
 
-def test_first_come_first_served() -> None:
-    with new_decoder(max_batch_size=1) as decoder:
-        running = decoder.stream(PROMPT, LONG)
-        next(running)
+def test_first_come_first_served(passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foreal_core.request.sequence import Sequence
+
+    served: dict[int, None] = {}
+    next_author = Sequence.next_author
+
+    def noted(self: Sequence) -> Any:
+        served[self.seed] = None
+        return next_author(self)
+
+    monkeypatch.setattr(Sequence, "next_author", noted)
+    with new_decoder(max_batch_size=1) as decoder, Gate(passes) as gate:
+        running = decoder.submit(PROMPT, SHORT, seed=99)
+        gate.wait()
         futures = [decoder.submit(PROMPT, SHORT, seed=number) for number in range(12)]
-        futures[4].cancel()
-        running.close()
-        served = [future for number, future in enumerate(futures) if number != 4]
-        waited = [future.result(WAIT_S).cost.seconds["queued"] for future in served]
-    assert waited == sorted(waited)
+        futures.pop(4).cancel()
+        gate.open()
+        for future in [running, *futures]:
+            future.result(WAIT_S)
+    assert list(served) == [99, *(number for number in range(12) if number != 4)]
 
 
 # -- copies, and the end of an engine ------------------------------------------------------------
@@ -433,6 +447,7 @@ class NativePanic(BaseException):
     """As a library written in Rust raises it."""
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_an_engine_that_died_says_of_what(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = new_decoder()
     sound = decoder._engine.executor.run  # type: ignore[union-attr]

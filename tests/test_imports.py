@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import WAIT_S
 
 import foreal_core
 from foreal_core import errors
@@ -17,7 +18,7 @@ ROOT = Path(foreal_core.__file__).parent
 
 # Each package (or file of `foreal_core`) may import those before it in this list, and itself.
 ORDER = (
-    *("errors", "randomness", "extras", "cost", "policies", "config", "events"),
+    *("errors", "randomness", "extras", "numbers", "cost", "policies", "config", "events"),
     *("text", "grammar", "prompts", "request", "records"),
     *("backends", "engine", "calls", "loading", "decoder"),
     *("chat", "demo", "evaluation", "analysis", "report", "benchmark", "serve", "cli"),
@@ -26,7 +27,7 @@ ORDER = (
 # report, which imports nothing of the core; the bundled pair is found by its folder.
 EXCEPTIONS = {("errors", "cost"), ("events", "report"), ("decoder", "demo"), ("chat", "demo")}
 WITHOUT_TORCH = (
-    *("errors", "randomness", "extras", "cost", "policies", "config", "events"),
+    *("errors", "randomness", "extras", "numbers", "cost", "policies", "config", "events"),
     *("text", "grammar", "prompts", "request", "engine"),
 )
 
@@ -119,7 +120,7 @@ def test_the_core_knows_no_framework(name: str) -> None:
 def _modules_after(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=WAIT_S
     )
     return set(done.stdout.split())
 

@@ -91,6 +91,7 @@ def test_no_end_before_min_tokens(decoder_of: DecoderOf) -> None:
     assert len(held.token_ids) > at
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_how_a_text_ended(decoder_of: DecoderOf) -> None:
     decoder, dot = decoder_of("qwen2"), token_id(".")
     settings = FoReaLConfig(seed=1, max_new_tokens=6)
@@ -98,7 +99,7 @@ def test_how_a_text_ended(decoder_of: DecoderOf) -> None:
     assert (ended.finish_reason, ended.end_reason) == ("stop", "stop_id")
     assert (ended.text, ended.token_ids) == ("", (dot,))
     assert decoder.generate("Wait", settings).end_reason == "length"
-    stream = decoder.stream("Wait", settings, min_tokens=6)
+    stream = decoder.stream("Wait", max_new_tokens=400, min_tokens=400)
     next(stream)
     stream.close()
     assert stream.result.end_reason == "cancelled"

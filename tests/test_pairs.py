@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import BitsAndBytesConfig
+from waiting import WAIT_S
 
 from foreal_core import FoReaLDecoder
 from foreal_core.chat.pairs import DecoderSource
@@ -128,14 +129,14 @@ def test_those_who_load_at_once_load_one_pair(loads: list[str]) -> None:
 
     def get() -> None:
         source = DecoderSource("x", "y", {})
-        meet.wait(60)
+        meet.wait(WAIT_S)
         found.append(source.get())
 
     threads = [threading.Thread(target=get) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(WAIT_S)
     assert loads == ["x"] and len(found) == 4 and len(set(map(id, found))) == 1
 
 

@@ -29,6 +29,7 @@ from toy import (
     vocabulary,
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from waiting import WAIT_S, wait_until
 
 from foreal_core import (
     ConfigError,
@@ -45,7 +46,6 @@ from foreal_core import (
     UnsupportedModelError,
 )
 
-WAIT_S = 60.0
 SETTINGS = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=25, seed=6)
 LONG = FoReaLConfig(policy="draft", max_new_tokens=400, seed=1)
 
@@ -512,6 +512,7 @@ def test_a_closed_decoder() -> None:
         assert second.generate("Wait", max_new_tokens=3).token_ids
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_closing_ends_what_runs_and_what_waits() -> None:
     two = fresh_pair("gemma3")
     decoder = FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=2)
@@ -544,8 +545,4 @@ def test_a_dropped_decoder_ends_its_thread() -> None:
     decoder = FoReaLDecoder(two.leader, two.draft, two.tokenizer, max_batch_size=2)
     decoder.generate("Wait", max_new_tokens=3)
     del decoder
-    for _ in range(100):
-        if threading.active_count() == before:
-            break
-        threading.Event().wait(0.05)
-    assert threading.active_count() == before
+    wait_until(lambda: threading.active_count() == before, "its thread lives on")

@@ -13,6 +13,7 @@ import torch
 from reference import ReferenceOf, assert_same, random_prompt, random_settings
 from torch import Tensor
 from toy import FAMILIES, PROMPTS, DecoderOf, Family, fresh_pair, pair, with_and_without_speculation
+from waiting import WAIT_S
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
 
@@ -196,7 +197,7 @@ def sample(decoder: FoReaLDecoder, prompt: list[int], settings: FoReaLConfig) ->
 
     async def ask_all() -> list[Generation]:
         asked = [decoder.agenerate(prompt, settings, seed=seed) for seed in range(SAMPLES)]
-        return await asyncio.wait_for(asyncio.gather(*asked), timeout=120)
+        return await asyncio.wait_for(asyncio.gather(*asked), timeout=WAIT_S)
 
     return Counter(one.token_ids for one in asyncio.run(ask_all()))
 

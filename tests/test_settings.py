@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
-import torch
 
 pytest.importorskip("pydantic", reason="needs the extra langchain or llama-index")
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
 from foreal_core.chat.settings import SETTINGS, TEMPLATE_OPTIONS, canonical, template_options
+from foreal_core.cli.common import PAIR_OPTIONS
 from foreal_integrations.fields import PairFields
 
 
@@ -57,7 +58,6 @@ def test_what_a_template_is_told() -> None:
 
 def test_arguments_for_loading_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
-    before = torch.get_num_threads()
 
     class Loaded:
         closed = False
@@ -65,18 +65,24 @@ def test_arguments_for_loading_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(
         leader: str, draft: str, *, leader_kwargs: Any = None, draft_kwargs: Any = None, **rest: Any
     ) -> Loaded:
-        asked.update(rest, leader=leader, draft=draft, threads=torch.get_num_threads())
+        asked.update(rest, leader=leader, draft=draft)
         return Loaded()
 
     monkeypatch.setattr(FoReaLDecoder, "from_pretrained", load)
     loading = {"static_shapes": True, "compile": True, "max_queue": 7, "max_batch_size": 2}
-    try:
-        PairFields(leader="a", draft="b", threads=before + 1, **loading)._decoder()
-    finally:
-        torch.set_num_threads(before)
-    assert asked == {**loading, "leader": "a", "draft": "b", "threads": before + 1}
-    with pytest.raises(ConfigError, match="threads=0"):
-        PairFields(threads=0)
+    loading |= {"threads": 3, "gpu_memory_utilization": 0.5}
+    PairFields(leader="a", draft="b", **loading)._decoder()
+    assert asked == {**loading, "leader": "a", "draft": "b"}
+
+
+def test_how_a_pair_is_loaded_can_be_said_everywhere() -> None:
+    """In both frameworks' classes; on the command line but for what commands decide."""
+    named = inspect.signature(FoReaLDecoder.from_pretrained).parameters
+    loading = {name for name in named if name not in ("leader", "draft", "hf_kwargs")}
+    assert loading <= PairFields.model_fields.keys()
+    decided = {"leader_kwargs", "draft_kwargs", "max_queue", "prefix_cache"}
+    options = {{"batch_size": "max_batch_size"}.get(name, name) for name in PAIR_OPTIONS}
+    assert loading - decided == options - {"leader", "draft"}
 
 
 @pytest.mark.parametrize(

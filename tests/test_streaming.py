@@ -12,14 +12,15 @@ from random import Random
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from integrations import Gate, Passes
 from reference import ReferenceOf, assert_same, random_prompt, random_settings
 from toy import FAMILIES, PROMPTS, DecoderOf, Family, pair, readable
+from waiting import WAIT_S
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation, TokenEvent
 from foreal_core.errors import ContextOverflowError, FoReaLError
 
 OPEN = "\ufffd"  # how a character without its last bytes decodes
-WAIT_S = 60.0
 
 # The decoders outlive the examples on purpose: what one example leaves behind, the next one meets.
 examples = settings(
@@ -213,6 +214,7 @@ def test_async_streams_are_the_same(decoder_of: DecoderOf) -> None:
     asyncio.run(everything())
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_events_come_while_the_text_is_written(decoder_of: DecoderOf) -> None:
     stream = decoder_of("gemma3").stream(
         PROMPTS[0], policy="draft", max_new_tokens=400, stop="no such text"
@@ -225,6 +227,7 @@ def test_events_come_while_the_text_is_written(decoder_of: DecoderOf) -> None:
     assert 0 < len(stream.result.token_ids) < 400
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_streams_close_themselves_as_context_managers(decoder_of: DecoderOf) -> None:
     with decoder_of("gemma3").stream(PROMPTS[0], policy="draft", max_new_tokens=400) as stream:
         next(stream)
@@ -242,20 +245,20 @@ def test_streams_close_themselves_as_context_managers(decoder_of: DecoderOf) -> 
 
 @pytest.mark.parametrize("by", ["aclose", "cancel"])
 def test_a_stream_that_another_task_closes_ends_for_its_reader(
-    by: str, decoder_of: DecoderOf
+    by: str, decoder_of: DecoderOf, passes: Passes
 ) -> None:
-    async def ask() -> Generation:
+    async def ask(gate: Gate) -> Generation:
         stream = decoder_of("gemma3").astream(
             PROMPTS[0], policy="draft", max_new_tokens=400, stop="no such text"
         )
-        begun = asyncio.Event()
 
         async def read_on() -> None:
             async for _ in stream:
-                begun.set()
+                pass
 
         reader = asyncio.create_task(read_on())
-        await begun.wait()
+        await asyncio.to_thread(gate.wait)
+        asyncio.get_running_loop().call_soon(gate.open)  # once it is told to end
         if by == "aclose":
             await stream.aclose()
         else:
@@ -263,7 +266,9 @@ def test_a_stream_that_another_task_closes_ends_for_its_reader(
         await reader
         return stream.result
 
-    assert asyncio.run(asyncio.wait_for(ask(), WAIT_S)).finish_reason == "cancelled"
+    with Gate(passes, after=20) as gate:
+        result = asyncio.run(asyncio.wait_for(ask(gate), WAIT_S))
+    assert result.finish_reason == "cancelled"
 
 
 def test_a_task_may_be_cancelled_before_its_long_prompt_is_read(decoder_of: DecoderOf) -> None:
@@ -294,6 +299,7 @@ def test_a_task_may_be_cancelled_before_its_long_prompt_is_read(decoder_of: Deco
         asyncio.run(asyncio.wait_for(ask(), WAIT_S))
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_a_stream_that_nobody_read_has_a_result(decoder_of: DecoderOf) -> None:
     stream = decoder_of("gemma3").stream(PROMPTS[0], policy="draft", max_new_tokens=400)
     stream.close()
@@ -304,6 +310,7 @@ def test_a_stream_that_nobody_read_has_a_result(decoder_of: DecoderOf) -> None:
         assert result.cost.completion_tokens == len(result.token_ids) < 400
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_who_asked_hears_of_the_end_of_streams_that_nobody_reads_on(decoder_of: DecoderOf) -> None:
     decoder = decoder_of("gemma3")
     ends: queue.SimpleQueue[Generation | BaseException] = queue.SimpleQueue()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from waiting import WAIT_S
 
 from foreal_core.backends.local import threads
 
@@ -28,7 +29,7 @@ def compute():
 def settled(expected):
     # The kernel takes an ended thread out of the list a moment after it was joined.
     import time
-    for _ in range(200):
+    for _ in range(10_000):
         if count() == expected:
             return True
         time.sleep(0.01)
@@ -46,7 +47,7 @@ def run(script: str) -> None:
         [sys.executable, "-c", START.format(path=sys.path) + script],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WAIT_S,
     )
     assert done.returncode == 0, done.stderr
 

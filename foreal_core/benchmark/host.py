@@ -2,7 +2,8 @@
 
 One request runs through the real engine; its models are replaced by a script, so that what is
 measured is the engine's own code: what to feed, settings of single tokens, the grammar, draws,
-sentences, events. Time is the engine's thread's own processor time.
+sentences, events. Time is the engine's thread's own processor time; `--count` counts the lines that
+it runs and the bytes that it holds on the way, which no other load of the machine changes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import statistics
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +42,7 @@ _PROSE = "Ben has 4 beads. He buys 3.5 more, e.g. at the shop (which is open). S
 _JSON = '"Ben has 4 beads", '
 _SETTINGS: dict[str, dict[str, Any]] = {
     "foreal": {},
+    "streamed": {},
     "leader": {"policy": "leader"},
     "penalties": {"repetition_penalty": 1.1, "presence_penalty": 0.1, "bad_words": [[5, 6, 7]]},
     "json": {"json_schema": {"type": "array", "items": {"type": "string"}}},
@@ -66,7 +70,7 @@ class _Script:
         logits = torch.zeros(len(positions), self.vocab_size)
         for row, position in enumerate(positions):
             token = self._ids[(position - self._start) % len(self._ids)]
-            if self._mistakes and position % self._mistakes == 0:
+            if self._mistakes and (position - self._start) % self._mistakes == 0:
                 token = self._ids[(position + 1) % len(self._ids)]
             logits[row, token] = 30.0
         return logits
@@ -87,17 +91,71 @@ class _Script:
     def restore(self) -> None: ...
 
 
+class _Meter(Protocol):
+    """Measures the engine's steps, in its thread."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class _Processor:
+    """Processor time of the thread.
+
+    Attributes:
+        seconds: of all steps.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def start(self) -> None:
+        self.seconds -= time.thread_time()
+
+    def stop(self) -> None:
+        self.seconds += time.thread_time()
+
+
+class _Work:
+    """What is done, counted: a loop over the text shows in the lines, a copy of it in the bytes.
+
+    Attributes:
+        lines: of Python that all steps ran.
+        peaks: bytes that each step held at most, beyond what it found.
+    """
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.peaks: list[int] = []
+        self._found = 0
+
+    def start(self) -> None:
+        tracemalloc.reset_peak()
+        self._found = tracemalloc.get_traced_memory()[0]
+        sys.settrace(self._trace)
+
+    def stop(self) -> None:
+        sys.settrace(None)
+        self.peaks.append(tracemalloc.get_traced_memory()[1] - self._found)
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        self.lines += event == "line"
+        return self._trace
+
+
 class _Grown:
     """A request whose text has reached some length, and then goes on as far as it is let.
 
     Args:
         name: of the settings.
         length: of the completion.
+        before: tokens of the prompt.
     """
 
-    def __init__(self, name: str, length: int) -> None:
+    def __init__(self, name: str, length: int, before: int = 0) -> None:
         tokenizer = AutoTokenizer.from_pretrained(pair_paths()[0])
         prompt = tokenizer("<think></think>")["input_ids"]
+        prompt += [prompt[0]] * (before - len(prompt))
         parts = ("[", _JSON) if name == "json" else ("", _PROSE)
         opening, script = (tokenizer(one, add_special_tokens=False)["input_ids"] for one in parts)
         self._start = len(prompt) + len(opening)
@@ -121,24 +179,25 @@ class _Grown:
         self._step = self._engine.step
         self._engine.step = self._watched_step  # type: ignore[method-assign]
         self._until = length
-        self._seconds = 0.0
+        self._meter: _Meter | None = None
         self._may_go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         config = FoReaLConfig(max_new_tokens=longest, seed=1, **_SETTINGS[name])
         self._end: End | None = None
-        self._engine.submit([*prompt, *opening], config, None, self._over)
+        on_events = (lambda events: None) if name == "streamed" else None
+        self._engine.submit([*prompt, *opening], config, on_events, self._over)
         self._wait()
 
-    def go_on(self, tokens: int) -> float:
-        """Writes so many more; processor seconds of the engine's thread for each."""
+    def go_on(self, tokens: int, meter: _Meter) -> int:
+        """Writes so many more, or a few beyond; returns how many."""
         first = self._length
-        self._until, self._seconds = first + tokens, 0.0
+        self._until, self._meter = first + tokens, meter
         self._may_go.release()
         self._wait()
-        return self._seconds / (self._length - first)
+        return self._length - first
 
     def close(self) -> None:
         """Stops the request."""
-        self._until = sys.maxsize
+        self._until, self._meter = sys.maxsize, None
         self._may_go.release()
         self._engine.close()
 
@@ -157,9 +216,12 @@ class _Grown:
         return len(request.state.tokens) - self._start
 
     def _watched_step(self) -> None:
-        before = time.thread_time()
-        self._step()
-        self._seconds += time.thread_time() - before
+        if self._meter is None:
+            self._step()
+        else:
+            self._meter.start()
+            self._step()
+            self._meter.stop()
         if self._engine._scheduler.active and self._length >= self._until:
             self._paused.release()
             self._may_go.acquire()
@@ -180,10 +242,25 @@ def measure(name: str, lengths: Sequence[int] = LENGTHS) -> dict[int, float]:
     turns: dict[int, list[float]] = {length: [] for length in lengths}
     for _ in range(_TURNS):
         for length, one in grown.items():
-            turns[length].append(one.go_on(_WINDOW // _TURNS))
+            meter = _Processor()
+            tokens = one.go_on(_WINDOW // _TURNS, meter)
+            turns[length].append(meter.seconds / tokens)
     for one in grown.values():
         one.close()
     return {length: round(1e6 * statistics.median(of), 1) for length, of in turns.items()}
+
+
+def count(name: str, length: int, before: int = 0, tokens: int = _WINDOW) -> tuple[float, int]:
+    """Lines per token and bytes per step (their median) of `tokens` behind a completion of `length`
+    tokens to a prompt of `before`, or a few more."""
+    grown, work = _Grown(name, length, before), _Work()
+    tracemalloc.start()
+    try:
+        written = grown.go_on(tokens, work)
+    finally:
+        tracemalloc.stop()
+        grown.close()
+    return work.lines / written, int(statistics.median(work.peaks))
 
 
 def main() -> None:
@@ -193,9 +270,15 @@ def main() -> None:
         "--settings", nargs="+", choices=sorted(_SETTINGS), default=sorted(_SETTINGS)
     )
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
+    parser.add_argument("--count", action="store_true", help="lines and bytes, not time")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    measured = {name: measure(name, arguments.lengths) for name in arguments.settings}
+    lengths = arguments.lengths
+    if arguments.count:
+        counted = {name: {n: count(name, n) for n in lengths} for name in arguments.settings}
+        print(json.dumps({"lines per token, bytes per step": counted}, indent=1))
+        return
+    measured = {name: measure(name, lengths) for name in arguments.settings}
     print(json.dumps({"machine": provenance.machine(), "microseconds": measured}, indent=1))
 
 

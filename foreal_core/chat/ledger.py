@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foreal_core import ConfigError, Generation
-from foreal_core.config import is_integer
+from foreal_core.numbers import is_integer
 
 Record = dict[str, Any]
 

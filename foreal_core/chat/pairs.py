@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from foreal_core import ConfigError
-from foreal_core.config import is_integer
+from foreal_core.numbers import is_integer
 
 if TYPE_CHECKING:
     from foreal_core import FoReaLDecoder
@@ -37,8 +37,7 @@ class DecoderSource:
 
     Args:
         leader, draft: hub ids or folders; both None means the bundled pair.
-        arguments: further arguments of `FoReaLDecoder.from_pretrained`, and "threads", torch's
-            in this process; None values are left out.
+        arguments: further arguments of `FoReaLDecoder.from_pretrained`; None values are left out.
         decoder: a loaded pair to use instead.
 
     Raises:
@@ -68,9 +67,6 @@ class DecoderSource:
                 "decoder= is a loaded pair: leader=, draft= and arguments for loading have no "
                 "place beside it."
             )
-        self._threads = arguments.pop("threads", None)
-        if self._threads is not None and not (is_integer(self._threads) and self._threads > 0):
-            raise ConfigError(f"threads={self._threads!r} is not allowed: an integer >= 1.")
         self._leader = None if leader is None else os.fspath(leader)
         self._draft = None if draft is None else os.fspath(draft)
         self._arguments = arguments
@@ -87,7 +83,6 @@ class DecoderSource:
             with _registry_lock:
                 lock = _loading.setdefault(self._key, threading.Lock())
             with lock:  # one lock per pair: loading one must not hold up the others
-                self._set_threads()
                 found = _registry.get(self._key)
                 if found is None or found.closed:
                     found = _registry[self._key] = self._load()
@@ -154,13 +149,6 @@ class DecoderSource:
             return str(leader), str(draft), {"dtype": "float32", **self._arguments}
         return self._leader, self._draft, dict(self._arguments)
 
-    def _set_threads(self) -> None:
-        """They are the process's: whoever asks for others later sets them for all."""
-        import torch
-
-        if self._threads is not None:
-            torch.set_num_threads(int(self._threads))
-
     def _load(self) -> FoReaLDecoder:
         from foreal_core import FoReaLDecoder
 
@@ -207,7 +195,7 @@ def _device(value: Any) -> Any:
     import torch
 
     here = torch.accelerator.current_accelerator()
-    if isinstance(value, int) and not isinstance(value, bool):
+    if is_integer(value):
         return f"{here.type if here else 'cuda'}:{value}"
     try:
         device = torch.device(value)

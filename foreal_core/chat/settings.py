@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from foreal_core import ConfigError, FoReaLConfig
-from foreal_core.config import is_integer, is_number
 from foreal_core.errors import did_you_mean
+from foreal_core.numbers import is_integer, is_number
 
 _HINTS = get_type_hints(FoReaLConfig)
 # Name -> (type, default) of every setting, so that no integration lists them again.

@@ -43,24 +43,48 @@ DraftOption = Annotated[
         f"{', '.join(DRAFTS)}."
     ),
 ]
-DeviceMapOption = Annotated[
-    str | None, typer.Option(help="Where --leader and --draft go, as in transformers.")
-]
-DtypeOption = Annotated[
-    str | None, typer.Option(help="Their number type: auto, bfloat16, float32, ...")
-]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Requests side by side. [default: 128 bundled, 32 otherwise]"),
-]
-# By the fields of PairOptions.
+# By the fields of PairOptions; those behind the first two say how the pair is loaded.
 PAIR_OPTIONS = {
     "leader": LeaderOption,
     "draft": DraftOption,
-    "device_map": DeviceMapOption,
-    "dtype": DtypeOption,
-    "batch_size": BatchSizeOption,
+    "backend": Annotated[
+        str | None, typer.Option(help="What runs their GGUF files: llama.cpp or torch.")
+    ],
+    "device_map": Annotated[
+        str | None, typer.Option(help="Where --leader and --draft go, as in transformers.")
+    ],
+    "dtype": Annotated[
+        str | None, typer.Option(help="Their number type: auto, bfloat16, float32, ...")
+    ],
+    "batch_size": Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests side by side. [default: 128 bundled, 32 otherwise]"),
+    ],
+    "max_context": Annotated[
+        int | None, typer.Option(min=2, help="Tokens of prompt and completion together, at most.")
+    ],
+    "threads": Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads of a pass. [default: 1 bundled, torch's otherwise]"),
+    ],
+    "static_shapes": Annotated[
+        bool | None,
+        typer.Option(
+            "--static-shapes/--no-static-shapes",
+            help="Short passes at few fixed shapes. [default: on CUDA]",
+        ),
+    ],
+    "compile": Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Those passes through torch.compile."),
+    ],
+    "gpu_memory_utilization": Annotated[
+        float | None, typer.Option(help="Share of a CUDA device's memory to use. [default: 0.9]")
+    ],
 }
+
+# The decoder's own names.
+_OF_THE_DECODER = [name for name in PAIR_OPTIONS if name not in ("leader", "draft", "batch_size")]
 
 
 @dataclass(frozen=True)
@@ -70,9 +94,14 @@ class PairOptions:
     Attributes:
         leader, draft: folders or hub ids; without a leader the bundled pair, whose draft may be
             named.
-        device_map, dtype: for a pair of one's own; None for the defaults of `from_pretrained`.
+        backend, device_map, dtype: for a pair of one's own; None for the defaults of
+            `from_pretrained`.
         batch_size: requests that run side by side; None for 128 with the bundled pair, whose
             passes are cheap, and 32 with others.
+        threads: CPU threads of a pass; None for one with the bundled pair, torch's number with
+            others.
+        max_context, static_shapes, compile, gpu_memory_utilization: see `FoReaLDecoder`; None for
+            its defaults.
 
     Raises:
         ConfigError: the options do not go together.
@@ -80,9 +109,15 @@ class PairOptions:
 
     leader: str | None = None
     draft: str | None = None
+    backend: str | None = None
     device_map: str | None = None
     dtype: str | None = None
     batch_size: int | None = None
+    max_context: int | None = None
+    threads: int | None = None
+    static_shapes: bool | None = None
+    compile: bool | None = None
+    gpu_memory_utilization: float | None = None
 
     def __post_init__(self) -> None:
         if self.leader is not None and self.draft is None:
@@ -93,7 +128,7 @@ class PairOptions:
                     f"--draft {self.draft} needs --leader; alone it names a bundled draft: "
                     f"{', '.join(DRAFTS)}."
                 )
-            given = [n for n in ("device_map", "dtype") if getattr(self, n) is not None]
+            given = [n for n in ("backend", "device_map", "dtype") if getattr(self, n) is not None]
             if given:
                 names = ", ".join("--" + name.replace("_", "-") for name in given)
                 raise ConfigError(f"{names}: only with --leader, the bundled pair is fixed.")
@@ -116,34 +151,37 @@ class PairOptions:
         depend on what was asked before."""
         from foreal_core.decoder import FoReaLDecoder
 
+        self.use_threads()
+        named = {name: getattr(self, name) for name in _OF_THE_DECODER}
+        given = {name: value for name, value in named.items() if value is not None}
         if self.leader is None or self.draft is None:
             with spinner("loading the bundled pair"):
                 hide_loading_bars()
-                use_one_thread()
                 decoder = FoReaLDecoder.demo(
                     draft=self.draft or next(iter(DRAFTS)),
                     max_batch_size=self.rows,
                     prefix_cache=prefix_cache,
+                    **given,
                 )
         else:
-            given: dict[str, Any] = {"device_map": self.device_map, "dtype": self.dtype}
             # No spinner: transformers shows its own progress, download by download.
             decoder = FoReaLDecoder.from_pretrained(
                 self.leader,
                 self.draft,
                 max_batch_size=self.rows,
                 prefix_cache=prefix_cache,
-                **{name: value for name, value in given.items() if value is not None},
+                **given,
             )
         with decoder:
             yield decoder
 
+    def use_threads(self) -> None:
+        """Gives this process the threads that its passes will have; records note their number. The
+        bundled pair's matrices gain nothing from several, and suffer on a busy machine."""
+        import torch
 
-def use_one_thread() -> None:
-    """The bundled pair's matrices gain nothing from threads, and suffer on a busy machine."""
-    import torch
-
-    torch.set_num_threads(1)
+        if threads := self.threads or (1 if self.leader is None else None):
+            torch.set_num_threads(threads)
 
 
 def hide_loading_bars() -> None:

@@ -31,16 +31,25 @@ def takes_settings(command: Callable[..., int]) -> Callable[..., int]:
     return _with_options(command, "settings", _setting_options(), given)
 
 
-def takes_pair(*names: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def takes_pair(*without: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Gives a command the options that say which pair it runs with; the command receives them as
     its argument `pair`, a PairOptions.
 
     Args:
-        names: fields of PairOptions; all of them where none is named.
+        without: fields of PairOptions that mean nothing to it.
     """
-    kinds = {name: kind for name, kind in PAIR_OPTIONS.items() if name in (names or PAIR_OPTIONS)}
-    options = [_option(name, kind) for name, kind in kinds.items()]
+    options = _pair_options(*without)
     return lambda command: _with_options(command, "pair", options, lambda v: PairOptions(**v))
+
+
+def takes_loading(command: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command that names its models itself the options that say how they are loaded; the
+    command receives them as its argument `loading`, fields of PairOptions."""
+    return _with_options(command, "loading", _pair_options("leader", "draft"), dict)
+
+
+def _pair_options(*without: str) -> list[inspect.Parameter]:
+    return [_option(name, kind) for name, kind in PAIR_OPTIONS.items() if name not in without]
 
 
 def _with_options(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,16 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from foreal_core.cli.bar import answer_bar
-from foreal_core.cli.common import (
-    BatchSizeOption,
-    DeviceMapOption,
-    DtypeOption,
-    LeaderOption,
-    PairOptions,
-    refuse_unless_writable,
-    use_one_thread,
-)
-from foreal_core.cli.settings import takes_settings
+from foreal_core.cli.common import LeaderOption, PairOptions, refuse_unless_writable
+from foreal_core.cli.settings import takes_loading, takes_settings
 from foreal_core.config import FoReaLConfig
 from foreal_core.demo import DRAFTS
 from foreal_core.errors import ConfigError
@@ -29,12 +21,14 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 @takes_settings
+@takes_loading
 def sweep(
     out: Annotated[
         Path,
         typer.Option(help="The JSON record; an interrupted sweep goes on from it."),
     ],
     settings: dict[str, Any],
+    loading: dict[str, Any],
     suite: Annotated[
         str, typer.Option(help="Suites, with commas between them; see: foreal eval --help.")
     ] = "ledger,tracing,ordering",
@@ -65,9 +59,6 @@ def sweep(
             f"{', '.join(DRAFTS)}."
         ),
     ] = None,
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = None,
     plots: Annotated[
         Path | None, typer.Option(help="A folder for the figures, as SVG and PNG.")
     ] = None,
@@ -84,7 +75,7 @@ def sweep(
     if preset is None and not values:
         raise ConfigError("nothing to sweep over: give --preset, or --grid NAME=V,V,...")
     base = FoReaLConfig(**{"seed": 0, **settings})
-    pairs = _pairs(leader, draft, preset, device_map, dtype, batch_size)
+    pairs = _pairs(leader, draft, preset, loading)
     first = next(iter(pairs.values()))
     from foreal_core.evaluation import load_suites
     from foreal_core.evaluation.points import PRESETS, grid as points_of
@@ -94,8 +85,7 @@ def sweep(
     points = PRESETS[preset](list(pairs), base) if preset else []
     points += [point for name in pairs if values for point in points_of(name, base, values)]
     suites = load_suites(suite.split(","), count=count, seed=problem_seed)
-    if leader is None:
-        use_one_thread()  # before the record notes how many there are
+    first.use_threads()  # before the record notes how many there are
     planned = Sweep(
         points=points,
         suites=suites,
@@ -125,15 +115,13 @@ def _pairs(
     leader: str | None,
     drafts: Sequence[str] | None,
     preset: str | None,
-    device_map: str | None,
-    dtype: str | None,
-    batch_size: int | None,
+    loading: Mapping[str, Any],
 ) -> dict[str, PairOptions]:
     """The pairs by their drafts' names, the main one first."""
     if not drafts and leader is None:
         drafts = list(DRAFTS) if preset in ("comparison", "paper") else list(DRAFTS)[:1]
     pairs = {
-        _short_name(draft, drafts or ()): PairOptions(leader, draft, device_map, dtype, batch_size)
+        _short_name(draft, drafts or ()): PairOptions(leader, draft, **loading)
         for draft in drafts or (None,)
     }
     return pairs

@@ -19,13 +19,20 @@ from typing import Any, TypeVar
 from foreal_core.backends.base import Executor, RowPass
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.config import FoReaLConfig
-from foreal_core.engine.own_thread import before_waiting, in_engine_thread
+from foreal_core.engine.own_thread import TO_REST_SECONDS, before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess, close_at_exit
 from foreal_core.engine.recovery import PassRunner, Result, wrapped
-from foreal_core.engine.request import Finished, OnEnd, OnEvents, Request
+from foreal_core.engine.request import (
+    NO_MORE,
+    STOPPED,
+    Finished,
+    OnEnd,
+    OnEvents,
+    Request,
+    closed_error,
+)
 from foreal_core.engine.scheduler import Scheduler
 from foreal_core.errors import (
-    EngineClosedError,
     FoReaLError,
     NonFiniteLogitsError,
     QueueFullError,
@@ -37,8 +44,6 @@ from foreal_core.text.pair_tokenizer import PairTokenizer
 
 T = TypeVar("T")
 
-# How long an engine may take to rest after the last request's end was told.
-_TO_REST_SECONDS = 5.0
 # How long an idle engine keeps what finished requests have read.
 _REMEMBERED_SECONDS = 300.0
 
@@ -199,7 +204,7 @@ class Engine:
         with self._wake:
             # A request's end is told a moment before the engine rests.
             resting = self._wake.wait_for(
-                lambda: self._closed or (self._at_rest and self._scheduler.idle), _TO_REST_SECONDS
+                lambda: self._closed or (self._at_rest and self._scheduler.idle), TO_REST_SECONDS
             )
             self._refuse_if_closed()
             if not resting:
@@ -214,15 +219,7 @@ class Engine:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise self._closed_error("it takes no more requests. Create a new FoReaLDecoder.")
-
-    def _closed_error(self, what: str) -> EngineClosedError:
-        if self._died_of is None:
-            return EngineClosedError(f"this decoder is closed: {what}")
-        died = f"{type(self._died_of).__name__}: {self._died_of}"
-        error = EngineClosedError(f"this decoder's engine died of {died}; {what}")
-        error.__cause__ = self._died_of
-        return error
+            raise closed_error(NO_MORE, self._died_of)
 
     # -- the engine's thread --------------------------------------------------------------------
 
@@ -399,5 +396,5 @@ class Engine:
     def _shut_down(self) -> None:
         with self._wake:
             waiting = self._scheduler.everyone()
-        self._fail(waiting, self._closed_error("it was closed while this request was running."))
+        self._fail(waiting, closed_error(STOPPED, self._died_of))
         self.executor.close()

@@ -10,6 +10,8 @@ from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.errors import FoReaLError
 
 _local = threading.local()
+# How long `check_integrity` waits for an engine to rest: a request's end is told a moment before.
+TO_REST_SECONDS = 60.0
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from foreal_core.cost import CostReport, ModelProfile
+from foreal_core.errors import EngineClosedError
 from foreal_core.events import Author, Generation, TokenEvent
 from foreal_core.request.clock import Clock
 
@@ -48,6 +49,27 @@ class Finished:
 End: TypeAlias = Finished | BaseException
 OnEvents: TypeAlias = Callable[[list[TokenEvent]], None]
 OnEnd: TypeAlias = Callable[[End], None]
+
+
+# What follows for requests from an engine's end.
+NO_MORE = "it takes no more requests. Create a new FoReaLDecoder."
+STOPPED = "it was closed while this request was running."
+
+
+def closed_error(what: str, died_of: BaseException | None) -> EngineClosedError:
+    """The error of a request to an engine that runs no more.
+
+    Args:
+        what: follows from that.
+        died_of: what ended the engine, if nobody closed it.
+    """
+    if died_of is None:
+        return EngineClosedError(f"this decoder is closed: {what}")
+    error = EngineClosedError(
+        f"this decoder's engine died of {type(died_of).__name__}: {died_of}; {what}"
+    )
+    error.__cause__ = died_of
+    return error
 
 
 class Request(Generic[S]):

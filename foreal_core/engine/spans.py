@@ -19,11 +19,19 @@ from typing import Any
 
 from foreal_core.backends.base import Backend, Until
 from foreal_core.config import FoReaLConfig
-from foreal_core.engine.own_thread import before_waiting, in_engine_thread
+from foreal_core.engine.own_thread import TO_REST_SECONDS, before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess
 from foreal_core.engine.recovery import wrapped
-from foreal_core.engine.request import Finished, OnEnd, OnEvents, Request
-from foreal_core.errors import ConfigError, EngineClosedError, FoReaLError, QueueFullError
+from foreal_core.engine.request import (
+    NO_MORE,
+    STOPPED,
+    Finished,
+    OnEnd,
+    OnEvents,
+    Request,
+    closed_error,
+)
+from foreal_core.errors import ConfigError, FoReaLError, QueueFullError
 from foreal_core.events import DRAFT, Author
 from foreal_core.request.span_request import SpanRequest
 from foreal_core.text.pair_tokenizer import PairTokenizer
@@ -78,6 +86,7 @@ class SpanEngine:
         self._running: dict[Request[SpanRequest], asyncio.Task[None] | None] = {}
         self._active = 0
         self._closed = False
+        self._died_of: BaseException | None = None
         self._places = asyncio.Semaphore(max_batch_size)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="foreal-engine", daemon=True)
@@ -127,7 +136,7 @@ class SpanEngine:
                 before_waiting()
                 self._changed.wait_for(lambda: self._closed or not self._is_full())
             if self._closed:
-                raise EngineClosedError("this decoder is closed: it takes no more requests.")
+                raise closed_error(NO_MORE, self._died_of)
             if self._is_full():
                 raise QueueFullError(
                     f"{self._waiting} requests wait already, as many as max_queue="
@@ -150,7 +159,7 @@ class SpanEngine:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """Whether `close` was called, or the engine's thread died."""
         return self._closed
 
     def close(self) -> None:
@@ -169,8 +178,11 @@ class SpanEngine:
 
     def check_integrity(self) -> None:
         """Raises FoReaLError where requests run or something was left over."""
+        before_waiting()
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._running, 5.0):
+            if self._closed:
+                raise closed_error(NO_MORE, self._died_of)
+            if not self._changed.wait_for(lambda: not self._running, TO_REST_SECONDS):
                 raise FoReaLError("check_integrity needs an idle decoder: requests are running.")
             if self._active:
                 raise FoReaLError(f"{self._active} places are taken and nobody runs.")
@@ -190,9 +202,17 @@ class SpanEngine:
 
     def _run(self) -> None:
         with in_engine_thread(runs_a_loop=True):
-            self._loop.run_forever()
+            try:
+                self._loop.run_forever()
+            except BaseException as error:  # asyncio hands SystemExit and KeyboardInterrupt on
+                self._closed, self._died_of = True, error
             self._loop.run_until_complete(self._shut_down())
             self._loop.close()
+
+    def _die(self, error: BaseException) -> None:
+        """Ends this engine with what no request may raise."""
+        self._died_of = self._died_of or error
+        self.abandon()
 
     async def _shut_down(self) -> None:
         for task in list(self._running.values()):
@@ -204,7 +224,7 @@ class SpanEngine:
 
     def _start(self, request: Request[SpanRequest]) -> None:
         if self._closed:
-            self._tell(request, _closed_error())
+            self._tell(request, closed_error(STOPPED, self._died_of))
             return
         task = self._loop.create_task(self._serve(request))
         self._running[request] = task
@@ -231,8 +251,11 @@ class SpanEngine:
         if task.cancelled():
             state.cancel()
             if self._closed:
-                end = _closed_error()
-        elif isinstance(error := task.exception(), Exception):
+                end = closed_error(STOPPED, self._died_of)
+        elif (error := task.exception()) is not None:
+            if not isinstance(error, Exception):  # a panic of a native library
+                self._die(error)
+                error = closed_error(STOPPED, error)
             failure = wrapped(error)
             with contextlib.suppress(Exception):
                 failure.cost = state.cost(self.profiles)
@@ -313,7 +336,3 @@ class SpanEngine:
             state.seed,
             state.text.prompt_length,
         )
-
-
-def _closed_error() -> EngineClosedError:
-    return EngineClosedError("the decoder was closed while this request was running.")

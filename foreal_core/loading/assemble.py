@@ -22,6 +22,7 @@ from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.gpu_memory import context_that_fits
 from foreal_core.loading.pair import end_of_sequence_ids, model_name
 from foreal_core.loading.recommended import recommended_sampling
+from foreal_core.numbers import is_integer
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 _DEFAULT_CONTEXT = 4096
@@ -59,29 +60,30 @@ def assemble_models(
         raise ConfigError(f"static_shapes={static_shapes!r} is not allowed: True, False or None.")
     if not isinstance(prefix_cache, bool):
         raise ConfigError(f"prefix_cache={prefix_cache!r} is not allowed: True or False.")
-    _refuse_unless_counts(max_batch_size=max_batch_size)
+    rows = _count("max_batch_size", max_batch_size)
+    max_queue = _count_or_none("max_queue", max_queue)
+    threads = _count_or_none("threads", threads)
     context = context_that_fits(
         _checked_context(max_context, leader, draft),
         [model for model in (leader, draft) if not isinstance(model, LlamaModel)],
-        rows=max_batch_size,
+        rows=rows,
         promised=max_context is not None,
         utilization=gpu_memory_utilization,
     )
-    _refuse_unless_counts(may_be_none=True, max_queue=max_queue, threads=threads)
     runners: list[Runner] = []
     try:
         for author, model in ((LEADER, leader), (DRAFT, draft)):
             if isinstance(model, LlamaModel):
                 _refuse_shapes(author, static_shapes, compile)
                 runners.append(
-                    LlamaRunner(model, max_rows=max_batch_size, max_slots=context, threads=threads)
+                    LlamaRunner(model, max_rows=rows, max_slots=context, threads=threads)
                 )
                 continue
             runners.append(
                 ModelRunner(
                     model,
                     model_name(model, author),
-                    max_rows=max_batch_size,
+                    max_rows=rows,
                     max_slots=context,
                     static=static_shapes,
                     compiled=compile,
@@ -109,7 +111,7 @@ def assemble_models(
     engine = Engine(
         LocalExecutor(by_author, pair, threads=threads, prefixes=prefixes),
         pair,
-        max_batch_size=max_batch_size,
+        max_batch_size=rows,
         max_context=context,
         max_queue=max_queue,
         check=os.environ.get("FOREAL_CHECK", "") not in ("", "0"),
@@ -131,20 +133,23 @@ def assemble_backend(
     max_queue: int | None,
 ) -> Assembled:
     """An engine over a backend; arguments are those of `FoReaLDecoder.from_backend`."""
-    _refuse_unless_counts(max_batch_size=max_batch_size)
-    _refuse_unless_counts(may_be_none=True, max_queue=max_queue)
-    vocab_size = leader_vocab_size or len(tokenizer)
+    vocab_size = _count_or_none("leader_vocab_size", leader_vocab_size) or len(tokenizer)
+    draft_size = _count_or_none("draft_vocab_size", draft_vocab_size)
     ends = {tokenizer.eos_token_id} if end_of_sequence is None else set(end_of_sequence)
     pair = PairTokenizer(
         tokenizer,
         draft_tokenizer,
         leader_vocab_size=vocab_size,
-        draft_vocab_size=draft_vocab_size or len(draft_tokenizer or tokenizer),
+        draft_vocab_size=draft_size or len(draft_tokenizer or tokenizer),
         leader_eos=ends - {None},
         draft_eos=ends - {None},
     )
     engine = SpanEngine(
-        backend, pair, vocab_size=vocab_size, max_batch_size=max_batch_size, max_queue=max_queue
+        backend,
+        pair,
+        vocab_size=vocab_size,
+        max_batch_size=_count("max_batch_size", max_batch_size),
+        max_queue=_count_or_none("max_queue", max_queue),
     )
     return Assembled(engine, pair, vocab_size)
 
@@ -164,13 +169,13 @@ def _checked_context(max_context: int | None, leader: Any, draft: Any) -> int:
     takes = min(_longest_text(model) for model in (leader, draft))
     if max_context is None:
         return takes
-    if isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 2:
+    if not is_integer(max_context) or max_context < 2:
         raise ConfigError(f"max_context={max_context!r} is not allowed: an integer >= 2.")
     if max_context > takes:
         raise ConfigError(
             f"max_context={max_context} is not allowed: the pair takes at most {takes} positions."
         )
-    return max_context
+    return int(max_context)
 
 
 def _longest_text(model: Any) -> int:
@@ -188,9 +193,11 @@ def _refuse_shapes(author: str, static_shapes: bool | None, compiled: bool) -> N
         )
 
 
-def _refuse_unless_counts(*, may_be_none: bool = False, **counts: Any) -> None:
-    for name, value in counts.items():
-        if value is None and may_be_none:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}={value!r} is not allowed: an integer >= 1.")
+def _count(name: str, value: Any) -> int:
+    if not is_integer(value) or value < 1:
+        raise ConfigError(f"{name}={value!r} is not allowed: an integer >= 1.")
+    return int(value)
+
+
+def _count_or_none(name: str, value: Any) -> int | None:
+    return None if value is None else _count(name, value)

@@ -12,6 +12,7 @@ from foreal_core.backends.local.kv_cache import SPARE_SLOTS
 from foreal_core.backends.local.memory import free_memory
 from foreal_core.errors import ConfigError
 from foreal_core.loading.placement import cache_bytes
+from foreal_core.numbers import is_number
 
 _logger = logging.getLogger(__name__)
 
@@ -32,11 +33,7 @@ def context_that_fits(
     Raises:
         ConfigError: `utilization` is no share, or there is no room.
     """
-    if (
-        isinstance(utilization, bool)
-        or not isinstance(utilization, int | float)
-        or not 0 < utilization <= 1
-    ):
+    if not is_number(utilization) or not 0 < utilization <= 1:
         raise ConfigError(
             f"gpu_memory_utilization={utilization!r} is not allowed: a number above 0, at most 1."
         )

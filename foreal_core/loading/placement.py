@@ -11,6 +11,7 @@ import torch
 from foreal_core.backends.local.memory import free_memory
 from foreal_core.errors import ModelLoadError
 from foreal_core.loading.sources import dtype_on_disk
+from foreal_core.numbers import is_integer
 
 # Of the request that has to fit beside the weights, where the model takes as many.
 _POSITIONS = 4096
@@ -169,7 +170,7 @@ def _place(device_map: Any) -> str | None:
         device_map = device_map[""]
     if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
         return "auto"
-    if isinstance(device_map, int):
+    if is_integer(device_map):
         return f"cuda:{device_map}"
     return {"None": "cpu", "cuda": "cuda:0"}.get(str(device_map), str(device_map))
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from foreal_core.errors import ConfigError
+from foreal_core.numbers import is_integer, is_number
 
 
 def refuse_unless_chance(name: str, value: Any) -> None:
     """Raises ConfigError unless `value` is a number in [0, 1]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ConfigError(f"{name}={value!r} is not allowed: it must be a number in [0, 1].")
 
 
 def refuse_unless_number(name: str, value: Any) -> None:
     """Raises ConfigError unless `value` is a number >= 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not value >= 0:
+    if not is_number(value) or not value >= 0:
         raise ConfigError(f"{name}={value!r} is not allowed: it must be a number >= 0.")
 
 
 def refuse_unless_count(name: str, value: Any) -> None:
     """Raises ConfigError unless `value` is an integer >= 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not is_integer(value) or value < 0:
         raise ConfigError(f"{name}={value!r} is not allowed: it must be an integer >= 0.")
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn, TypeAlias
 
 from foreal_core.cost import DRAFT, LEADER, Author
 from foreal_core.errors import ConfigError
+from foreal_core.numbers import is_integer, is_number
 
 
 class Outcome(Enum):
@@ -56,11 +57,9 @@ class Review:
 
     def __post_init__(self) -> None:
         tolerance, stretch = self.tolerance, self.stretch
-        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        if not is_number(tolerance) or not 0 <= tolerance <= 1:
             _refuse(f"tolerance={tolerance!r}", "a number in [0, 1]")
-        if not 0 <= tolerance <= 1:
-            _refuse(f"tolerance={tolerance!r}", "a number in [0, 1]")
-        if isinstance(stretch, bool) or not isinstance(stretch, int) or stretch < 1:
+        if not is_integer(stretch) or stretch < 1:
             _refuse(f"stretch={stretch!r}", "an integer >= 1")
 
     def stands(self, token: int, own: int, margin: float) -> bool:
@@ -91,7 +90,7 @@ class Handoff:
     def __post_init__(self) -> None:
         for name in ("lead_count", "hits", "counted_from"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if not is_integer(value) or value < 0:
                 _refuse(f"Handoff({name}={value!r})", "an integer >= 0")
         if self.counted_from > self.lead_count:
             _refuse(
@@ -140,9 +139,7 @@ class Write:
                 "a Handoff, and the leader's: the draft writes to the sentence's end",
             )
         propose = self.propose
-        if propose is not None and (
-            isinstance(propose, bool) or not isinstance(propose, int) or propose < 0
-        ):
+        if propose is not None and (not is_integer(propose) or propose < 0):
             _refuse(f"Write(propose={propose!r})", "an integer >= 0, or None")
         if self.author == DRAFT and propose != 0:
             _refuse(f"Write('draft', propose={propose!r})", "0: the draft proposes to the leader")

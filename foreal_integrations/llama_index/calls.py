@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -71,6 +73,7 @@ class Call:
     account: Account
     reply: Reply
     generation: Generation | None = None
+    _cancel: Callable[[], None] | None = None
 
     def deltas(self) -> Generator[Delta, None, None]:
         """What the reply grows by, until it is written.
@@ -119,9 +122,15 @@ class Call:
             **outcome(generation, self.decoder),
         }
 
+    def stop(self) -> None:
+        """Nobody reads on; does nothing to a text that has ended or never began."""
+        if self._cancel is not None:
+            self._cancel()
+
     def _events(self) -> Generator[TokenEvent, None, None]:
         with self.account.counting_failures(), refusing():
             stream = self.decoder.stream(self.prompt, self.settings, on_done=self.account.settle)
+            self._cancel = stream.cancel
             with in_time([stream], self.timeout):
                 yield from stream
         self.generation = stream.result
@@ -129,6 +138,7 @@ class Call:
     async def _aevents(self) -> AsyncGenerator[TokenEvent, None]:
         with self.account.counting_failures(), refusing():
             stream = self.decoder.astream(self.prompt, self.settings, on_done=self.account.settle)
+            self._cancel = stream.cancel
             try:
                 async with contextlib.aclosing(events_in_time(stream, self.timeout)) as events:
                     async for event in events:
@@ -160,7 +170,62 @@ async def awhole(call: Call, view: View[R]) -> R:
     return view(call.reply, None, call.raw())
 
 
-def streamed(call: Call, view: View[R]) -> Generator[R, None, None]:
+def streams(callback: Callable[[], Any], view: View[R]) -> Callable[[Callable[..., Any]], Any]:
+    """A method that makes a call streams it, inside LlamaIndex's decorator for such methods.
+
+    LlamaIndex's generator does not close ours. Where a handler keeps the event of a stream that was
+    left, its traceback keeps ours alive, and the text would be written to its end: so the outermost
+    generator is our own, and stops the call.
+
+    Args:
+        callback: makes LlamaIndex's decorator.
+        view: makes the responses.
+    """
+
+    def of(method: Callable[..., Any]) -> Any:
+        @functools.wraps(method)
+        def stream(llm: Any, *arguments: Any, **named: Any) -> Generator[R, None, None]:
+            calls: list[Call] = []
+
+            def begin(*given: Any, **more: Any) -> Generator[R, None, None]:
+                calls.append(method(*given, **more))
+                return _streamed(calls[0], view)
+
+            return _until_left(callback()(begin)(llm, *arguments, **named), calls[0])
+
+        @functools.wraps(method)
+        async def astream(llm: Any, *arguments: Any, **named: Any) -> AsyncGenerator[R, None]:
+            calls: list[Call] = []
+
+            async def begin(*given: Any, **more: Any) -> AsyncGenerator[R, None]:
+                calls.append(await method(*given, **more))
+                return _astreamed(calls[0], view)
+
+            responses = await callback()(begin)(llm, *arguments, **named)
+            return _auntil_left(responses, calls[0])
+
+        return astream if inspect.iscoroutinefunction(method) else stream
+
+    return of
+
+
+def _until_left(responses: Generator[R, None, None], call: Call) -> Generator[R, None, None]:
+    try:
+        yield from responses
+    finally:
+        call.stop()
+
+
+async def _auntil_left(responses: AsyncGenerator[R, None], call: Call) -> AsyncGenerator[R, None]:
+    try:
+        async with contextlib.aclosing(responses):
+            async for response in responses:
+                yield response
+    finally:
+        call.stop()
+
+
+def _streamed(call: Call, view: View[R]) -> Generator[R, None, None]:
     """A response for every delta, and one at the end that says what it cost."""
     with contextlib.closing(call.deltas()) as deltas:
         for delta in deltas:
@@ -168,8 +233,8 @@ def streamed(call: Call, view: View[R]) -> Generator[R, None, None]:
     yield view(call.reply, Delta(), call.raw())
 
 
-async def astreamed(call: Call, view: View[R]) -> AsyncGenerator[R, None]:
-    """`streamed` for an event loop."""
+async def _astreamed(call: Call, view: View[R]) -> AsyncGenerator[R, None]:
+    """`_streamed` for an event loop."""
     async with contextlib.aclosing(call.adeltas()) as deltas:
         async for delta in deltas:
             yield view(call.reply, delta, None)

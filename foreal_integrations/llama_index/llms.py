@@ -11,11 +11,7 @@ from llama_index.core.base.llms.generic_utils import messages_to_prompt as gener
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
-    ChatResponseAsyncGen,
-    ChatResponseGen,
     CompletionResponse,
-    CompletionResponseAsyncGen,
-    CompletionResponseGen,
     LLMMetadata,
     MessageRole,
     ToolCallBlock,
@@ -42,10 +38,9 @@ from foreal_integrations.fields import PairFields, check_timeout
 from foreal_integrations.llama_index.calls import (
     Call,
     RequestRefusedError,
-    astreamed,
     awhole,
     refusing,
-    streamed,
+    streams,
     whole,
 )
 from foreal_integrations.llama_index.costs import Account, Bill, Meter
@@ -126,11 +121,9 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         return whole(self._completion_call(prompt, formatted, kwargs), Reply.completion)
 
-    @llm_completion_callback()
-    def stream_complete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponseGen:
-        return streamed(self._completion_call(prompt, formatted, kwargs), Reply.completion)
+    @streams(llm_completion_callback, Reply.completion)
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Call:
+        return self._completion_call(prompt, formatted, kwargs)
 
     @llm_completion_callback()
     async def acomplete(
@@ -139,30 +132,25 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
         call = await self._acompletion_call(prompt, formatted, kwargs)
         return await awhole(call, Reply.completion)
 
-    @llm_completion_callback()
-    async def astream_complete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponseAsyncGen:
-        call = await self._acompletion_call(prompt, formatted, kwargs)
-        return astreamed(call, Reply.completion)
+    @streams(llm_completion_callback, Reply.completion)
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Call:
+        return await self._acompletion_call(prompt, formatted, kwargs)
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         return whole(self._chat_call(messages, kwargs), Reply.chat)
 
-    @llm_chat_callback()
-    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return streamed(self._chat_call(messages, kwargs), Reply.chat)
+    @streams(llm_chat_callback, Reply.chat)
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Call:
+        return self._chat_call(messages, kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         return await awhole(await self._achat_call(messages, kwargs), Reply.chat)
 
-    @llm_chat_callback()
-    async def astream_chat(
-        self, messages: Sequence[ChatMessage], **kwargs: Any
-    ) -> ChatResponseAsyncGen:
-        return astreamed(await self._achat_call(messages, kwargs), Reply.chat)
+    @streams(llm_chat_callback, Reply.chat)
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Call:
+        return await self._achat_call(messages, kwargs)
 
     # -- tools ----------------------------------------------------------------------------------
 

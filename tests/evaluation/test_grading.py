@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from waiting import WAIT_S
 
 from foreal_core.errors import ConfigError
 from foreal_core.evaluation.grading import is_right_choice, is_right_in_maths
@@ -62,7 +63,7 @@ def test_mathematics_are_graded_in_any_thread() -> None:
     verdicts: list[bool] = []
     thread = threading.Thread(target=lambda: verdicts.append(is_right_in_maths("\\boxed{2}", "2")))
     thread.start()
-    thread.join(60)
+    thread.join(WAIT_S)
     assert verdicts == [True]
 
 

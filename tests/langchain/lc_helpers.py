@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from integrations import is_idle, wait_until
+from integrations import is_idle
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.prompt_values import StringPromptValue
 from langchain_core.tools import tool
+from waiting import wait_until
 
 from foreal_core import FoReaLDecoder
 from foreal_core.demo import problems

@@ -27,6 +27,7 @@ from lc_helpers import (
     text_of,
 )
 from toy import CUT_CHARACTERS, Family
+from waiting import WAIT_S
 
 from foreal_core import ContextOverflowError, FoReaLDecoder
 from foreal_integrations.langchain import (
@@ -173,10 +174,10 @@ class AllAtOnce(BaseCallbackHandler):
         self.barrier = threading.Barrier(count)
 
     def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
-        self.barrier.wait(timeout=60)
+        self.barrier.wait(timeout=WAIT_S)
 
     def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        self.barrier.wait(timeout=60)
+        self.barrier.wait(timeout=WAIT_S)
 
 
 def test_batch_as_completed_runs_all_at_once(make: Make) -> None:

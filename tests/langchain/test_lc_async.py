@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,9 +11,10 @@ import pytest
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
-from integrations import LONG, Passes
+from integrations import LONG, Gate, Passes
 from langchain_core.callbacks import BaseCallbackHandler
 from lc_helpers import QUESTION, QUESTIONS, Make, astream_all, stream_all, text_of, wait_until_idle
+from waiting import TIME_OUTS, WAIT_S
 
 from foreal_core import ConfigError, EngineClosedError, FoReaLDecoder
 from foreal_integrations.langchain import (
@@ -27,7 +27,7 @@ from foreal_integrations.langchain import (
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("how", ["ainvoke", "astream"])
 def test_cancelling_stops_the_work_and_charges_it(
-    make: Make, decoder: FoReaLDecoder, how: str, times: int
+    make: Make, decoder: FoReaLDecoder, passes: Passes, how: str, times: int
 ) -> None:
     model = make(**LONG)
 
@@ -40,12 +40,11 @@ def test_cancelling_stops_the_work_and_charges_it(
 
     async def run() -> None:
         task = asyncio.create_task(consume())
-        while not decoder.stats()["active"]:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.1)
-        for _ in range(times):  # again, while it waits for the engine
-            task.cancel()
-            await asyncio.sleep(0)
+        with Gate(passes, after=20) as gate:
+            await asyncio.to_thread(gate.wait)
+            for _ in range(times):  # again, while it waits for the engine
+                task.cancel()
+                await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await task
         wait_until_idle(decoder, cost)
@@ -60,6 +59,7 @@ def test_cancelling_stops_the_work_and_charges_it(
     assert decoder.stats()["free_rows"] == decoder.stats()["max_batch_size"]
 
 
+@pytest.mark.usefixtures("slow_models")
 @pytest.mark.parametrize("how", ["stream", "astream"])
 def test_a_stream_that_is_closed_early_is_charged(
     make: Make, decoder: FoReaLDecoder, how: str
@@ -100,6 +100,7 @@ def test_the_loop_turns_between_all_passes(make: Make, passes: Passes) -> None:
 
 
 @pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
+@pytest.mark.usefixtures("slow_models")
 def test_a_time_out_stops_the_work(make: Make, decoder: FoReaLDecoder, how: str) -> None:
     model, handler = make(**LONG, timeout=0.2), FoReaLCostCallbackHandler()
     config = {"callbacks": [handler]}
@@ -137,7 +138,7 @@ def test_a_call_that_fails_is_charged(how: str, closing: FoReaLDecoder) -> None:
         "ainvoke": lambda: asyncio.run(model.ainvoke(QUESTION)),
         "stream": lambda: stream_all(model),
         "astream": lambda: astream_all(model),
-        "timed": lambda: model.invoke(QUESTION, timeout=60),
+        "timed": lambda: model.invoke(QUESTION, timeout=WAIT_S),
     }
     with get_foreal_cost_callback() as cost, pytest.raises(EngineClosedError):
         runs[how]()
@@ -147,14 +148,14 @@ def test_a_call_that_fails_is_charged(how: str, closing: FoReaLDecoder) -> None:
 
 
 @pytest.fixture
-def closing() -> Iterator[FoReaLDecoder]:
+def closing(passes: Passes) -> Iterator[FoReaLDecoder]:
     """A decoder that is closed under a request that has been running for a while."""
     decoder = FoReaLDecoder.demo()
+    gate = Gate(passes, after=20)
 
     def close() -> None:
-        while not decoder.stats()["active"]:
-            time.sleep(0.001)
-        time.sleep(0.1)
+        gate.wait()
+        threading.Timer(0.05, gate.open).start()
         decoder.close()
 
     closer = threading.Thread(target=close)
@@ -163,12 +164,16 @@ def closing() -> Iterator[FoReaLDecoder]:
     closer.join()
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_a_stream_that_is_out_of_time_ends_as_no_whole_one(make: Make) -> None:
     """No last chunk: whoever has not heard of a first one yet may still fall back."""
     chunks: list[Any] = []
-    with pytest.raises(TimeoutError):
-        for chunk in make(**LONG, timeout=0.1).stream(QUESTION):
-            chunks.append(chunk)
+    for timeout in TIME_OUTS:
+        with pytest.raises(TimeoutError):
+            for chunk in make(**LONG, timeout=timeout).stream(QUESTION):
+                chunks.append(chunk)
+        if chunks:
+            break
     assert chunks and all(text_of(chunk) for chunk in chunks)
 
 
@@ -180,6 +185,7 @@ def test_what_is_no_time_is_refused(make: Make, seconds: float) -> None:
         make().invoke(QUESTION, timeout=seconds)
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_a_stream_that_is_left_ends_in_silence(
     make: Make, decoder: FoReaLDecoder, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ pytest.importorskip("langchain_core", reason="needs the extra langchain")
 from integrations import LONG
 from langchain_core.runnables import RunnableLambda
 from lc_helpers import QUESTION, QUESTIONS, Make, astream_all, stream_all
+from waiting import WAIT_S
 
 from foreal_core import ContextOverflowError, FoReaLDecoder
 from foreal_core.chat.ledger import KEPT_RECORDS
@@ -44,7 +45,7 @@ def test_tokens_add_up_on_every_path(make: Make) -> None:
         astream_all(model)
         asyncio.run(model.ainvoke(QUESTION))
         asyncio.run(model.abatch(QUESTIONS[:2]))
-        model.invoke(QUESTION, timeout=60)
+        model.invoke(QUESTION, timeout=WAIT_S)
     assert cost.totals()["calls"] == 9
     for record in cost.records:
         assert record["leader_tokens"] + record["draft_tokens"] == record["completion_tokens"] > 0
@@ -62,6 +63,7 @@ def test_nested_blocks_charge_both(make: Make) -> None:
     assert (outer.totals()["calls"], inner.totals()["calls"]) == (2, 1)
 
 
+@pytest.mark.usefixtures("slow_models")
 def test_a_block_inside_a_chain_is_charged_once(make: Make) -> None:
     """The outer block's handler is handed down by the chain and hears of the call itself, too."""
     model, bills = make(), []

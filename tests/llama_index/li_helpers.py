@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from integrations import WAIT_S, Passes, is_idle, wait_until
+from integrations import Passes, is_idle
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from pydantic import PrivateAttr
+from waiting import WAIT_S, wait_until
 
 from foreal_core import AsyncTokenStream, FoReaLConfig, FoReaLDecoder, Prompt, TokenStream
 from foreal_core.demo import problems

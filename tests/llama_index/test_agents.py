@@ -11,7 +11,6 @@ import pytest
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from integrations import WAIT_S
 from li_helpers import METHODS, QUESTION, Events, Recorder, chat_of, text_of, thinking_of
 from llama_index.core.agent.workflow import AgentStream, FunctionAgent, ReActAgent, ToolCallResult
 from llama_index.core.base.llms.types import ChatMessage
@@ -21,6 +20,7 @@ from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, ScriptedDecoder, call_text, pair_with_tools
 from toy import scripted_pair
+from waiting import WAIT_S
 
 from foreal_core import FoReaLDecoder
 from foreal_integrations.llama_index import FoReaLLLM, RequestRefusedError

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from integrations import WAIT_S, Passes
+from integrations import Passes
 from li_helpers import QUESTION, Events, Recorder, text_of, wait_until_stopped
 from llama_index.core import Settings, SummaryIndex, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
@@ -28,6 +28,7 @@ from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.schema import TextNode
 from llama_index.core.text_splitter import SentenceSplitter
 from scripted import WITHOUT_THINKING, ScriptedDecoder, pair_with_tools
+from waiting import WAIT_S
 
 from foreal_core import ContextOverflowError, FoReaLDecoder, OutOfMemoryError
 from foreal_core.demo import grounded

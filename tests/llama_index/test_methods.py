@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from integrations import LONG, WAIT_S, Passes, same_work
+from integrations import LONG, Passes, same_work
 from li_helpers import (
     METHODS,
     QUESTION,
@@ -41,6 +41,7 @@ from llama_index.core.llms import ChatMessage
 from pydantic import PrivateAttr
 from scripted import TOOLS_TEMPLATE, WITHOUT_THINKING, ScriptedDecoder, pair_with_tools
 from toy import scripted_pair
+from waiting import TIME_OUTS, WAIT_S
 
 from foreal_core import ContextOverflowError, FoReaLDecoder, Generation
 from foreal_integrations.llama_index import FoReaLCostEvent, FoReaLLLM
@@ -312,35 +313,42 @@ def test_a_stream_may_be_read_in_another_thread(llm: FoReaLLLM) -> None:
 # -- stopping --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("slow_models")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_time_out_stops_the_work(
     make: Make, decoder: FoReaLDecoder, events: Events, passes: Passes, name: str
 ) -> None:
-    llm = make(**LONG, timeout=0.2)
-    with (
-        llm.track_costs() as bill,
-        pytest.raises(TimeoutError, match=r"timeout=0\.2"),
-    ):
-        METHODS[name](llm, QUESTION)
-    wait_until_stopped(decoder, bill, passes, len(passes.rows))
-    totals = bill.totals()
-    assert (totals["calls"], totals["stopped_early"], totals["failed"]) == (1, 1, 1)
+    for timeout in TIME_OUTS:
+        llm = make(**LONG, timeout=timeout)
+        with (
+            llm.track_costs() as bill,
+            pytest.raises(TimeoutError, match=f"timeout={timeout}"),
+        ):
+            METHODS[name](llm, QUESTION)
+        wait_until_stopped(decoder, bill, passes, len(passes.rows))
+        totals = bill.totals()
+        assert (totals["calls"], totals["stopped_early"], totals["failed"]) == (1, 1, 1)
+        if totals["completion_tokens"]:
+            break
     assert 0 < totals["completion_tokens"] < 1500
-    (cost,) = events.costs
-    assert cost.stopped_early and cost.generation is not None
+    assert len(events.costs) == 1 + TIME_OUTS.index(timeout)
+    assert all(one.stopped_early and one.generation is not None for one in events.costs)
     assert METHODS[name](llm, QUESTION, max_new_tokens=4, timeout=None)
 
 
+@pytest.mark.usefixtures("slow_models")
 @pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize("how", ["close", "break"])
 def test_a_stream_that_is_left_early_is_charged(
     make: Make,
     decoder: FoReaLDecoder,
     passes: Passes,
+    events: Events,
     capfd: pytest.CaptureFixture[str],
     name: str,
     how: str,
 ) -> None:
+    """Also where a handler, here `events`, keeps what it hears: an error with its traceback."""
     llm = make(**LONG)
     given = chat_of(QUESTION) if "chat" in name else QUESTION
 
@@ -373,6 +381,7 @@ def test_a_stream_that_is_left_early_is_charged(
     assert llm.chat(chat_of(QUESTION), max_new_tokens=4).raw
 
 
+@pytest.mark.usefixtures("slow_models")
 @pytest.mark.parametrize("name", ["acomplete", "achat", "astream_complete", "astream_chat"])
 def test_a_cancelled_task_stops_the_work_and_is_charged(
     make: Make, decoder: FoReaLDecoder, passes: Passes, name: str

@@ -20,6 +20,7 @@ from llama_index.core.llms import LLM, CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.schema import TextNode
 from scripted import pair_with_tools
+from waiting import WAIT_S
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
 from foreal_core.chat.settings import SETTINGS
@@ -127,7 +128,7 @@ def run_without(names: list[str], code: str) -> str:
         [sys.executable, "-c", BLOCKED.format(names=names, code=code)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=WAIT_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

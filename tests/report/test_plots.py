@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
+from waiting import WAIT_S
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.evaluation.comparison import summary
@@ -100,4 +101,4 @@ def test_the_report_needs_no_torch() -> None:
         "import sys; from foreal_core.report import curves, html, plots, table; "
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=WAIT_S).returncode == 0

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from foreal_core.benchmark.run import KIND
+from foreal_core.records.files import read_record
 from foreal_core.report import speed, speed_views
 from foreal_core.report.targets import Spread
+
+RECORDS = sorted((Path(__file__).parents[2] / "records").glob("bench-*-*-*-*.json"))
 
 # Seconds of an answer of 100 tokens at batch 1, repeat by repeat.
 ALONE = {
@@ -238,3 +242,10 @@ def test_the_table_shows_where_texts_part(record: dict[str, Any]) -> None:
 def test_the_plot_is_drawn(record: dict[str, Any], tmp_path: Path) -> None:
     speed_views.plot(record, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_every_kept_record_can_be_read(path: Path) -> None:
+    record = read_record(path, KIND)
+    assert f"x {speed.BASELINE}" in speed_views.table(record)
+    assert speed.verdicts(record)

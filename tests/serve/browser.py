@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import WAIT_S
+from waiting import WAIT_S
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _OPTIONS = (

@@ -11,8 +11,8 @@ import pytest
 from foreal_core import FoReaLDecoder
 
 if TYPE_CHECKING:
-    from integrations import Passes
-    from served import Gate, Served
+    from integrations import Gate
+    from served import Served
 
 
 @pytest.fixture(scope="session")
@@ -45,25 +45,16 @@ def serve() -> Iterator[Callable[..., Served]]:
 
 
 @pytest.fixture
-def gate(passes: Passes) -> Iterator[Gate]:
-    """Models that stand still until it is opened."""
-    from served import Gate
-
-    one = Gate(passes)
-    yield one
-    one.open()
-
-
-@pytest.fixture
 def busy(serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate) -> Iterator[Served]:
     """A server whose rows are taken and where nobody may wait, until the gate is opened."""
-    from served import QUESTION, post, raw, until
+    from served import QUESTION, post, raw
+    from waiting import wait_until
 
     own = serve(decoder, max_queue=0)
     rows = decoder.stats()["max_batch_size"]
     held = [raw(own, post({"messages": QUESTION, "max_tokens": 2})) for _ in range(rows)]
-    until(lambda: own.under_way == rows)
+    wait_until(lambda: own.under_way == rows)
     yield own
     for connection in held:
         connection.close()
-    until(lambda: own.under_way == 0)
+    wait_until(lambda: own.under_way == 0)

@@ -6,8 +6,7 @@ import contextlib
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,8 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from integrations import LONG, Passes
+from integrations import LONG
+from waiting import WAIT_S
 
 from foreal_core import FoReaLDecoder
 from foreal_core.serve.options import ServerOptions
@@ -24,8 +24,6 @@ from foreal_core.serve.server import Server
 
 MODEL = "foreal-demo"
 CHAT = "/v1/chat/completions"
-# Longer than anything takes; what waits for that long hangs.
-WAIT_S = 60
 QUESTION = [{"role": "user", "content": "Kim has 3 books. Tom has 5 books. How many has Kim?"}]
 
 Json = dict[str, Any]
@@ -110,30 +108,6 @@ def joined(parts: list[Json], field: str = "content") -> str:
     """A field of the deltas, put together."""
     deltas = [choice["delta"] for part in parts for choice in part["choices"]]
     return "".join(delta.get(field) or "" for delta in deltas)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Returns once it holds."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-class Gate:
-    """Holds the models' passes up until it is opened."""
-
-    def __init__(self, passes: Passes) -> None:
-        self._open = threading.Event()
-        passes.before = self._wait
-        self.reached = threading.Event()
-
-    def _wait(self) -> None:
-        self.reached.set()
-        assert self._open.wait(WAIT_S), "nobody opened the gate"
-
-    def open(self) -> None:
-        self._open.set()
 
 
 def idle(decoder: FoReaLDecoder) -> bool:

@@ -14,8 +14,9 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
-from served import Served, idle, serving, until
+from served import Served, idle, serving
 from toy import fresh_pair
+from waiting import WAIT_S, wait_until
 
 from foreal_core import FoReaLDecoder
 from foreal_core.serve.openapi import description
@@ -36,7 +37,7 @@ def fuzzed() -> Iterator[Served]:
     pair = fresh_pair("qwen2")
     with (
         FoReaLDecoder(pair.leader, pair.draft, pair.tokenizer, max_batch_size=8) as decoder,
-        serving(decoder, defaults={"max_new_tokens": 8}, request_timeout=20.0) as one,
+        serving(decoder, defaults={"max_new_tokens": 8}, request_timeout=WAIT_S) as one,
     ):
         yield one
 
@@ -67,7 +68,7 @@ def test_no_request_makes_the_server_fail(fuzzed: Served, label: str, mode: Any)
     )
     @given(case=OPERATIONS[label].as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
-        response = case.call(base_url=fuzzed.url, timeout=60)
+        response = case.call(base_url=fuzzed.url, timeout=WAIT_S)
         case.validate_response(response, checks=[not_a_server_error])
         kind = response.headers.get("content-type", [""])[0]
         if response.status_code >= 400 and kind == "application/json":
@@ -77,6 +78,6 @@ def test_no_request_makes_the_server_fail(fuzzed: Served, label: str, mode: Any)
 
 
 def test_nothing_is_left_over(fuzzed: Served) -> None:
-    until(lambda: idle(fuzzed.decoder) and not fuzzed.under_way)
+    wait_until(lambda: idle(fuzzed.decoder) and not fuzzed.under_way)
     fuzzed.decoder.check_integrity()
     assert fuzzed.chat(max_tokens=2)["usage"]["completion_tokens"] == 2

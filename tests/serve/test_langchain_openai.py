@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("langchain_openai", reason="needs langchain-openai")
 pytest.importorskip("langchain_tests", reason="needs langchain-tests")
 
+from integrations import LONG, Gate, Passes
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -19,9 +20,10 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from openai import LengthFinishReasonError, RateLimitError
 from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, pair_with_tools
-from served import MODEL, QUESTION, Gate, Served, idle, serving, until
+from served import MODEL, QUESTION, Served, idle, serving
 from standard import BEYOND_THE_PAIR
 from test_chat import CALLED
+from waiting import wait_until
 
 ASK = [HumanMessage(QUESTION[0]["content"])]
 
@@ -96,21 +98,20 @@ def test_overflow(served: Served) -> None:
         chat_openai(served).invoke("a book " * 3000)
 
 
-def test_cancelling(served: Served) -> None:
-    from integrations import LONG
-
+def test_cancelling(served: Served, passes: Passes) -> None:
     model = chat_openai(served, extra_body=LONG)
     for _ in model.stream(ASK):
         break
-    until(lambda: idle(served.decoder))
+    wait_until(lambda: idle(served.decoder) and not served.under_way)
 
     async def leave() -> None:
         task = asyncio.create_task(model.ainvoke(ASK))
-        await asyncio.to_thread(until, lambda: served.under_way == 1)
+        await asyncio.to_thread(wait_until, lambda: served.under_way == 1)
         task.cancel()
 
-    asyncio.run(leave())
-    until(lambda: idle(served.decoder) and not served.under_way)
+    with Gate(passes):
+        asyncio.run(leave())
+    wait_until(lambda: idle(served.decoder) and not served.under_way)
 
 
 def test_a_busy_server(busy: Served, gate: Gate) -> None:
@@ -171,7 +172,8 @@ class TestIntegration(ChatModelIntegrationTests):
     @pytest.fixture(autouse=True)
     def skill_is_not_the_point(self, request: pytest.FixtureRequest) -> None:
         """Tests that need a capable model run too. They may fail in the ways in which a weak one
-        does, and in no other."""
+        does, and in no other. Not strict: whether the pair finds an end of its text, or the right
+        word, hangs on near ties, which processors decide otherwise."""
         if reason := BEYOND_THIS_ONE.get(request.node.originalname):
             weak = (AssertionError, LengthFinishReasonError)
             request.node.add_marker(pytest.mark.xfail(reason=reason, raises=weak, strict=False))

@@ -16,20 +16,19 @@ from typing import Any
 
 import httpx
 import pytest
+from integrations import Gate
 from served import (
     CHAT,
     MODEL,
     QUESTION,
-    WAIT_S,
-    Gate,
     Served,
     long_chat,
     post,
     raw,
     received,
     serving,
-    until,
 )
+from waiting import WAIT_S, wait_until
 
 from foreal_core import FoReaLDecoder, FoReaLError, NonFiniteLogitsError, cli
 from foreal_core.cli.common import EXIT_ERROR
@@ -167,9 +166,9 @@ def test_draining_lets_running_answers_end(
     own = serve(decoder)
     fields = {"messages": QUESTION, "max_tokens": 30, "seed": 1}
     running = [raw(own, post({**fields, "stream": stream})) for stream in (False, True)]
-    until(lambda: own.under_way == 2)
+    wait_until(lambda: own.under_way == 2)
     own.server.drain()
-    until(lambda: own.client.get("/health").status_code == 503)
+    wait_until(lambda: own.client.get("/health").status_code == 503)
     refused = own.post(CHAT, fields)
     assert refused.status_code == 503 and refused.headers["retry-after"]
     assert refused.headers["connection"] == "close"
@@ -183,7 +182,7 @@ def test_what_takes_longer_than_the_drain_gets_an_error(
 ) -> None:
     own = serve(decoder, drain_timeout=0.05, keep_alive=0.05)
     running = [raw(own, post(long_chat(stream=stream))) for stream in (False, True)]
-    until(lambda: own.under_way == 2)
+    wait_until(lambda: own.under_way == 2)
     assert running[1].recv(65536)  # its stream has begun
     own.server.drain()
     whole, streamed = (received(one) for one in running)

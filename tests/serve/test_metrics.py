@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import CHAT, WAIT_S, Gate, Served, idle, long_chat, post, raw, until
+from integrations import Gate, Passes
+from served import CHAT, Served, idle, long_chat, post, raw
 
 pytest.importorskip("prometheus_client", reason="needs the extra serve")
 
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import wait_until
 
 from foreal_core import FoReaLDecoder
 
@@ -42,7 +44,7 @@ def test_counts_are_the_sums_of_the_records(
     records.append(own.stream(seed=3, max_tokens=20)[-1]["foreal"])
     choices = own.chat(seed=4, n=2, max_tokens=10)["choices"]
     records += [choice["foreal"] for choice in choices]
-    until(lambda: value(samples(own), "request_generation_tokens_count") == len(records))
+    wait_until(lambda: value(samples(own), "request_generation_tokens_count") == len(records))
     found = samples(own)
 
     def summed(*path: str) -> float:
@@ -75,33 +77,36 @@ def test_counts_are_the_sums_of_the_records(
     assert value(found, "time_to_first_token_seconds_count") == len(records)
 
 
-def test_requests_by_outcome(serve: Callable[..., Served], decoder: FoReaLDecoder) -> None:
+def test_requests_by_outcome(
+    serve: Callable[..., Served], decoder: FoReaLDecoder, passes: Passes
+) -> None:
     own = serve(decoder)
     own.chat(max_tokens=1)
     own.error(CHAT, {"messages": []})
     for number in range(3):
         own.client.get(f"/made-up-{number}")
-    connection = raw(own, post(long_chat()))
-    until(lambda: own.under_way == 1)
-    connection.close()
-    until(lambda: own.under_way == 0)
+    with Gate(passes):
+        connection = raw(own, post(long_chat()))
+        wait_until(lambda: own.under_way == 1)
+        connection.close()
+        wait_until(lambda: own.under_way == 0)
 
     def outcome(path: str, code: int) -> float:
         return value(samples(own), "http_requests_total", path=path, code=str(code))
 
-    until(lambda: outcome(CHAT, 499) == 1)
+    wait_until(lambda: outcome(CHAT, 499) == 1)
     assert outcome(CHAT, 200) == outcome(CHAT, 422) == 1
     assert outcome("other", 404) == 3
-    until(lambda: value(samples(own), "request_failure_total", reason="cancelled") == 1)
+    wait_until(lambda: value(samples(own), "request_failure_total", reason="cancelled") == 1)
 
 
 def test_rows_and_queue(serve: Callable[..., Served], decoder: FoReaLDecoder, gate: Gate) -> None:
     own = serve(decoder)
     rows = decoder.stats()["max_batch_size"]
     held = [raw(own, post(long_chat())) for _ in range(rows + 2)]
-    until(lambda: own.under_way == rows + 2)
-    assert gate.reached.wait(WAIT_S)
-    until(lambda: sum(decoder.stats()[name] for name in ("active", "queued")) == rows + 2)
+    wait_until(lambda: own.under_way == rows + 2)
+    gate.wait()
+    wait_until(lambda: sum(decoder.stats()[name] for name in ("active", "queued")) == rows + 2)
     found = samples(own)
     running, waiting = (value(found, f"num_requests_{name}") for name in ("running", "waiting"))
     assert running >= 1 and waiting >= 2 and running + waiting == rows + 2
@@ -110,9 +115,9 @@ def test_rows_and_queue(serve: Callable[..., Served], decoder: FoReaLDecoder, ga
     assert 0 < value(found, "kv_cache_usage_perc") < 1 and value(found, "ready") == 1
     for connection in held:
         connection.close()
-    until(lambda: own.under_way == 0)
+    wait_until(lambda: own.under_way == 0)
     gate.open()
-    until(lambda: idle(decoder))
+    wait_until(lambda: idle(decoder))
     assert value(samples(own), "kv_cache_usage_perc") == 0
 
 

@@ -11,10 +11,12 @@ import pytest
 pytest.importorskip("openai", reason="needs openai")
 
 import openai
+from integrations import Gate
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
-from served import MODEL, QUESTION, Gate, Served, idle, until
+from served import MODEL, QUESTION, Served, idle
 from test_chat import ADD, CALLED
+from waiting import wait_until
 
 from foreal_core import FoReaLDecoder
 
@@ -192,7 +194,7 @@ def test_leaving_a_stream_frees_its_row(served: Served, client: OpenAI) -> None:
     for _ in stream:
         break
     stream.close()
-    until(lambda: idle(served.decoder) and not served.under_way)
+    wait_until(lambda: idle(served.decoder) and not served.under_way)
 
 
 def test_a_busy_server(busy: Served, gate: Gate) -> None:

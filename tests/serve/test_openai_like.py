@@ -9,12 +9,14 @@ import pytest
 pytest.importorskip("llama_index.llms.openai_like", reason="needs llama-index-llms-openai-like")
 
 import openai
+from integrations import Gate
 from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
-from served import MODEL, QUESTION, Gate, Served, idle, until
+from served import MODEL, QUESTION, Served, idle
 from test_chat import CALLED
+from waiting import wait_until
 
 ASK = [ChatMessage(content=QUESTION[0]["content"])]
 
@@ -109,7 +111,7 @@ def test_leaving_a_stream(served: Served) -> None:
     stream = openai_like(served, **body(**{**LONG, "max_new_tokens": 200})).stream_chat(ASK)
     next(stream)
     del stream
-    until(lambda: idle(served.decoder) and not served.under_way)
+    wait_until(lambda: idle(served.decoder) and not served.under_way)
 
 
 def test_a_busy_server(busy: Served, gate: Gate) -> None:

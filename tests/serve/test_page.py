@@ -11,7 +11,8 @@ import pytest
 from browser import Tab, browsing
 from integrations import Passes
 from scripted import ScriptedDecoder, pair_with_tools
-from served import QUESTION, WAIT_S, Served, serving
+from served import QUESTION, Served, serving
+from waiting import WAIT_S
 
 from foreal_core import FoReaLDecoder
 

@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from transformers import cache_utils
 from transformers.cache_utils import (
     Cache,
-    DummyLayer,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -34,7 +34,11 @@ from foreal_core.backends.local.kv_cache import RowCache
 
 # Layers whose keys and values lie in slots; those that keep nothing; and those with states of a
 # fixed size, [rows, ...] each, beside slots or alone.
-_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+_SLOTS = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    getattr(cache_utils, "DummyLayer", DynamicLayer),  # not yet in transformers 5.17
+)
 _STATES = (
     LinearAttentionLayer,
     LinearAttentionAndFullAttentionLayer,
