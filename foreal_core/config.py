@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from foreal_core.cost import DRAFT, LEADER, Author
 from foreal_core.errors import ConfigError, did_you_mean
-from foreal_core.policies import PolicyFactory, PolicySpec, find_policy
+from foreal_core.policies import Budget, PolicyFactory, PolicySpec, find_policy
 
 HitWindow = Literal["after_lead", "sentence"]
 SentenceBoundaryMode = Literal["robust", "paper"]
@@ -67,6 +67,11 @@ class FoReaLConfig:
             `register_policy`), or a factory of one.
         policy_options: the policy's own options: a mapping, its JSON text, or an instance of the
             policy's dataclass.
+        budget: what the text may cost at most: a `Budget`, a mapping of its fields ("flops",
+            "written_flops", "weight_bytes", "tokens"), or its JSON text. Up to 1 a number is a
+            share of the leader alone, above it an amount. The policy's gate (or share of led
+            sentences) then follows the budget instead of lead_probability, and a lead that would
+            exceed it is the draft's.
         lead_first: sentences that the leader writes whole before the policy is asked (>= 0).
         answer_by: "leader" or "draft" writes what follows the thinking, from the first sentence
             after its end mark on; None leaves it to the policy.
@@ -120,6 +125,7 @@ class FoReaLConfig:
     speculate: bool = True
     policy: str | PolicyFactory = "foreal"
     policy_options: Mapping[str, Any] | str | None = None
+    budget: Budget | Mapping[str, float] | str | None = None
     lead_first: int = 0
     answer_by: Author | None = None
     thinking_budget: int | None = None
@@ -145,6 +151,8 @@ class FoReaLConfig:
             self._check_int("thinking_repeats", 2)
         if self.answer_by is not None:
             self._check_choice("answer_by", (LEADER, DRAFT))
+        if self.budget is not None:
+            object.__setattr__(self, "budget", Budget.of(self.budget))
         if self.draft_length is not None:
             self._check_int("draft_length", 1)
         self._check_float("lead_probability", 0.0, 1.0, "in [0, 1]")
@@ -175,6 +183,11 @@ class FoReaLConfig:
         object.__setattr__(self, "bad_words", self._checked_bad_words())
         for name in ("json_schema", "call_schema"):
             object.__setattr__(self, name, self._checked_schema(name))
+        if self.constrained and self.budget and Budget.of(self.budget).expected_tokens:
+            raise ConfigError(
+                "a budget with expected_tokens is not allowed with a json_schema or call_schema: "
+                "an answer that is cut off is no JSON. Leave expected_tokens out."
+            )
         if self.policy == "wait" and self.constrained:
             raise ConfigError(
                 "policy='wait' is not allowed with a json_schema or call_schema: its fixed text is "
@@ -236,6 +249,7 @@ class FoReaLConfig:
             "stop_token_ids": list(self.stop_token_ids),
             "bad_words": [list(w) if isinstance(w, tuple) else w for w in self.bad_words],
             "policy": self.policy_spec.name,
+            "budget": None if self.budget is None else Budget.of(self.budget).to_dict(),
         }
 
     def _check_policy(self) -> None:

@@ -53,6 +53,7 @@ PUBLIC = {
     "QueueFullError",
     "Prompt",
     "Backend",
+    "Budget",
     "SpanReport",
     "register_policy",
 }

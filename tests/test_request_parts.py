@@ -25,8 +25,9 @@ from foreal_core.request.chunk import Chunk
 from foreal_core.request.clock import Clock
 from foreal_core.request.draws import Draws
 from foreal_core.request.model_state import next_chunk
-from foreal_core.request.transcript import Transcript, Written
+from foreal_core.request.transcript import Transcript
 from foreal_core.request.turns import Turns
+from foreal_core.request.written import Written
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 TOKENIZER = pair("qwen2").tokenizer

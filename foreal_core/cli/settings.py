@@ -75,6 +75,7 @@ def _setting_options() -> list[inspect.Parameter]:
         **dict.fromkeys(("stop", "bad_words"), list[str]),
         "stop_token_ids": list[int],
         **dict.fromkeys(("json_schema", "call_schema", "policy", "policy_options"), str),
+        "budget": str,
         "logit_bias": str,
     }
     types = {**get_type_hints(FoReaLConfig), **on_a_command_line}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from foreal_core.errors import ConfigError
@@ -21,10 +22,17 @@ def refuse_unless_number(name: str, value: Any) -> None:
         raise ConfigError(f"{name}={value!r} is not allowed: it must be a number >= 0.")
 
 
-def refuse_unless_count(name: str, value: Any) -> None:
-    """Raises ConfigError unless `value` is an integer >= 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"{name}={value!r} is not allowed: it must be an integer >= 0.")
+def refuse_unless_amount(name: str, value: Any) -> None:
+    """Raises ConfigError unless `value` is a finite number > 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value!r} is not allowed: it must be a finite number > 0.")
+
+
+def refuse_unless_count(name: str, value: Any, low: int) -> None:
+    """Raises ConfigError unless `value` is an integer >= `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name}={value!r} is not allowed: it must be an integer >= {low}.")
 
 
 def refuse_unless_one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
