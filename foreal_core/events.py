@@ -25,6 +25,7 @@ SegmentReason = Literal[
     "review",
     "thinking_budget",
     "thinking_loop",
+    "thinking_answers",
 ]
 
 
@@ -70,8 +71,8 @@ class TokenEvent:
 class Segment:
     """Tokens [start, end) that one author wrote in one go, and why it stopped there; "given" ends
     a text that the policy gave to that author, "review" what the draft wrote before a token that
-    the leader put in place of the draft's, "thinking_budget" and "thinking_loop" a thinking that
-    the settings closed."""
+    the leader put in place of the draft's, "thinking_budget", "thinking_loop" and
+    "thinking_answers" a thinking that the settings closed."""
 
     author: Author
     start: int

@@ -17,7 +17,7 @@ ROOT = Path(foreal_core.__file__).parent
 
 # Each package (or file of `foreal_core`) may import those before it in this list, and itself.
 ORDER = (
-    *("errors", "randomness", "extras", "cost", "policies", "config", "events"),
+    *("errors", "randomness", "extras", "settings_file", "cost", "policies", "config", "events"),
     *("text", "grammar", "prompts", "request", "records"),
     *("backends", "engine", "calls", "loading", "decoder"),
     *("chat", "demo", "evaluation", "analysis", "report", "benchmark", "serve", "cli"),
@@ -26,7 +26,7 @@ ORDER = (
 # report, which imports nothing of the core; the bundled pair is found by its folder.
 EXCEPTIONS = {("errors", "cost"), ("events", "report"), ("decoder", "demo"), ("chat", "demo")}
 WITHOUT_TORCH = (
-    *("errors", "randomness", "extras", "cost", "policies", "config", "events"),
+    *("errors", "randomness", "extras", "settings_file", "cost", "policies", "config", "events"),
     *("text", "grammar", "prompts", "request", "engine"),
 )
 

@@ -44,7 +44,7 @@ class LocalBackend:
             **{"policy": author, "seed": seed, "max_new_tokens": until.tokens},
             # What is about the whole text is for the request to say.
             **{"budget": None, "lead_first": 0, "answer_by": None},
-            **{"thinking_budget": None, "thinking_repeats": None},
+            **{"thinking_budget": None, "thinking_repeats": None, "thinking_answers": None},
             **{"stop": (), "sentence_boundary": "paper", "logprobs": True, "top_logprobs": 1},
         )
         stream = AsyncTokenStream(

@@ -250,7 +250,7 @@ class Turns:
         if self._closing is not None:  # what is given has sentences, and the policy no say in them
             transcript.end_sentence()
             return
-        if due := self._watch.due(transcript.tokens):
+        if due := self._watch.due(transcript.tokens, sentence_ended=True):
             transcript.end_sentence()
             self._close_thinking(due)
             return
