@@ -176,6 +176,11 @@ class _Limit:
         led = self._of(ledger.quote(LEADER, lead))
         return allowed - self._of(ledger.spent()) - led - self._of(drafted)
 
+    def at_once(self, stretch: int) -> int:
+        """Tokens to pay for before the leader decides upon `stretch`: only what is computed counts
+        those that it does not let stand."""
+        return stretch if self._name == "flops" else 1
+
     def end_sentence(self, led: bool) -> None:
         """A sentence has ended."""
         balance = self.balance()
@@ -257,6 +262,7 @@ class BudgetControl:
         self._sentence_start = 0
         self._led = False  # the present sentence
         self._stopped = False  # its leader
+        self._stretch = 1  # tokens that the leader decides upon at once
 
     def lead_share(self) -> float:
         """The share of led sentences that the budget pays for from here on; 0 where it cannot pay
@@ -284,6 +290,7 @@ class BudgetControl:
         report: SpanReport | None = None
         while True:
             span = next(policy) if report is None else policy.send(report)
+            self._stretch = span.review.stretch if span.review is not None else 1
             if isinstance(span, Write) and span.decided_by == LEADER:
                 alone = span.author == LEADER and span.handoff is None
                 if not self._pays(read_by_draft=not alone or self._proposed(span) != 0):
@@ -300,7 +307,9 @@ class BudgetControl:
 
     def stops_leader(self) -> bool:
         """Whether the leader's present span ends here, for the budget pays for no more of it."""
-        self._stopped = any(limit.balance(1) < 0 for limit in self._limits)
+        self._stopped = any(
+            limit.balance(limit.at_once(self._stretch)) < 0 for limit in self._limits
+        )
         return self._stopped
 
     @property
@@ -313,8 +322,14 @@ class BudgetControl:
     def _pays(self, *, read_by_draft: bool = True) -> bool:
         """Whether all limits hold if the leader writes the next sentence alone."""
         room = self._ledger.limit - self._ledger.written
-        lead = min(self._sentence, room)
-        return all(one.balance(lead, read_by_draft=read_by_draft) >= 0 for one in self._limits)
+        return all(
+            one.balance(
+                min(max(self._sentence, one.at_once(self._stretch)), room),
+                read_by_draft=read_by_draft,
+            )
+            >= 0
+            for one in self._limits
+        )
 
     def _note(self, report: SpanReport) -> None:
         self._led |= report.author == LEADER or report.replaced > 0
