@@ -20,7 +20,7 @@ from foreal_core.errors import (
     UnsupportedModelError,
 )
 from foreal_core.events import Generation, Segment, Sentence, TokenEvent, TokenLogprobs
-from foreal_core.policies import SpanReport, register_policy
+from foreal_core.policies import Budget, SpanReport, register_policy
 from foreal_core.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncTokenStream",
     "Backend",
+    "Budget",
     "ConfigError",
     "ContextOverflowError",
     "CostReport",

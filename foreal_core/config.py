@@ -12,7 +12,8 @@ from typing import Any, Literal, NoReturn, get_args
 from foreal_core.cost import DRAFT, LEADER, Author
 from foreal_core.errors import ConfigError, did_you_mean
 from foreal_core.numbers import is_integer, is_number
-from foreal_core.policies import PolicyFactory, PolicySpec, find_policy
+from foreal_core.policies import Budget, PolicyFactory, PolicySpec, find_policy
+from foreal_core.settings_file import with_file
 
 HitWindow = Literal["after_lead", "sentence"]
 SentenceBoundaryMode = Literal["robust", "paper"]
@@ -67,6 +68,10 @@ class FoReaLConfig:
             `register_policy`), or a factory of one.
         policy_options: the policy's own options: a mapping, its JSON text, or an instance of the
             policy's dataclass.
+        budget: what the text may cost at most: a `Budget`, a mapping of its fields ("flops",
+            "written_flops", "weight_bytes", "tokens", "expected_tokens"), or its JSON text. Up to 1
+            a number is a share of the leader alone, above it an amount. Then it decides how many
+            sentences are led, instead of lead_probability; a lead beyond it is the draft's.
         lead_first: sentences that the leader writes whole before the policy is asked (>= 0).
         answer_by: "leader" or "draft" writes what follows the thinking, from the first sentence
             after its end mark on; None leaves it to the policy.
@@ -75,6 +80,8 @@ class FoReaLConfig:
             answers. None for no bound.
         thinking_repeats: the same where the thinking ends in the same words so often in a row
             (>= 2; the loop spans at least 32 tokens, its words at most 64).
+        thinking_answers: the same at the end of the sentence in which so many answers in a row,
+            stated as "the answer is ..." or in \\boxed{}, agree (>= 1; arXiv 2510.08308).
         draft_length: tokens that the draft proposes per pass of the leader (>= 1); None
             proposes as many as are likely to pay, by how many the leader accepts.
         json_schema: the answer is JSON of this schema (a mapping or JSON text; kept as text),
@@ -120,10 +127,12 @@ class FoReaLConfig:
     speculate: bool = True
     policy: str | PolicyFactory = "foreal"
     policy_options: Mapping[str, Any] | str | None = None
+    budget: Budget | Mapping[str, float] | str | None = None
     lead_first: int = 0
     answer_by: Author | None = None
     thinking_budget: int | None = None
     thinking_repeats: int | None = None
+    thinking_answers: int | None = None
     draft_length: int | None = None
     json_schema: Mapping[str, Any] | str | None = None
     call_schema: Mapping[str, Any] | str | None = None
@@ -134,27 +143,25 @@ class FoReaLConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        self._check_int("lead_count", 0)
-        self._check_int("hit_threshold", 0)
+        for name in ("lead_count", "hit_threshold", "top_k", "lead_first", "min_tokens"):
+            self._check_int(name, 0)
         self._check_int("max_new_tokens", 1)
-        self._check_int("top_k", 0)
-        self._check_int("lead_first", 0)
         if self.thinking_budget is not None:
             self._check_int("thinking_budget", 1, self.max_new_tokens - 1)
-        if self.thinking_repeats is not None:
-            self._check_int("thinking_repeats", 2)
+        for name, low in (("thinking_repeats", 2), ("thinking_answers", 1), ("draft_length", 1)):
+            if getattr(self, name) is not None:
+                self._check_int(name, low)
         if self.answer_by is not None:
             self._check_choice("answer_by", (LEADER, DRAFT))
-        if self.draft_length is not None:
-            self._check_int("draft_length", 1)
-        self._check_float("lead_probability", 0.0, 1.0, "in [0, 1]")
+        if self.budget is not None:
+            object.__setattr__(self, "budget", Budget.of(self.budget))
+        for name in ("lead_probability", "min_p"):
+            self._check_float(name, 0.0, 1.0, "in [0, 1]")
         self._check_float("temperature", 0.0, math.inf, "a finite number >= 0")
         self._check_float("top_p", 0.0, 1.0, "in (0, 1]", open_low=True)
-        self._check_float("min_p", 0.0, 1.0, "in [0, 1]")
         self._check_float("repetition_penalty", 0.0, math.inf, "a finite number > 0", open_low=True)
         for name in ("presence_penalty", "frequency_penalty"):
             self._check_float(name, -2.0, 2.0, "in [-2, 2]")
-        self._check_int("min_tokens", 0)
         if self.min_tokens > self.max_new_tokens:
             self._refuse("min_tokens", f"at most max_new_tokens={self.max_new_tokens}")
         self._check_int("top_logprobs", 0, _MOST_LOGPROBS)
@@ -175,6 +182,10 @@ class FoReaLConfig:
         object.__setattr__(self, "bad_words", self._checked_bad_words())
         for name in ("json_schema", "call_schema"):
             object.__setattr__(self, name, self._checked_schema(name))
+        if self.constrained and self.budget and Budget.of(self.budget).expected_tokens:
+            raise ConfigError(
+                "a budget's expected_tokens is not allowed with a schema: what it cuts is no JSON."
+            )
         if self.policy == "wait" and self.constrained:
             raise ConfigError(
                 "policy='wait' is not allowed with a json_schema or call_schema: its fixed text is "
@@ -195,7 +206,9 @@ class FoReaLConfig:
         return find_policy(self.policy)
 
     def with_overrides(self, **overrides: Any) -> FoReaLConfig:
-        """A copy with some settings replaced; an unknown name is refused, never ignored."""
+        """A copy with some settings replaced; an unknown name is refused, never ignored. `settings`
+        names a file of them, such as `foreal tune` writes; those that are given as well win."""
+        overrides = with_file(overrides)
         self._refuse_unknown(overrides)
         if "policy" in overrides:
             overrides.setdefault("policy_options", None)  # those of another policy mean nothing
@@ -236,6 +249,7 @@ class FoReaLConfig:
             "stop_token_ids": list(self.stop_token_ids),
             "bad_words": [list(w) if isinstance(w, tuple) else w for w in self.bad_words],
             "policy": self.policy_spec.name,
+            "budget": None if self.budget is None else Budget.of(self.budget).to_dict(),
         }
 
     def _check_policy(self) -> None:

@@ -88,6 +88,17 @@ class Meter:
         self.kinds["discarded"] += len(kinds)
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Part of a text in the bill's counts: computed and written FLOPs, bytes of weights, and tokens
+    that the leader wrote. A pass counts whole, whoever shares it."""
+
+    flops: float = 0.0
+    written_flops: float = 0.0
+    weight_bytes: float = 0.0
+    tokens: int = 0
+
+
 @dataclass(frozen=True)
 class CostReport:
     """The cost record of one call; `to_dict` is JSON-safe and the same everywhere.
@@ -172,12 +183,12 @@ def build_report(
         forward_passes=passes,
         flops=_with_total(
             {n: profiles[n].flops(m.tokens, m.attended, m.logits) for n, m in meters.items()},
-            _computed_by_leader_alone(leader, first, prompt_tokens, completion, prefill_chunk),
+            computed_by_one_author(leader, first, prompt_tokens, completion, prefill_chunk),
         ),
         flops_written=_with_total(written, written_by_leader_alone),
         weight_bytes=_with_total(
             {n: m.shared_passes * profiles[n].weight_bytes for n, m in meters.items()},
-            _passes_of_leader_alone(prompt_tokens - first, completion, prefill_chunk)
+            passes_of_one_author(prompt_tokens - first, completion, prefill_chunk)
             * leader.weight_bytes
             * _mean_share(meters.values()),
         ),
@@ -194,22 +205,23 @@ def _cached_prompt(prompt: int, cached: Mapping[str, int], passes: Mapping[str, 
     return min([prompt, *read]) if read else 0
 
 
-def _computed_by_leader_alone(
-    leader: ModelProfile, first: int, prompt: int, completion: int, chunk: int
+def computed_by_one_author(
+    profile: ModelProfile, read: int, length: int, completion: int, chunk: int
 ) -> int:
-    """The last pass over the prompt, of which `first` tokens are known, gives the first token, each
-    further token is a pass."""
+    """FLOPs of `completion` tokens behind `length` others, of which the model has read `read`: the
+    last pass over the rest gives the first token, each further token is a pass."""
     if completion == 0:
         return 0
-    ends = [*range(first + chunk, prompt, chunk), prompt]
-    attended = sum((end - start) * end for start, end in zip([first, *ends], ends, strict=False))
+    ends = [*range(read + chunk, length, chunk), length]
+    attended = sum((end - start) * end for start, end in zip([read, *ends], ends, strict=False))
     steps = completion - 1
-    attended += steps * prompt + steps * (steps + 1) // 2
-    return leader.flops(prompt - first + steps, attended, completion)
+    attended += steps * length + steps * (steps + 1) // 2
+    return profile.flops(length - read + steps, attended, completion)
 
 
-def _passes_of_leader_alone(prompt: int, completion: int, chunk: int) -> int:
-    return completion and -(-prompt // chunk) + completion - 1
+def passes_of_one_author(unread: int, completion: int, chunk: int) -> int:
+    """Passes over `unread` tokens and for `completion` behind them."""
+    return completion and -(-unread // chunk) + completion - 1
 
 
 def _mean_share(meters: Iterable[Meter]) -> float:

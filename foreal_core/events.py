@@ -13,7 +13,7 @@ from foreal_core.cost import (
 )
 
 FinishReason = Literal["stop", "length", "cancelled"]
-EndReason = Literal["eos", "stop_id", "stop_string", "length", "grammar", "cancelled"]
+EndReason = Literal["eos", "stop_id", "stop_string", "length", "budget", "grammar", "cancelled"]
 SegmentReason = Literal[
     "hand_off",
     "sentence_end",
@@ -25,6 +25,7 @@ SegmentReason = Literal[
     "review",
     "thinking_budget",
     "thinking_loop",
+    "thinking_answers",
 ]
 
 
@@ -70,8 +71,8 @@ class TokenEvent:
 class Segment:
     """Tokens [start, end) that one author wrote in one go, and why it stopped there; "given" ends
     a text that the policy gave to that author, "review" what the draft wrote before a token that
-    the leader put in place of the draft's, "thinking_budget" and "thinking_loop" a thinking that
-    the settings closed."""
+    the leader put in place of the draft's, "thinking_budget", "thinking_loop" and
+    "thinking_answers" a thinking that the settings closed."""
 
     author: Author
     start: int
@@ -101,8 +102,8 @@ class Generation:
         finish_reason: "stop" (end of sequence or a stop string), "length" (cut off, or a
             constrained answer that was closed in time) or "cancelled".
         end_reason: the same, finer: "eos", "stop_id" (one of `stop_token_ids`, the last of
-            `token_ids`), "stop_string", "length", "grammar" (a constrained answer that was closed
-            in time) or "cancelled".
+            `token_ids`), "stop_string", "length", "budget" (which was spent), "grammar" (a
+            constrained answer that was closed in time) or "cancelled".
         stop_string: the stop string that ended the text, if one did.
         cost: what the call cost.
         texts: the text that became readable with each token; joined they are `text`.

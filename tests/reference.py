@@ -23,6 +23,7 @@ silent, the readings are:
 - Under "entropy" a sentence is led iff the entropy (or 1 minus the gap of the two likeliest) of
   the draft's raw distribution for its first token is above the threshold, or iff fewer than
   share x i of the first i are larger. Under "cues" iff the draft alone would begin it with a cue.
+- A budget, asked where a sentence begins: see `tests/test_budget.py`.
 - With n = 0 and k = 0 a led sentence is handed over before the leader writes anything.
 """
 
@@ -82,9 +83,12 @@ class Reference:
         if settings.policy not in KNOWN_POLICIES or settings.seed is None:
             raise ValueError("the reference does not know the policy, or has no seed")
         self._unsure: list[float] = []
+        self._limit = settings.max_new_tokens
+        self._due, self._evenly_led = Fraction(0), 0
+        self._stopped = False
         detector = _Detector(settings)
         token_ids: list[int] = []
-        authors: list[str] = []
+        self._authors = authors = []
         sentences: list[tuple[int, int, bool]] = []
         margin, taken_back = float("inf"), 0
 
@@ -98,8 +102,10 @@ class Reference:
         hit_runs: list[int | None] = []
 
         while True:
-            leads = _leads(led, aligned, settings, begun=begun)
+            leads = _leads(led, aligned, settings, begun=begun) and not self._stopped
             author = "leader" if leads else "draft"
+            if not leads and pending is None:
+                self._limit = self._limit_of_draft()
             context = [*prompt, *token_ids]
             if given:
                 token_ids.append(given.pop(0))
@@ -162,13 +168,12 @@ class Reference:
             if _first_stop(readable(token_ids), token_ids, settings) is not None:
                 finish_reason = "stop"
                 break
-            if (
-                len(token_ids) == settings.max_new_tokens
-                or len(prompt) + len(token_ids) == self._max_context
-            ):
+            if len(token_ids) == self._limit or len(prompt) + len(token_ids) == self._max_context:
                 finish_reason = "length"
                 break
 
+            if leads and begun and boundary is Boundary.NONE:
+                self._stopped = self._is_spent()
             if boundary is Boundary.END:
                 sentences.append((start, len(token_ids), led))
                 start = len(token_ids)
@@ -244,7 +249,7 @@ class Reference:
         if settings.policy == "entropy":
             ahead: list[int] = []
             while not readable(ahead).strip():
-                over = len(token_ids) + len(ahead) >= settings.max_new_tokens
+                over = len(token_ids) + len(ahead) >= self._limit
                 if ahead and (over or ahead[-1] in self._ends(settings)):
                     break
                 chances = self._next_logits("draft", [*prompt, *token_ids, *ahead]).softmax(-1)
@@ -257,7 +262,7 @@ class Reference:
             if options.get("threshold") is not None:
                 return unsure > float(options["threshold"])
             larger = sum(other > unsure for other in self._unsure)
-            return larger < float(options["share"]) * len(self._unsure)
+            return larger < self._chance(float(options["share"])) * len(self._unsure)
         if settings.policy == "cues":
             ahead = []
             while True:
@@ -266,12 +271,36 @@ class Reference:
                 for cue in options["cues"]:
                     if text == cue or (text.startswith(cue) and not text[len(cue)].isalnum()):
                         return True
-                over = len(token_ids) + len(ahead) >= settings.max_new_tokens
+                over = len(token_ids) + len(ahead) >= self._limit
                 if over or ahead[-1] in self._ends(settings):
                     return False
                 if not any(cue.startswith(text) for cue in options["cues"]):
                     return False
-        return _gate(settings, sentences)
+        p = settings.lead_probability
+        if settings.policy == "review":
+            p = float(options["lead_probability"])
+        return self._gate(settings, len(sentences), self._chance(p))
+
+    def _limit_of_draft(self) -> int:
+        """Tokens that the text can have."""
+        return self._limit
+
+    def _is_spent(self) -> bool:
+        """Whether the leader writes no more of the sentence."""
+        return False
+
+    def _chance(self, usual: float) -> float:
+        """The share of led sentences."""
+        return usual
+
+    def _gate(self, settings: FoReaLConfig, sentence: int, p: float) -> bool:
+        assert settings.seed is not None
+        if settings.policy != "even":
+            return gate_draw(settings.seed, sentence) < p
+        self._due += Fraction(str(p))
+        leads = p > 0 and self._evenly_led < self._due
+        self._evenly_led += leads
+        return leads
 
     def _drawn(
         self, author: str, settings: FoReaLConfig, prompt: Sequence[int], written: Sequence[int]
@@ -333,18 +362,6 @@ class _Detector:
     @property
     def has_begun(self) -> bool:
         return self._robust is None or self._robust.has_begun
-
-
-def _gate(settings: FoReaLConfig, sentences: Sequence[tuple[int, int, bool]]) -> bool:
-    """Whether the sentence after these is led."""
-    assert settings.seed is not None
-    p = settings.lead_probability
-    if settings.policy == "review":
-        p = float(dict(settings.policy_options or {})["lead_probability"])
-    if settings.policy != "even":
-        return gate_draw(settings.seed, len(sentences)) < p
-    so_far = sum(led for _, _, led in sentences)
-    return so_far < Fraction(str(p)) * (len(sentences) + 1)
 
 
 def _leads(led: bool, aligned: Sequence[bool], settings: FoReaLConfig, *, begun: bool) -> bool:

@@ -18,7 +18,8 @@ ROOT = Path(foreal_core.__file__).parent
 
 # Each package (or file of `foreal_core`) may import those before it in this list, and itself.
 ORDER = (
-    *("errors", "randomness", "extras", "numbers", "cost", "policies", "config", "events"),
+    *("errors", "randomness", "extras", "numbers", "settings_file", "cost", "policies"),
+    *("config", "events"),
     *("text", "grammar", "prompts", "request", "records"),
     *("backends", "engine", "calls", "loading", "decoder"),
     *("chat", "demo", "evaluation", "analysis", "report", "benchmark", "serve", "cli"),
@@ -27,7 +28,8 @@ ORDER = (
 # report, which imports nothing of the core; the bundled pair is found by its folder.
 EXCEPTIONS = {("errors", "cost"), ("events", "report"), ("decoder", "demo"), ("chat", "demo")}
 WITHOUT_TORCH = (
-    *("errors", "randomness", "extras", "numbers", "cost", "policies", "config", "events"),
+    *("errors", "randomness", "extras", "numbers", "settings_file", "cost", "policies"),
+    *("config", "events"),
     *("text", "grammar", "prompts", "request", "engine"),
 )
 
@@ -54,6 +56,7 @@ PUBLIC = {
     "QueueFullError",
     "Prompt",
     "Backend",
+    "Budget",
     "SpanReport",
     "register_policy",
 }

@@ -15,6 +15,7 @@ from toy import PROMPTS, SPECIALS, fresh_pair, pair, readable, vocabulary
 
 from foreal_core import FoReaLConfig, FoReaLDecoder
 from foreal_core.backends.base import Round, RowPass
+from foreal_core.cost import ModelProfile
 from foreal_core.engine.recovery import PassRunner
 from foreal_core.engine.scheduler import Scheduler
 from foreal_core.errors import FoReaLError, OutOfMemoryError
@@ -24,9 +25,11 @@ from foreal_core.request.alignment import Alignment
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.clock import Clock
 from foreal_core.request.draws import Draws
-from foreal_core.request.model_state import next_chunk
-from foreal_core.request.transcript import Transcript, Written
+from foreal_core.request.ledger import Ledger
+from foreal_core.request.model_state import ModelState, next_chunk
+from foreal_core.request.transcript import Transcript
 from foreal_core.request.turns import Turns
+from foreal_core.request.written import Written
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 TOKENIZER = pair("qwen2").tokenizer
@@ -273,7 +276,10 @@ def test_a_policy_hears_of_each_span_once_it_is_settled() -> None:
 
     config = FoReaLConfig(policy=listening, max_new_tokens=30)
     text = Transcript([5], config, PAIR_TOKENIZER, limit=31, clock=Clock(0.0))
-    turns = Turns(text, config, 1, PAIR_TOKENIZER)
+    models: tuple[Author, ...] = ("leader", "draft")
+    profiles = {author: ModelProfile(author, 10, 2, 1, 24) for author in models}
+    ledger = Ledger(text, {author: ModelState() for author in models}, profiles)
+    turns = Turns(text, config, 1, PAIR_TOKENIZER, ledger)
 
     def write(*words: str) -> None:
         for word in words:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from toy import scripted_pair, vocabulary
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.demo import problems
+from foreal_core.text.answer_statements import agreeing_answers
 
 BUDGET = 25
 POLICIES: list[dict[str, Any]] = [
@@ -101,6 +103,51 @@ def test_a_loop_ends_the_thinking(policy: str) -> None:
     assert endless.finish_reason == "length"
 
 
+@pytest.mark.parametrize(
+    "settings", [POLICIES[0], POLICIES[4], POLICIES[5]], ids=["leader", "sampled", "review"]
+)
+def test_the_thinking_ends_with_the_sentence_that_states_the_answer(
+    decoder: FoReaLDecoder, prompts: list[list[int]], settings: dict[str, Any]
+) -> None:
+    stated = 0
+    for prompt in prompts[:2]:
+        config = FoReaLConfig(**settings, thinking_answers=1, max_new_tokens=300)
+        free = decoder.generate(prompt, config, thinking_answers=None)
+        written = decoder.generate(prompt, config)
+        stream = decoder.stream(prompt, config, speculate=False)
+        assert "".join(event.text for event in stream) == written.text
+        assert stream.result.authors == written.authors
+        closed = [one.end for one in written.segments if one.reason == "thinking_answers"]
+        # By the plain text: the first sentence that states an answer.
+        thought = free.text.split("</think>")[0]
+        found = re.search(r"answer should be \w+\.", thought)
+        assert bool(closed) == bool(found)
+        if found:
+            stated += 1
+            [end] = closed
+            assert "".join(written.texts[:end]) == thought[: found.end()]
+            assert written.token_ids[:end] == free.token_ids[:end]
+            assert written.text.count("</think>") == 1
+            assert "I answer now." in written.text
+    assert stated
+
+
+@pytest.mark.parametrize(
+    ("thought", "agreeing"),
+    [
+        ("", 0),
+        ("The answer is 7.", 1),
+        ("So the answer should be 3.14. Wait. The answer is 3.14!", 2),
+        ("Answer: 5, so \\boxed{5}. Hence \\boxed{5}", 3),
+        ("The answer is $12$, no, the answer is **13**.", 1),
+        ("The answer is yes. The answer is no. The answer is No.", 2),
+        ("I answer now. What is it?", 0),
+    ],
+)
+def test_stated_answers_that_agree(thought: str, agreeing: int) -> None:
+    assert agreeing_answers(thought) == agreeing
+
+
 def test_what_is_no_loop_goes_on() -> None:
     words = [" x", " y", " =", " +", " is", " and", " sum", " so", " we", " a"]
     line = dict(pairwise(words))
@@ -124,6 +171,7 @@ def test_a_model_without_marks_is_told() -> None:
         {"thinking_budget": 10, "max_new_tokens": 10},
         {"thinking_budget": 1.5},
         {"thinking_repeats": 1},
+        {"thinking_answers": 0},
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from foreal_core import ConfigError, FoReaLConfig
 from foreal_core.errors import did_you_mean
 from foreal_core.numbers import is_integer, is_number
+from foreal_core.settings_file import with_file
 
 _HINTS = get_type_hints(FoReaLConfig)
 # Name -> (type, default) of every setting, so that no integration lists them again.
@@ -28,10 +29,11 @@ _ALIASES = {
 
 def canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments under our own names (`max_tokens` is `max_new_tokens`), numbers as Python's
-    own (numpy's are no JSON).
+    own (numpy's are no JSON), and the settings of the file that `settings` names.
 
     Raises:
-        ConfigError: a name and its alias are both given, with different values.
+        ConfigError: a name and its alias are both given, with different values, or the file holds
+            no settings.
     """
     renamed = {name: _plain(value) for name, value in arguments.items()}
     for alias, name in _ALIASES.items():
@@ -45,7 +47,7 @@ def canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name}={renamed[name]!r} and {alias}={value!r} contradict each other: they are "
                 "two names of one setting."
             )
-    return renamed
+    return with_file(renamed)
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from foreal_core.cli.evaluate import evaluate
 from foreal_core.cli.generate import generate
 from foreal_core.cli.serve import serve
 from foreal_core.cli.sweep import sweep
+from foreal_core.cli.tune import tune
 from foreal_core.errors import FoReaLError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "serve": serve,
     "eval": evaluate,
     "sweep": sweep,
+    "tune": tune,
     "analyze": analyze,
     "bench": bench,
 }

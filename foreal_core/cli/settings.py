@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -16,6 +17,7 @@ from foreal_core.cli.common import PAIR_OPTIONS, PairOptions
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError
 from foreal_core.policies import find_policy, register_policy
+from foreal_core.settings_file import with_file
 
 
 def takes_settings(command: Callable[..., int]) -> Callable[..., int]:
@@ -26,7 +28,7 @@ def takes_settings(command: Callable[..., int]) -> Callable[..., int]:
     """
 
     def given(values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if value not in (None, [])}
+        return with_file({name: one for name, one in values.items() if one not in (None, [])})
 
     return _with_options(command, "settings", _setting_options(), given)
 
@@ -84,6 +86,7 @@ def _setting_options() -> list[inspect.Parameter]:
         **dict.fromkeys(("stop", "bad_words"), list[str]),
         "stop_token_ids": list[int],
         **dict.fromkeys(("json_schema", "call_schema", "policy", "policy_options"), str),
+        "budget": str,
         "logit_bias": str,
     }
     types = {**get_type_hints(FoReaLConfig), **on_a_command_line}
@@ -98,7 +101,8 @@ def _setting_options() -> list[inspect.Parameter]:
             callback=_checked_policy if field.name == "policy" else None,
         )
         parameters.append(_option(field.name, Annotated[types[field.name] | None, option]))
-    return parameters
+    file = typer.Option(help="A JSON file of settings, as foreal tune writes it; options win.")
+    return [*parameters, _option("settings", Annotated[Path | None, file])]
 
 
 def _checked_policy(name: str | None) -> str | None:

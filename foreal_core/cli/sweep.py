@@ -71,7 +71,7 @@ def sweep(
     refuse_unless_writable(out=out, plots=plots)
     if plots is not None:
         extra_module("matplotlib", "eval", "--plots")
-    values = _values(grid or ())
+    values = grid_values(grid or ())
     if preset is None and not values:
         raise ConfigError("nothing to sweep over: give --preset, or --grid NAME=V,V,...")
     base = FoReaLConfig(**{"seed": 0, **settings})
@@ -135,8 +135,12 @@ def _short_name(draft: str | None, drafts: Sequence[str]) -> str:
     return Path(draft).name if last.count(Path(draft).name) == 1 else draft
 
 
-def _values(grids: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of each setting."""
+def grid_values(grids: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each setting.
+
+    Raises:
+        ConfigError: a setting is not known, or given twice.
+    """
     values: dict[str, list[Any]] = {}
     for one in grids:
         name, given = _parsed(one)

@@ -125,6 +125,7 @@ class Engine:
             self.tokenizer,
             self.max_context,
             lambda: self.executor.worth,
+            self.profiles,
             self.executor.compile(config, prompt, limit),
             with_events=on_events is not None,
             drawn_from=drawn_from,

@@ -42,6 +42,9 @@ class LocalBackend:
         # No stop string and no mark holds a token back; the first choice comes with its chance.
         span = config.with_overrides(
             **{"policy": author, "seed": seed, "max_new_tokens": until.tokens},
+            # What is about the whole text is for the request to say.
+            **{"budget": None, "lead_first": 0, "answer_by": None},
+            **{"thinking_budget": None, "thinking_repeats": None, "thinking_answers": None},
             **{"stop": (), "sentence_boundary": "paper", "logprobs": True, "top_logprobs": 1},
         )
         stream = AsyncTokenStream(

@@ -128,6 +128,7 @@ class SpanEngine:
             seed,
             self.tokenizer,
             self.max_context,
+            self.profiles,
             with_events=on_events is not None,
         )
         request = Request(state, on_events, on_end, self._cancel)

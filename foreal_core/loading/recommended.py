@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foreal_core.config import is_number
+from foreal_core.numbers import is_number
 
 _NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from foreal_core.policies.baselines import draft, leader, speculative
+from foreal_core.policies.budget import Budget
 from foreal_core.policies.controls import wait
 from foreal_core.policies.cues import CuesOptions, cues
 from foreal_core.policies.entropy import EntropyOptions, entropy
@@ -39,6 +40,7 @@ register_policy("entropy", entropy, options=EntropyOptions)
 register_policy("cues", cues, options=CuesOptions)
 
 __all__ = [
+    "Budget",
     "DrawnGate",
     "EvenGate",
     "Gate",

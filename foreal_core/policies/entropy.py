@@ -33,6 +33,7 @@ class EntropyOptions:
         threshold: a sentence is led where the draft's uncertainty is above it; None leads `share`.
         share: of led sentences: a sentence is led where fewer than share x i of the first i
             sentences, this one among them, were more uncertain. It follows each text by itself.
+            The setting `budget` puts its own in this place.
         measure: "entropy" in nats, or "gap": 1 minus the difference between the chances of the two
             likeliest tokens.
 
@@ -73,10 +74,11 @@ class RunningShare:
         self._share = share
         self._values: list[float] = []
 
-    def __call__(self, value: float) -> bool:
+    def __call__(self, value: float, share: float | None = None) -> bool:
+        """Whether `value` is among them, or among the largest `share` for this once."""
         insort(self._values, value)
         larger = len(self._values) - bisect_right(self._values, value)
-        return larger < self._share * len(self._values)
+        return larger < (self._share if share is None else share) * len(self._values)
 
 
 def entropy(config: FoReaLConfig, gate: Gate, options: EntropyOptions) -> Policy:
@@ -89,7 +91,7 @@ def entropy(config: FoReaLConfig, gate: Gate, options: EntropyOptions) -> Policy
         while not report.text.strip() and report.outcome is Outcome.PREVIEW:
             report = yield Preview()  # white space may belong to the sentence before
         unsure = options.uncertainty(report)
-        leads = share(unsure) if threshold is None else unsure > threshold
+        leads = share(unsure, report.lead_share) if threshold is None else unsure > threshold
         if leads and (yield lead).ended_sentence:
             continue
         yield rest

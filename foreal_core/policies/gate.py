@@ -32,7 +32,8 @@ class DrawnGate:
 
 
 class EvenGate:
-    """The same share of led sentences without chance: after every sentence ceil(sum of p) led.
+    """The same share of led sentences without chance: after every sentence ceil(sum of p) led, and
+    none where p is 0.
 
     Args:
         seed: not used; gates are made from a seed.
@@ -44,6 +45,6 @@ class EvenGate:
 
     def __call__(self, p: float) -> bool:
         self._share += Fraction(str(p))  # the decimal that was written, not its binary neighbour
-        leads = math.ceil(self._share) > self._led
+        leads = p > 0 and math.ceil(self._share) > self._led
         self._led += leads
         return leads

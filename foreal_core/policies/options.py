@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from foreal_core.errors import ConfigError
@@ -20,10 +21,16 @@ def refuse_unless_number(name: str, value: Any) -> None:
         raise ConfigError(f"{name}={value!r} is not allowed: it must be a number >= 0.")
 
 
-def refuse_unless_count(name: str, value: Any) -> None:
-    """Raises ConfigError unless `value` is an integer >= 0."""
-    if not is_integer(value) or value < 0:
-        raise ConfigError(f"{name}={value!r} is not allowed: it must be an integer >= 0.")
+def refuse_unless_amount(name: str, value: Any) -> None:
+    """Raises ConfigError unless `value` is a finite number > 0."""
+    if not is_number(value) or not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value!r} is not allowed: it must be a finite number > 0.")
+
+
+def refuse_unless_count(name: str, value: Any, low: int = 0) -> None:
+    """Raises ConfigError unless `value` is an integer >= `low`."""
+    if not is_integer(value) or value < low:
+        raise ConfigError(f"{name}={value!r} is not allowed: it must be an integer >= {low}.")
 
 
 def refuse_unless_one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

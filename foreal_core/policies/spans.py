@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
-from foreal_core.cost import DRAFT, LEADER, Author
+from foreal_core.cost import DRAFT, LEADER, Author, Cost
 from foreal_core.errors import ConfigError
 from foreal_core.numbers import is_integer, is_number
 
@@ -202,6 +202,9 @@ class SpanReport:
         entropy: of the distribution that a `Preview`'s last token was drawn from, in nats; of the
             draft's raw logits, under a grammar of those that it allows. None for other spans.
         gap: by how much the likeliest token's chance in it exceeds the second's. None as well.
+        cost: of the whole text so far, as if the request ran alone.
+        lead_share: of the sentences to come those that the setting `budget` lets the leader lead,
+            in [0, 1]; None without a budget.
     """
 
     outcome: Outcome
@@ -215,6 +218,8 @@ class SpanReport:
     replaced: int = 0
     entropy: float | None = None
     gap: float | None = None
+    cost: Cost = field(default_factory=Cost)
+    lead_share: float | None = None
 
     @property
     def ended_sentence(self) -> bool:

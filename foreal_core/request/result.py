@@ -50,6 +50,7 @@ def _warnings(text: Transcript) -> tuple[str, ...]:
         "stop_string": f"the stop string {text.stop_string!r} came{where or ' first'}",
         "length": f"the limit of {len(text.authors)} tokens came{where or ' first'}: raise "
         "max_new_tokens or max_context",
+        "budget": f"the budget was spent{where or ' first'}",
         "eos": f"the model ended the text{where or ' at once'}",
         "stop_id": f"one of stop_token_ids came{where or ' first'}",
         "grammar": "the grammar had to end the text before anything was said",

@@ -15,23 +15,16 @@ from functools import partial
 from math import isnan
 
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import CostReport, ModelProfile
+from foreal_core.cost import DRAFT, LEADER, Author, CostReport, ModelProfile
 from foreal_core.errors import FoReaLError
-from foreal_core.events import (
-    DRAFT,
-    LEADER,
-    Author,
-    FinishReason,
-    Generation,
-    TokenEvent,
-    TokenLogprobs,
-)
+from foreal_core.events import FinishReason, Generation, TokenEvent, TokenLogprobs
 from foreal_core.grammar.constraint import Constraint
 from foreal_core.grammar.continuation import Continuation
 from foreal_core.policies import Preview
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.clock import Clock
 from foreal_core.request.draws import Draws
+from foreal_core.request.ledger import Ledger
 from foreal_core.request.logit_rules import Adjustment, rules_of
 from foreal_core.request.model_state import ModelState, kinds_of, next_chunk
 from foreal_core.request.proposals import Proposal, ProposalLength, Worth
@@ -51,6 +44,7 @@ class Sequence:
         tokenizer: the pair's.
         max_context: prompt and completion together are at most this long.
         worth: what proposals must promise; see `proposals`.
+        profiles: what each model's work costs.
         constraint: the grammar of the answer, if there is one.
         with_events: whether anybody reads the token events.
         drawn_from: the position whose draw is the seed's first: the prompt's end, save for spans.
@@ -72,6 +66,7 @@ class Sequence:
         tokenizer: PairTokenizer,
         max_context: int,
         worth: Callable[[], Worth],
+        profiles: Mapping[Author, ModelProfile],
         constraint: Constraint | None = None,
         *,
         with_events: bool = True,
@@ -96,12 +91,13 @@ class Sequence:
             on_cut=None if constraint is None else constraint.cut,
             with_events=with_events,
         )
-        self._turns = Turns(self._text, config, seed, tokenizer)
-        self._alignment = self._turns.alignment
         self._tokenizer = tokenizer
         self.states: dict[Author, ModelState] = {
             author: ModelState(recurrent=author in recurrent) for author in (LEADER, DRAFT)
         }
+        ledger = Ledger(self._text, self.states, profiles)
+        self._turns = Turns(self._text, config, seed, tokenizer, ledger)
+        self._alignment = self._turns.alignment
         self._proposals: list[Proposal] = []  # of the draft to the leader, not yet checked
         self._proposed_end = False  # the last of them would end the sentence or the text
         self._proposal_length = ProposalLength(worth)

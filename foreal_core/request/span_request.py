@@ -13,6 +13,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.cost import CostReport, ModelProfile, TokenKind
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
 from foreal_core.request.clock import Clock
+from foreal_core.request.ledger import Ledger
 from foreal_core.request.model_state import ModelState
 from foreal_core.request.result import build_cost, build_generation
 from foreal_core.request.transcript import Transcript
@@ -32,6 +33,7 @@ class SpanRequest:
         seed: drives gate and sampling.
         tokenizer: the pair's.
         max_context: prompt and completion together are at most this long.
+        profiles: what each model's work costs.
         with_events: whether anybody reads the token events.
 
     Raises:
@@ -45,6 +47,7 @@ class SpanRequest:
         seed: int,
         tokenizer: PairTokenizer,
         max_context: int,
+        profiles: Mapping[Author, ModelProfile],
         *,
         with_events: bool = True,
     ) -> None:
@@ -55,8 +58,9 @@ class SpanRequest:
         self.text = Transcript(
             prompt, config, tokenizer, limit=limit, clock=self.clock, with_events=with_events
         )
-        self.turns = Turns(self.text, config, seed, tokenizer)
         self._states: dict[Author, ModelState] = {LEADER: ModelState(), DRAFT: ModelState()}
+        ledger = Ledger(self.text, self._states, profiles)
+        self.turns = Turns(self.text, config, seed, tokenizer, ledger)
 
     @property
     def over(self) -> bool:

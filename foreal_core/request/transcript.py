@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from typing import Literal
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import FoReaLError
@@ -31,25 +31,10 @@ from foreal_core.events import (
 from foreal_core.request.clock import Clock
 from foreal_core.request.stop_rule import StopRule
 from foreal_core.request.token_counts import TokenCounts
+from foreal_core.request.written import Written
 from foreal_core.text.detokenizer import Detokenizer
 from foreal_core.text.pair_tokenizer import PairTokenizer
 from foreal_core.text.sentences import Boundary, SentenceBoundaryDetector
-
-
-class Written(Enum):
-    """The effect of a written token on the text.
-
-    GOES_ON: nothing more. BELONGS_BEFORE: the present sentence held white space and closing
-    delimiters only; they went to the sentence before. SENTENCE_END: the sentence ended with it.
-    SETTLED: a pending mark before it was the sentence's end; it is in `taken_back`. FINISHED: the
-    text is over.
-    """
-
-    GOES_ON = "goes_on"
-    BELONGS_BEFORE = "belongs_before"
-    SENTENCE_END = "sentence_end"
-    SETTLED = "settled"
-    FINISHED = "finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +95,7 @@ class Transcript:
         self.tokenizer = tokenizer
         self.prompt_length = len(self.tokens)
         self.limit = limit
+        self._limited_by: Literal["length", "budget"] = "length"
         self.clock = clock
         self.authors: list[Author] = []
         self.logprobs: list[TokenLogprobs | None] = []
@@ -223,6 +209,12 @@ class Transcript:
             return Written.BELONGS_BEFORE
         return Written.SENTENCE_END if boundary is Boundary.END else Written.GOES_ON
 
+    def end_within(self, room: int) -> None:
+        """A budget pays for so many tokens more at most; one is written in any case."""
+        limit = len(self.tokens) + max(room, 1)
+        if limit < self.limit:
+            self.limit, self._limited_by = limit, "budget"
+
     def start_segment(self, author: Author) -> None:
         """`author` writes from here on."""
         self.author = author
@@ -267,7 +259,9 @@ class Transcript:
         return Written.FINISHED
 
     def _end_reason(self, reason: SegmentReason) -> EndReason:
-        if reason == "stop_string" or reason == "length" or reason == "cancelled":
+        if reason == "length":
+            return self._limited_by
+        if reason == "stop_string" or reason == "cancelled":
             return reason
         if self.shortened:
             return "grammar"

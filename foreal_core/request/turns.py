@@ -20,12 +20,15 @@ from dataclasses import replace
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.events import DRAFT, LEADER, Author, SegmentReason, TokenLogprobs
-from foreal_core.policies import Outcome, Preview, Review, SpanReport, Write
+from foreal_core.policies import Budget, Outcome, Preview, Review, SpanReport, Write
+from foreal_core.policies.budget import BudgetControl
 from foreal_core.policies.roles import with_roles
 from foreal_core.policies.spans import Span
 from foreal_core.request.alignment import Alignment
+from foreal_core.request.ledger import Ledger
 from foreal_core.request.thinking_watch import ThinkingWatch
-from foreal_core.request.transcript import Transcript, Written
+from foreal_core.request.transcript import Transcript
+from foreal_core.request.written import Written
 from foreal_core.text.openings import Openings
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
@@ -42,6 +45,7 @@ class Turns:
         config: the request's settings.
         seed: of the gate.
         tokenizer: the pair's.
+        ledger: what the text costs.
 
     Attributes:
         transcript, alignment: the parts that it moves.
@@ -52,7 +56,12 @@ class Turns:
     """
 
     def __init__(
-        self, transcript: Transcript, config: FoReaLConfig, seed: int, tokenizer: PairTokenizer
+        self,
+        transcript: Transcript,
+        config: FoReaLConfig,
+        seed: int,
+        tokenizer: PairTokenizer,
+        ledger: Ledger,
     ) -> None:
         self.transcript = transcript
         self.alignment = Alignment()
@@ -60,6 +69,7 @@ class Turns:
         self.previews = False
         self.span: Span = _REST
         self.span_start = len(transcript.tokens)
+        self._ledger = ledger
         self._openings = Openings(tokenizer, transcript.prompt_length)
         spec = config.policy_spec
         self._name = spec.name
@@ -71,10 +81,15 @@ class Turns:
         self._watch = ThinkingWatch(config, transcript.tokens, tokenizer)
         # The span that was interrupted to close the thinking, and its start.
         self._closing: tuple[Span, int] | None = None
+        self._control = control = (
+            None if config.budget is None else BudgetControl(Budget.of(config.budget), ledger)
+        )
         try:
-            policy = spec.factory(config, spec.gate(seed), *arguments)
+            gate = spec.gate(seed) if control is None else control.gate(spec.gate(seed))
+            policy = spec.factory(config, gate, *arguments)
             over = config.answer_by and self._openings.thinking_is_over(transcript.tokens)
-            self._policy = with_roles(policy, config, answering=bool(over))
+            policy = with_roles(policy, config, answering=bool(over))
+            self._policy = policy if control is None else control.keep(policy)
         except Exception as error:
             raise _failed(self._name, error) from error
         self._start_span(self._ask(None))
@@ -106,6 +121,8 @@ class Turns:
             if self._provisional is not None and self.transcript.pending is None:
                 self._confirm()
             self.check_handoff()
+            if self._is_spent():
+                self._hand_over()
         elif written is Written.BELONGS_BEFORE:
             # The span starts behind it: what the policy asked for is for the sentence to come.
             self.span_start = len(self.transcript.tokens)
@@ -163,6 +180,11 @@ class Turns:
             return
         if self.written and not transcript.begun:
             return  # what is no sentence yet is no lead
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """The span ends here and its sentence goes on."""
+        transcript = self.transcript
         self._empty_handoffs = 0 if self.written else self._empty_handoffs + 1
         if self._empty_handoffs > _MOST_EMPTY:
             raise FoReaLError(
@@ -170,7 +192,7 @@ class Turns:
                 "after a Handoff that is due at once it must yield a Write that is not."
             )
         report = self._report(Outcome.HANDOFF)
-        transcript.handoffs += self.written > 0
+        transcript.handoffs += self.written > 0 and self.span.author == LEADER
         transcript.end_segment("hand_off")
         if transcript.pending is None:
             self._start_span(self._ask(report))
@@ -178,6 +200,17 @@ class Turns:
             assert self.span.handoff is not None
             self._provisional = self.span, self.span_start, report
             self._start_span(Write(DRAFT, review=self.span.handoff.review))
+
+    def _is_spent(self) -> bool:
+        """Whether the budget pays for no more of the leader's span."""
+        return (
+            self._control is not None
+            and self.span.decided_by == LEADER
+            and self.transcript.pending is None
+            and self.transcript.begun
+            and self.written > 0
+            and self._control.stops_leader()
+        )
 
     def cancel(self) -> None:
         """Ends the text as it stands."""
@@ -217,7 +250,7 @@ class Turns:
         if self._closing is not None:  # what is given has sentences, and the policy no say in them
             transcript.end_sentence()
             return
-        if due := self._watch.due(transcript.tokens):
+        if due := self._watch.due(transcript.tokens, sentence_ended=True):
             transcript.end_sentence()
             self._close_thinking(due)
             return
@@ -262,9 +295,9 @@ class Turns:
     def _ask(self, report: SpanReport | None) -> Span:
         """The policy's next span; `report` is None for the first."""
         if report is not None:
-            # What a report tells of is settled for good, so the thinking is read so far.
+            # What a report tells of is settled for good: read, and paid for, so far.
             answering = self._openings.thinking_is_over(self.transcript.tokens)
-            report = replace(report, answering=answering)
+            report = replace(report, answering=answering, cost=self._ledger.spent())
         try:
             span = next(self._policy) if report is None else self._policy.send(report)
         except StopIteration as error:
@@ -278,6 +311,8 @@ class Turns:
             raise FoReaLError(
                 f"policy {self._name!r} yielded {span!r}: it must yield a Write or a Preview."
             )
+        if self._control is not None and (room := self._control.room()) is not None:
+            self.transcript.end_within(room)
         return span
 
     def _report(self, outcome: Outcome) -> SpanReport:

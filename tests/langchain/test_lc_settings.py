@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import reduce
 from importlib.metadata import version
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,15 @@ def test_settings_of_constructor_call_bind_and_config(make: Make) -> None:
     assert ask(make(), QUESTION, max_tokens=3).record["completion_tokens"] == 3
     model = make()
     assert type(model)(decoder=model.decoder, max_tokens=5).max_new_tokens == 5
+
+
+def test_settings_come_from_a_file(make: Make, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned.json"
+    tuned.write_text('{"settings": {"policy": "even", "lead_count": 4}}')
+    for told in (ask(make(settings=tuned), QUESTION), ask(make(), QUESTION, settings=str(tuned))):
+        used = told.record["settings"]
+        assert (used["policy"], used["lead_count"]) == ("even", 4)
+    assert make(settings=tuned, lead_count=5).lead_count == 5
 
 
 def test_wrong_and_unknown_arguments_are_refused(make: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,17 @@ def test_settings_of_constructor_and_call(make: Make, decoder: FoReaLDecoder, na
     for raw in (by_constructor.raw, by_call.raw):
         assert {key: raw["foreal"]["settings"][key] for key in wanted} == wanted
         assert raw["usage"]["completion_tokens"] == 7
+
+
+def test_settings_come_from_a_file(make: Make, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned.json"
+    tuned.write_text('{"settings": {"policy": "even", "lead_count": 4}}')
+    for answer in (
+        make(settings=str(tuned)).chat(chat_of(QUESTION)),
+        make().chat(chat_of(QUESTION), settings=str(tuned)),
+    ):
+        used = answer.raw["foreal"]["settings"]  # type: ignore[index]
+        assert (used["policy"], used["lead_count"]) == ("even", 4)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from foreal_core.config import is_integer
+from foreal_core.numbers import is_integer
 from foreal_core.errors import ConfigError, did_you_mean
 
 # llama.cpp's names of number types that its KV cache can have, as `GGML_TYPE_...`.

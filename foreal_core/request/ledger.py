@@ -1,0 +1,86 @@
+"""What one request costs while it is written: the bill's counts, for its policy and its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from foreal_core.cost import (
+    LEADER,
+    Author,
+    Cost,
+    ModelProfile,
+    computed_by_one_author,
+    passes_of_one_author,
+)
+from foreal_core.request.model_state import PREFILL_CHUNK, ModelState
+from foreal_core.request.transcript import Transcript
+
+
+class Ledger:
+    """The costs of one text, each pass counted whole; see `policies.budget.Ledger`.
+
+    Args:
+        transcript: the text.
+        states: what each model has computed for it.
+        profiles: what each model's work costs.
+    """
+
+    def __init__(
+        self,
+        transcript: Transcript,
+        states: Mapping[Author, ModelState],
+        profiles: Mapping[Author, ModelProfile],
+    ) -> None:
+        self._transcript = transcript
+        self._states = states
+        self._profiles = profiles
+        self._added = 0  # tokens in the sum
+        self._written_flops = 0
+
+    @property
+    def written(self) -> int:
+        """Tokens of the text so far."""
+        return len(self._transcript.authors)
+
+    @property
+    def limit(self) -> int:
+        """Tokens that it can have."""
+        return self._transcript.limit - self._transcript.prompt_length
+
+    def spent(self) -> Cost:
+        """So far. What is told of must stand for good: the sum goes on from there."""
+        text = self._transcript
+        for index in range(self._added, len(text.authors)):
+            profile = self._profiles[text.authors[index]]
+            self._written_flops += profile.flops(1, text.prompt_length + index, 1)
+        self._added = len(text.authors)
+        done = [(self._profiles[author], state.meter) for author, state in self._states.items()]
+        return Cost(
+            sum(profile.flops(one.tokens, one.attended, one.logits) for profile, one in done),
+            self._written_flops,
+            sum(profile.weight_bytes * one.passes for profile, one in done),
+            text.leader_tokens,
+        )
+
+    def leader_alone(self, tokens: int) -> Cost:
+        """Of the leader alone, for a text of so many tokens."""
+        return self._written_by(LEADER, 0, self._transcript.prompt_length, tokens)
+
+    def quote(self, author: Author, tokens: int, after: int = 0) -> Cost:
+        """Of the next `tokens` tokens by one author, a pass each, what it has not read included;
+        or of those behind the next `after` tokens."""
+        length = len(self._transcript.tokens) + after
+        # The next token comes from reading the one before it, once more if need be.
+        read = min(self._states[author].length, length - 1)
+        return self._written_by(author, read, length, tokens)
+
+    def _written_by(self, author: Author, read: int, length: int, tokens: int) -> Cost:
+        """Of `tokens` tokens behind `length` others, of which the author has read `read`."""
+        profile, chunk = self._profiles[author], PREFILL_CHUNK
+        attended = tokens * length + tokens * (tokens - 1) // 2
+        return Cost(
+            computed_by_one_author(profile, read, length, tokens, chunk),
+            profile.flops(tokens, attended, tokens),
+            passes_of_one_author(length - read, tokens, chunk) * profile.weight_bytes,
+            tokens if author == LEADER else 0,
+        )
