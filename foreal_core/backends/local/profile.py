@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from foreal_core.backends.local.row_states import slot_layers
 from foreal_core.cost import ModelProfile
 
 
@@ -39,7 +40,7 @@ def profile_model(model: Any, name: str) -> ModelProfile:
         name=name,
         body_parameters=body,
         head_parameters=head_parameters,
-        attention_width=config.num_hidden_layers * config.num_attention_heads * _head_dim(config),
+        attention_width=slot_layers(config) * config.num_attention_heads * _head_dim(config),
         weight_bytes=sum(weights.values()),
     )
 
