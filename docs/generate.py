@@ -57,6 +57,23 @@ def policies() -> str:
     return _table(("policy", "who writes", "options of its own"), rows)
 
 
+def families() -> str:
+    """What became of each causal family of transformers: `tests/model_matrix.py`."""
+    record = json.loads((ROOT / "records" / "families.json").read_text(encoding="utf-8"))
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, one in record["families"].items():
+        found.setdefault((one["result"], one["why"]), []).append(f"`{name}`")
+    order = ("right", "wrong", "refused", "cannot be built")
+    rows = [
+        (f"{result} ({len(names)})", _prose(why), ", ".join(names))
+        for (result, why), names in sorted(
+            found.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]), item[0][1])
+        )
+    ]
+    versions = f"transformers {record['transformers']}, torch {record['torch']}:"
+    return versions + "\n\n" + _table(("result", "because", "families"), rows)
+
+
 def commands() -> str:
     """`--help` of every command, in a terminal of 80 columns."""
     from foreal_core.cli.command_line import COMMANDS
@@ -289,7 +306,7 @@ def _printed(command: list[str]) -> str:
 # -- pages ---------------------------------------------------------------------------------------
 
 _BLOCKS: tuple[Callable[..., str], ...] = (
-    *(settings, policies, commands),
+    *(settings, policies, families, commands),
     *(sweep, sweep_columns, results, targets, times_as_fast, grounded, tree_summarize, contexts),
     *(under_load, http_overhead),
     *(output, output_above),

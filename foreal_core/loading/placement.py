@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from foreal_core.backends.local.memory import free_memory
+from foreal_core.backends.local.row_states import slot_layers
 from foreal_core.errors import ModelLoadError
 from foreal_core.loading.sources import dtype_on_disk
 from foreal_core.numbers import is_integer
@@ -97,7 +98,7 @@ def cache_bytes(config: Any, size: int) -> int:
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return int(2 * config.num_hidden_layers * kv_heads * width * size)
+    return int(2 * slot_layers(config) * kv_heads * width * size)
 
 
 def refuse_unless_they_fit(needs: Sequence[Need]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from foreal_core.backends.local.row_states import slot_layers
 from foreal_core.cost import ModelProfile
 
 
@@ -39,7 +40,7 @@ def profile_model(model: Any, name: str) -> ModelProfile:
         name=name,
         body_parameters=body,
         head_parameters=head_parameters,
-        attention_width=config.num_hidden_layers * config.num_attention_heads * _head_dim(config),
+        attention_width=_attention_width(config),
         weight_bytes=sum(weights.values()),
     )
 
@@ -49,6 +50,12 @@ def _packed_weights(model: Any) -> Iterator[Tensor]:
     for module in model.modules():
         if hasattr(module, "in_features") and not any(True for _ in module.parameters(False)):
             yield from module.buffers(False)
+
+
+def _attention_width(config: Any) -> int:
+    """Layers x heads x width of a head; 0 where no layer attends."""
+    layers = slot_layers(config)
+    return layers * config.num_attention_heads * _head_dim(config) if layers else 0
 
 
 def _head_dim(config: Any) -> int:

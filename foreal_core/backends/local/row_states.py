@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import (
     Cache,
+    CacheLayerMixin,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -54,6 +55,15 @@ def layers_of(config: Any) -> list[Any]:
     """The layers of an empty cache as transformers makes it for a model."""
     layers: list[Any] = DynamicCache(config=config.get_text_config(decoder=True)).layers
     return layers
+
+
+def slot_layers(config: Any) -> int:
+    """How many layers of a model keep something of each position; all, where that is unknown."""
+    config = config.get_text_config()
+    try:
+        return sum(isinstance(layer, CacheLayerMixin) for layer in layers_of(config))
+    except Exception:  # whoever loads the model says what is wrong with it
+        return int(config.num_hidden_layers)
 
 
 def cache_for(model: Any, max_rows: int, max_slots: int) -> RowCache:

@@ -144,7 +144,13 @@ class ModelRunner:
     @torch.inference_mode()
     def _try(self, name: str, max_rows: int) -> None:
         """Finds out what rows can share; refuses a model that cannot be fed in pieces."""
-        test = SelfTest(self._plain, self.free, self.vocab_size, self.model.dtype)
+
+        def plain(tokens: Sequence[int]) -> Tensor:
+            ids = to_device([tokens], self.device)
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
+            return logits
+
+        test = SelfTest(self._plain, plain, self.free, self.vocab_size, self.model.dtype)
         try:
             fault = test.fault()
             if fault is None and max_rows > 1 and not self._alone:

@@ -23,6 +23,7 @@ class SelfTest:
 
     Args:
         forward: a pass: what each row ingests -> [sum of keep, V].
+        plain: the model as it is, without cache or positions: tokens -> [tokens, V].
         free: ends a row.
         vocabulary: ids that the model knows.
         dtype: of its numbers.
@@ -31,11 +32,13 @@ class SelfTest:
     def __init__(
         self,
         forward: Callable[[Sequence[Chunk]], Tensor],
+        plain: Callable[[Sequence[int]], Tensor],
         free: Callable[[int], None],
         vocabulary: int,
         dtype: torch.dtype,
     ) -> None:
         self._forward = forward
+        self._plain = plain
         self._free = free
         self._text = [(37 * index + 11) % vocabulary for index in range(_TEXT)]
         self._other = [(53 * index + 5) % vocabulary for index in range(_TEXT)]
@@ -50,6 +53,8 @@ class SelfTest:
         self._free(0)
         if not bool(whole.isfinite().all()):
             return None  # whoever meets such numbers in a request says so
+        if self._differ(whole, self._plain(text)):
+            return "it counts positions in a way of its own"
         first = self._one(0, text[:_FIRST])
         if self._differ(first, whole[:_FIRST]):
             return "it looks at tokens that come later, as an encoder does"
