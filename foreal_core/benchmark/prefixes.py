@@ -45,7 +45,9 @@ def measure_prefixes(subject: Subject, *, context: int, tokens: int) -> dict[str
         "pair": subject.name,
         "dtype": str(subject.leader.dtype).removeprefix("torch."),
         "settings": settings,
-        "models": subject.sizes(),
+        "models": provenance.models(
+            {author: subject.profile(author).name for author in (LEADER, DRAFT)}
+        ),
         "turns": turns,
         "first_token_ratio_of_later_turns": {
             "largest": max(turn["first_token_ratio"] for turn in later),
