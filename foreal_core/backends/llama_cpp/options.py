@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from foreal_core.numbers import is_integer
 from foreal_core.errors import ConfigError, did_you_mean
+from foreal_core.numbers import is_integer
 
 # llama.cpp's names of number types that its KV cache can have, as `GGML_TYPE_...`.
 _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")

@@ -146,7 +146,7 @@ class ModelRunner:
         """Finds out what rows can share; refuses a model that cannot be fed in pieces."""
 
         def plain(tokens: Sequence[int]) -> Tensor:
-            ids = to_device([tokens], self.device)
+            ids = to_device(tokens, self.device)[None]
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
             return logits
 
