@@ -52,6 +52,7 @@ PUBLIC = {
     "NonFiniteLogitsError",
     "EngineClosedError",
     "QueueFullError",
+    "ServerError",
     "Prompt",
     "Backend",
     "SpanReport",
