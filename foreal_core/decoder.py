@@ -8,13 +8,16 @@ from typing import Any
 
 from foreal_core.backends.base import Backend
 from foreal_core.backends.llama_cpp.model import LlamaModel
+from foreal_core.backends.servers.options import is_url
 from foreal_core.calls import Calls
 from foreal_core.cost import ModelProfile
 from foreal_core.engine.local_backend import LocalBackend
 from foreal_core.engine.spans import SpanEngine
+from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.assemble import Assembled, assemble_backend, assemble_models
 from foreal_core.loading.pair import load_pair
+from foreal_core.loading.servers import assemble_servers
 from foreal_core.prompts import Prompts
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
@@ -230,6 +233,61 @@ class FoReaLDecoder(Calls):
             gpu_memory_utilization=gpu_memory_utilization,
             prefix_cache=prefix_cache,
         )
+
+    @classmethod
+    def connect(
+        cls,
+        leader: str,
+        draft: str,
+        *,
+        tokenizer: Any = None,
+        draft_tokenizer: Any = None,
+        max_batch_size: int = 256,
+        max_context: int | None = None,
+        max_queue: int | None = None,
+        on_server_lost: str = "error",
+        leader_kwargs: Mapping[str, Any] | None = None,
+        draft_kwargs: Mapping[str, Any] | None = None,
+        **server_kwargs: Any,
+    ) -> FoReaLDecoder:
+        """A decoder over two inference servers: vLLM, SGLang or llama-server; see docs/servers.md.
+
+        Args:
+            leader, draft: addresses, as "http://host:8000".
+            tokenizer: the leader's: a folder, a hub id, or a transformers tokenizer. It is the
+                draft's too; by default each server's own, by what it was started with.
+            draft_tokenizer: the draft's, if it is another one.
+            max_batch_size, max_queue, max_context: see the class.
+            on_server_lost: who goes on alone when the other's server is lost; or "error".
+            leader_kwargs, draft_kwargs: options for one server (`ServerOptions`).
+            **server_kwargs: options for both (api_key, timeout, retries, ...).
+
+        Raises:
+            ServerError: a server does not answer, or is none of those known.
+            IncompatibleModelsError, ConfigError: see the class; or httpx is not installed.
+        """
+        assembled = assemble_servers(
+            {LEADER: (leader, leader_kwargs), DRAFT: (draft, draft_kwargs)},
+            server_kwargs,
+            tokenizer=tokenizer,
+            draft_tokenizer=draft_tokenizer,
+            max_batch_size=max_batch_size,
+            max_context=max_context,
+            max_queue=max_queue,
+            on_server_lost=on_server_lost,
+        )
+        self = cls.__new__(cls)
+        self._adopt(assembled, {}, max_queue)
+        return self
+
+    @classmethod
+    def open(cls, leader: str, draft: str, **arguments: Any) -> FoReaLDecoder:
+        """A pair by two names: `connect` for addresses of servers, else `from_pretrained`."""
+        if is_url(leader) != is_url(draft):
+            raise ConfigError(
+                f"leader={leader!r} with draft={draft!r}: either both are addresses, or neither."
+            )
+        return (cls.connect if is_url(leader) else cls.from_pretrained)(leader, draft, **arguments)
 
     @classmethod
     def demo(cls, *, draft: str = "reasoning", **loading: Any) -> FoReaLDecoder:

@@ -49,7 +49,7 @@ else:
 _LOADING = (
     *("backend", "device_map", "dtype", "max_batch_size", "max_context", "max_queue"),
     *("static_shapes", "compile", "threads", "gpu_memory_utilization", "prefix_cache"),
-    *("leader_kwargs", "draft_kwargs"),
+    *("leader_kwargs", "draft_kwargs", "server_kwargs"),
 )
 
 
@@ -110,6 +110,10 @@ class PairFields(_Settings):
     """Further `from_pretrained` arguments of the leader (revision, quantization_config, ...)."""
     draft_kwargs: dict[str, Any] | None = None
     """Further `from_pretrained` arguments of the draft."""
+    server_kwargs: Annotated[dict[str, Any] | None, SkipValidation] = Field(
+        default=None, repr=False
+    )
+    """With addresses: further arguments of `FoReaLDecoder.connect` (tokenizer, api_key, ...)."""
 
     timeout: float | None = None
     """Seconds until a call is stopped with TimeoutError; also an argument of every call."""

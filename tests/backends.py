@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from foreal_core.backends.base import Capabilities, Score, SpanToken, Until
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import ModelProfile
+from foreal_core.cost import ModelProfile, Usage
 from foreal_core.events import Author
 
 
@@ -34,6 +34,9 @@ class ScriptedBackend:
     def follows(self, author: Author, token: int) -> int:
         return self._scripts[author].get(token, self._otherwise)
 
+    def check(self, config: FoReaLConfig) -> None:
+        """All that a span can have is kept."""
+
     async def write(
         self,
         author: Author,
@@ -42,6 +45,7 @@ class ScriptedBackend:
         config: FoReaLConfig,
         seed: int,
         prompt_length: int,
+        usage: Usage,
     ) -> AsyncIterator[Sequence[SpanToken]]:
         self.asked.append(("write", author, len(ids)))
         token = ids[-1]
@@ -51,7 +55,9 @@ class ScriptedBackend:
             if token in until.stop_ids:
                 return
 
-    async def score(self, author: Author, ids: Sequence[int], start: int) -> list[Score]:
+    async def score(
+        self, author: Author, ids: Sequence[int], start: int, usage: Usage
+    ) -> list[Score]:
         self.asked.append(("score", author, start))
         choices = [self.follows(author, token) for token in ids[start - 1 : -1]]
         return [Score(choice, 0.0, 0.0) for choice in choices]

@@ -54,6 +54,7 @@ PUBLIC = {
     "NonFiniteLogitsError",
     "EngineClosedError",
     "QueueFullError",
+    "ServerError",
     "Prompt",
     "Backend",
     "Budget",

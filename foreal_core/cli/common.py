@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console, Group, RenderableType
 
+from foreal_core.backends.servers.options import is_url
 from foreal_core.cli.terminal import LiveText
 from foreal_core.config import FoReaLConfig
 from foreal_core.demo import DRAFTS, pair_paths
@@ -34,12 +35,15 @@ class CommandConsole(Console):
 
 LeaderOption = Annotated[
     str | None,
-    typer.Option(help="Folder, hub id or GGUF file of the leading model; else the bundled pair."),
+    typer.Option(
+        help="Folder, hub id, GGUF file or server (http://host:8000) of the leading model; else "
+        "the bundled pair."
+    ),
 ]
 DraftOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder, hub id or GGUF file of the draft; without --leader a bundled one: "
+        help="Folder, hub id, GGUF file or server of the draft; without --leader a bundled one: "
         f"{', '.join(DRAFTS)}."
     ),
 ]
@@ -47,6 +51,12 @@ DraftOption = Annotated[
 PAIR_OPTIONS = {
     "leader": LeaderOption,
     "draft": DraftOption,
+    "tokenizer": Annotated[
+        str | None, typer.Option(help="With servers: folder or hub id of the leader's tokenizer.")
+    ],
+    "draft_tokenizer": Annotated[
+        str | None, typer.Option(help="With servers: the draft's, if it is another one.")
+    ],
     "backend": Annotated[
         str | None, typer.Option(help="What runs their GGUF files: llama.cpp or torch.")
     ],
@@ -85,6 +95,7 @@ PAIR_OPTIONS = {
 
 # The decoder's own names.
 _OF_THE_DECODER = [name for name in PAIR_OPTIONS if name not in ("leader", "draft", "batch_size")]
+_OF_SERVERS = ("tokenizer", "draft_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -92,12 +103,13 @@ class PairOptions:
     """The options that name a command's pair.
 
     Attributes:
-        leader, draft: folders or hub ids; without a leader the bundled pair, whose draft may be
-            named.
+        leader, draft: folders or hub ids, or two addresses of servers; without a leader the bundled
+            pair, whose draft may be named.
+        tokenizer, draft_tokenizer: for two servers.
         backend, device_map, dtype: for a pair of one's own; None for the defaults of
             `from_pretrained`.
         batch_size: requests that run side by side; None for 128 with the bundled pair, whose
-            passes are cheap, and 32 with others.
+            passes are cheap, 256 with servers, and 32 with others.
         threads: CPU threads of a pass; None for one with the bundled pair, torch's number with
             others.
         max_context, static_shapes, compile, gpu_memory_utilization: see `FoReaLDecoder`; None for
@@ -109,6 +121,8 @@ class PairOptions:
 
     leader: str | None = None
     draft: str | None = None
+    tokenizer: str | None = None
+    draft_tokenizer: str | None = None
     backend: str | None = None
     device_map: str | None = None
     dtype: str | None = None
@@ -128,15 +142,26 @@ class PairOptions:
                     f"--draft {self.draft} needs --leader; alone it names a bundled draft: "
                     f"{', '.join(DRAFTS)}."
                 )
-            given = [n for n in ("backend", "device_map", "dtype") if getattr(self, n) is not None]
-            if given:
-                names = ", ".join("--" + name.replace("_", "-") for name in given)
+            if names := self._given("backend", "device_map", "dtype", *_OF_SERVERS):
                 raise ConfigError(f"{names}: only with --leader, the bundled pair is fixed.")
+        elif is_url(self.leader):
+            loaded = set(_OF_THE_DECODER).difference(_OF_SERVERS, ("max_context",))
+            if names := self._given(*sorted(loaded)):
+                raise ConfigError(f"{names}: servers have their models loaded; leave it out.")
+        elif names := self._given(*_OF_SERVERS):
+            raise ConfigError(f"{names}: only with servers, a model has its own; leave it out.")
+
+    def _given(self, *names: str) -> str:
+        """Those options that were given, as users write them."""
+        given = [name for name in names if getattr(self, name) is not None]
+        return ", ".join("--" + name.replace("_", "-") for name in given)
 
     @property
     def rows(self) -> int:
         """The batch size, the default included."""
-        return self.batch_size or (128 if self.leader is None else 32)
+        return self.batch_size or (
+            128 if self.leader is None else 256 if is_url(self.leader) else 32
+        )
 
     def names(self) -> dict[str, str]:
         """Names of "leader" and "draft", as the decoder will call them."""
@@ -154,22 +179,22 @@ class PairOptions:
         self.use_threads()
         named = {name: getattr(self, name) for name in _OF_THE_DECODER}
         given = {name: value for name, value in named.items() if value is not None}
+        if not is_url(self.leader):  # servers have caches of their own
+            given["prefix_cache"] = prefix_cache
         if self.leader is None or self.draft is None:
             with spinner("loading the bundled pair"):
                 hide_loading_bars()
                 decoder = FoReaLDecoder.demo(
                     draft=self.draft or next(iter(DRAFTS)),
                     max_batch_size=self.rows,
-                    prefix_cache=prefix_cache,
                     **given,
                 )
         else:
             # No spinner: transformers shows its own progress, download by download.
-            decoder = FoReaLDecoder.from_pretrained(
+            decoder = FoReaLDecoder.open(
                 self.leader,
                 self.draft,
                 max_batch_size=self.rows,
-                prefix_cache=prefix_cache,
                 **given,
             )
         with decoder:

@@ -13,12 +13,12 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Sequence
-from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 from foreal_core.backends.base import Backend, Until
 from foreal_core.config import FoReaLConfig
+from foreal_core.engine.continuations import Continuations, Key
 from foreal_core.engine.own_thread import TO_REST_SECONDS, before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess
 from foreal_core.engine.recovery import wrapped
@@ -31,11 +31,11 @@ from foreal_core.engine.request import (
     Request,
     closed_error,
 )
-from foreal_core.errors import ConfigError, FoReaLError, QueueFullError
+from foreal_core.errors import ConfigError, FoReaLError, QueueFullError, ServerError
 from foreal_core.events import DRAFT, Author
+from foreal_core.policies import Preview
 from foreal_core.request.span_request import SpanRequest
 from foreal_core.text.pair_tokenizer import PairTokenizer
-from foreal_core.text.sentences import may_end_sentence
 
 # Settings that need the logits of every position.
 _NEED_LOGITS = (
@@ -47,6 +47,9 @@ _NEED_LOGITS = (
     "logprobs",
 )
 
+# What the draft would write, whatever is drawn.
+_CHOOSING: Key = (DRAFT, True)
+
 
 class SpanEngine:
     """Runs requests over a `Backend`.
@@ -54,9 +57,10 @@ class SpanEngine:
     Args:
         backend: the models.
         tokenizer: the pair's.
-        vocab_size: ids that the leader knows.
         max_batch_size: requests that run side by side; the rest queue.
         max_queue: requests that wait at most; None for no bound.
+        survivor: who goes on alone when the other model's server is lost; None lets the request
+            end with the error.
     """
 
     static_shapes = False
@@ -66,9 +70,9 @@ class SpanEngine:
         backend: Backend,
         tokenizer: PairTokenizer,
         *,
-        vocab_size: int,
         max_batch_size: int,
         max_queue: int | None = None,
+        survivor: Author | None = None,
     ) -> None:
         self.backend = backend
         self.tokenizer = tokenizer
@@ -76,11 +80,7 @@ class SpanEngine:
         self.max_context = backend.max_context
         self.profiles = dict(backend.profiles)
         self._max_queue = max_queue
-        self._stop_ids = frozenset(tokenizer.leader_eos).union(
-            token
-            for token in range(vocab_size)
-            if may_end_sentence(tokenizer.text_of(token), after_mark=False)
-        )
+        self._survivor = survivor
         self._process = OwnerProcess()
         self._changed = threading.Condition()
         self._running: dict[Request[SpanRequest], asyncio.Task[None] | None] = {}
@@ -121,6 +121,7 @@ class SpanEngine:
                 "json_schema and call_schema need both models in this process: a server starts its "
                 "grammar anew with every span. Load the pair with from_pretrained."
             )
+        self.backend.check(config)
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
         state = SpanRequest(
             prompt,
@@ -222,6 +223,7 @@ class SpanEngine:
         while self._running:  # until all were told, also those that had not begun
             await asyncio.sleep(0.001)
         await self.backend.aclose()
+        await self._loop.shutdown_asyncgens()
 
     def _start(self, request: Request[SpanRequest]) -> None:
         if self._closed:
@@ -278,62 +280,85 @@ class SpanEngine:
 
     async def _write(self, request: Request[SpanRequest]) -> None:
         state = request.state
-        while not state.over:
-            if state.turns.opening:
-                state.read_opening()
-            elif (position := state.open_choice()) is not None:
-                await self._choose(state, position)
-            else:
-                await self._span(request)
-            self._deliver(request)
-
-    async def _span(self, request: Request[SpanRequest]) -> None:
-        """One span of whoever's turn it is, as far as the turn goes."""
-        state = request.state
-        author = state.turns.span.author
-        until = Until(state.span_length(), self._stop_ids)
-        async with aclosing(self._asked(state, author, state.text.tokens, until)) as stream:
-            async for tokens in stream:
-                for one in tokens:
-                    if not state.take(author, one.token_id, one.first_choice):
-                        return
+        ahead = Continuations(partial(self._ask, state), state.wasted)
+        try:
+            while not state.over:
+                try:
+                    await self._step(state, ahead)
+                except ServerError as error:
+                    if not error.lost or self._survivor in (None, error.author):
+                        raise
+                    await ahead.aclose()
+                    state.go_on_alone(self._survivor)
+                if (cut := state.take_cut()) is not None:
+                    ahead.cut(cut)
+                if state.config.speculate and not state.over:
+                    self._look_ahead(state, ahead)
+                ahead.keep(state.text.tokens)
                 self._deliver(request)
+        finally:
+            await ahead.aclose()
 
-    async def _choose(self, state: SpanRequest, position: int) -> None:
-        """The draft's first choices from `position` to the end of the text, until one differs."""
+    async def _step(self, state: SpanRequest, ahead: Continuations) -> None:
+        """One token, or one choice of the draft's."""
+        span, text = state.turns.span, state.text.tokens
+        if isinstance(span, Preview) or span.may_review:
+            raise ConfigError(
+                f"policy={state.config.policy_spec.name!r} needs both models in this process: it "
+                "judges single tokens, and a server writes spans. Load the pair with "
+                "from_pretrained."
+            )
+        if state.turns.opening:
+            state.read_opening()
+        elif (position := state.open_choice()) is not None:
+            await self._choose(state, ahead, position)
+        else:
+            key = span.author, state.config.temperature == 0
+            one = await ahead.token(key, text, len(text), state.span_length())
+            state.take(span.author, one.token_id, one.first_choice)
+
+    def _look_ahead(self, state: SpanRequest, ahead: Continuations) -> None:
+        """Lets the draft choose while the leader writes: what it chooses from where the hit test
+        counts on is the rest of the sentence if the two agree."""
         text = state.text.tokens
-        if self.backend.capabilities.scores:
-            for score in await self.backend.score(DRAFT, text, position):
+        position = state.next_choice()
+        while position is not None and position < len(text):
+            if (one := ahead.came(_CHOOSING, text, position)) is None:
+                break
+            state.choose(position, one.first_choice)
+            position = state.next_choice()
+        state.check_handoff()
+        position = state.next_choice()
+        if position is not None and not self.backend.capabilities.scores:
+            most = state.choice_length(position)
+            ahead.ensure(_CHOOSING, text, position, most)
+
+    async def _choose(self, state: SpanRequest, ahead: Continuations, position: int) -> None:
+        """The draft's first choices from `position` on, for all of the text or for one token."""
+        text = state.text.tokens
+        if self.backend.capabilities.scores and not ahead.has(_CHOOSING, text, position):
+            usage = state.usage(DRAFT)
+            for score in await self.backend.score(DRAFT, list(text), position, usage):
                 state.choose(position, score.first_choice)
                 position += 1
         else:
-            greedy = state.config.with_overrides(temperature=0.0)
-            until = Until(len(text) - position)
-            stream = self._asked(state, DRAFT, text[:position], until, greedy)
-            async with aclosing(stream):
-                async for tokens in stream:
-                    for one in tokens:
-                        if not state.choose(position, one.first_choice):
-                            break
-                        position += 1
-                    else:
-                        continue
-                    break
+            speculate = state.config.speculate
+            most = state.choice_length(position) if speculate else len(text) - position
+            one = await ahead.token(_CHOOSING, text, position, most)
+            state.choose(position, one.first_choice)
         state.check_handoff()
 
-    def _asked(
-        self,
-        state: SpanRequest,
-        author: Author,
-        ids: Sequence[int],
-        until: Until,
-        config: FoReaLConfig | None = None,
-    ) -> Any:
+    def _ask(self, state: SpanRequest, key: Key, position: int, most: int) -> Any:
+        author, greedy = key
+        config = state.config
+        if greedy and config.temperature:
+            config = config.with_overrides(temperature=0.0)
         return self.backend.write(
             author,
-            list(ids),
-            until,
-            config or state.config,
+            state.text.tokens[:position],
+            Until(most, state.text.ends),
+            config,
             state.seed,
             state.text.prompt_length,
+            state.usage(author),
         )

@@ -60,9 +60,9 @@ def assemble_models(
         raise ConfigError(f"static_shapes={static_shapes!r} is not allowed: True, False or None.")
     if not isinstance(prefix_cache, bool):
         raise ConfigError(f"prefix_cache={prefix_cache!r} is not allowed: True or False.")
-    rows = _count("max_batch_size", max_batch_size)
-    max_queue = _count_or_none("max_queue", max_queue)
-    threads = _count_or_none("threads", threads)
+    rows = count_of("max_batch_size", max_batch_size)
+    max_queue = count_or_none("max_queue", max_queue)
+    threads = count_or_none("threads", threads)
     context = context_that_fits(
         _checked_context(max_context, leader, draft),
         [model for model in (leader, draft) if not isinstance(model, LlamaModel)],
@@ -133,8 +133,8 @@ def assemble_backend(
     max_queue: int | None,
 ) -> Assembled:
     """An engine over a backend; arguments are those of `FoReaLDecoder.from_backend`."""
-    vocab_size = _count_or_none("leader_vocab_size", leader_vocab_size) or len(tokenizer)
-    draft_size = _count_or_none("draft_vocab_size", draft_vocab_size)
+    vocab_size = count_or_none("leader_vocab_size", leader_vocab_size) or len(tokenizer)
+    draft_size = count_or_none("draft_vocab_size", draft_vocab_size)
     ends = {tokenizer.eos_token_id} if end_of_sequence is None else set(end_of_sequence)
     pair = PairTokenizer(
         tokenizer,
@@ -147,9 +147,8 @@ def assemble_backend(
     engine = SpanEngine(
         backend,
         pair,
-        vocab_size=vocab_size,
-        max_batch_size=_count("max_batch_size", max_batch_size),
-        max_queue=_count_or_none("max_queue", max_queue),
+        max_batch_size=count_of("max_batch_size", max_batch_size),
+        max_queue=count_or_none("max_queue", max_queue),
     )
     return Assembled(engine, pair, vocab_size)
 
@@ -193,11 +192,13 @@ def _refuse_shapes(author: str, static_shapes: bool | None, compiled: bool) -> N
         )
 
 
-def _count(name: str, value: Any) -> int:
+def count_of(name: str, value: Any) -> int:
+    """A number >= 1; raises ConfigError for what is none, by name."""
     if not is_integer(value) or value < 1:
         raise ConfigError(f"{name}={value!r} is not allowed: an integer >= 1.")
     return int(value)
 
 
-def _count_or_none(name: str, value: Any) -> int | None:
-    return None if value is None else _count(name, value)
+def count_or_none(name: str, value: Any) -> int | None:
+    """The same where None is allowed."""
+    return None if value is None else count_of(name, value)

@@ -22,7 +22,7 @@ from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.events import DRAFT, LEADER, Author, SegmentReason, TokenLogprobs
 from foreal_core.policies import Budget, Outcome, Preview, Review, SpanReport, Write
 from foreal_core.policies.budget import BudgetControl
-from foreal_core.policies.roles import with_roles
+from foreal_core.policies.roles import alone, with_roles
 from foreal_core.policies.spans import Span
 from foreal_core.request.alignment import Alignment
 from foreal_core.request.ledger import Ledger
@@ -211,6 +211,13 @@ class Turns:
             and self.written > 0
             and self._control.stops_leader()
         )
+
+    def go_on_alone(self, author: Author) -> None:
+        """The other model is gone: `author` writes the rest, whatever the policy says."""
+        self._policy, self._control = alone(author), None
+        self.opening = []
+        self.transcript.end_segment("server_lost")
+        self._start_span(self._ask(None))
 
     def cancel(self) -> None:
         """Ends the text as it stands."""
