@@ -88,13 +88,43 @@ class Meter:
         self.kinds["discarded"] += len(kinds)
 
 
+@dataclass
+class Usage:
+    """What one inference server says that it did for one request.
+
+    Attributes:
+        requests: HTTP requests, those that failed and were sent again included.
+        retries: of them those that were sent again.
+        prompt_tokens: tokens that were sent to be read.
+        cached_tokens: of those `prompt_tokens` of which the server said how many it had in its
+            cache (`counted_tokens`), those that it had.
+        counted_tokens: see there; a stream that is closed early has no such count.
+        completion_tokens: tokens that came back, also those that nobody wanted.
+        seconds: that its requests took, side by side or not.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    counted_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The counts; `cached_tokens` is None where the server never said."""
+        cached = self.cached_tokens if self.counted_tokens else None
+        return {**asdict(self), "cached_tokens": cached}
+
+
 @dataclass(frozen=True)
 class CostReport:
     """The cost record of one call; `to_dict` is JSON-safe and the same everywhere.
 
     Units: FLOPs, bytes, seconds. `leader_only` is what the leader alone would have spent on this
     same text by the same count. `cached_tokens` are those of the text that each model did not have
-    to read, as another request had.
+    to read, as another request had. `servers` has the `Usage` of inference servers by author; it
+    is empty where the models are in this process.
     """
 
     prompt_tokens: int
@@ -114,6 +144,7 @@ class CostReport:
     tokens_per_second: float
     models: dict[str, str]
     settings: dict[str, Any]
+    servers: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     @property
     def cached_prompt_tokens(self) -> int:
@@ -137,6 +168,7 @@ def build_report(
     seconds: dict[str, float],
     settings: dict[str, Any],
     prefill_chunk: int,
+    servers: Mapping[Author, Usage],
 ) -> CostReport:
     """Adds the meters of "leader" and "draft" up into one record.
 
@@ -185,6 +217,7 @@ def build_report(
         tokens_per_second=completion / seconds["total"] if seconds["total"] > 0 else 0.0,
         models={name: profile.name for name, profile in profiles.items()},
         settings=settings,
+        servers={name: usage.to_dict() for name, usage in servers.items() if usage.requests},
     )
 
 

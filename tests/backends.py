@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from foreal_core.backends.base import Capabilities, Score, SpanToken, Until
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import ModelProfile
+from foreal_core.cost import ModelProfile, Usage
 from foreal_core.events import Author
 
 
@@ -42,6 +42,7 @@ class ScriptedBackend:
         config: FoReaLConfig,
         seed: int,
         prompt_length: int,
+        usage: Usage,
     ) -> AsyncIterator[Sequence[SpanToken]]:
         self.asked.append(("write", author, len(ids)))
         token = ids[-1]
@@ -51,7 +52,9 @@ class ScriptedBackend:
             if token in until.stop_ids:
                 return
 
-    async def score(self, author: Author, ids: Sequence[int], start: int) -> list[Score]:
+    async def score(
+        self, author: Author, ids: Sequence[int], start: int, usage: Usage
+    ) -> list[Score]:
         self.asked.append(("score", author, start))
         choices = [self.follows(author, token) for token in ids[start - 1 : -1]]
         return [Score(choice, 0.0, 0.0) for choice in choices]

@@ -78,7 +78,7 @@ def test_spans_write_what_passes_write(seed: int, scores: bool) -> None:
                 stop=rng.choice([(), (" we add",)]),
                 max_new_tokens=rng.choice([5, 40, 80]),
                 seed=rng.randrange(1000),
-                speculate=False,
+                speculate=rng.choice([True, False]),
             )
             expected = local.generate(" so", config)
             written = remote.generate(" so", config)
@@ -94,16 +94,32 @@ def test_only_the_span_is_asked_for_and_scores_spare_writing() -> None:
     leader = {" so": " we", " we": " add", " add": " x", " x": " is", " is": "."}
     two = scripted_pair(leader, leader)
     config = {"lead_count": 2, "hit_threshold": 2, "lead_probability": 1.0, "max_new_tokens": 5}
-    for scores, what in ((True, "score"), (False, "write")):
+    led, behind = ("write", "leader", 1), ("write", "draft", 5)
+    for scores, speculate, asked in (
+        (True, True, [led, ("score", "draft", 3), behind]),
+        (False, False, [led, ("write", "draft", 3), behind]),
+        # The draft chooses while the leader writes, and what follows is the rest of the sentence.
+        (False, True, [led, ("write", "draft", 3)]),
+    ):
         backend = backend_of(leader, leader, scores=scores)
         with FoReaLDecoder.from_backend(backend, two.tokenizer) as decoder:
-            written = decoder.generate(" so", **config)
+            written = decoder.generate(" so", **config, speculate=speculate)
         assert written.text == " we add x is."
         assert "".join(author[0] for author in written.authors) == "lllld"
-        assert backend.asked == [
-            *(("write", "leader", 1), ("write", "leader", 3)),
-            *((what, "draft", 3), ("write", "draft", 5)),
-        ]
+        assert backend.asked == asked
+
+
+def test_what_a_model_wrote_ahead_and_nobody_wanted_is_charged() -> None:
+    leader = {" so": " we", " we": " add", " add": " x", " x": " is", " is": "."}
+    two = scripted_pair(leader, leader)
+    backend = backend_of(leader, {**leader, " x": " y"}, scores=False)
+    with FoReaLDecoder.from_backend(backend, two.tokenizer) as decoder:
+        written = decoder.generate(
+            " so", lead_count=2, hit_threshold=2, lead_probability=1.0, max_new_tokens=5
+        )
+    assert "".join(author[0] for author in written.authors) == "lllll"
+    assert written.hit_runs == (None, None, 1, 0, None)
+    assert written.cost.forward_tokens["draft"]["discarded"] > 0
 
 
 class Slow(ScriptedBackend):

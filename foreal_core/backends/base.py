@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import ModelProfile
+from foreal_core.cost import ModelProfile, Usage
 from foreal_core.events import Author
 from foreal_core.grammar.constraint import Constraint
 from foreal_core.request.chunk import Chunk
@@ -110,6 +110,7 @@ class Backend(Protocol):
         config: FoReaLConfig,
         seed: int,
         prompt_length: int,
+        usage: Usage,
     ) -> AsyncIterator[Sequence[SpanToken]]:
         """Continues `ids` as `author`; yields tokens as they come, the stop id included. Closing
         the iterator cancels the rest.
@@ -118,10 +119,13 @@ class Backend(Protocol):
             config: sampling settings.
             seed: of the request: the draw at position i of the completion hangs on (seed, i).
             prompt_length: how many of `ids` are the prompt.
+            usage: of the request and author; servers add what they say of their work.
         """
         ...
 
-    async def score(self, author: Author, ids: Sequence[int], start: int) -> list[Score]:
+    async def score(
+        self, author: Author, ids: Sequence[int], start: int, usage: Usage
+    ) -> list[Score]:
         """What `author` makes of the tokens `ids[start:]`, each after all before it. Only where
         `capabilities.scores`."""
         ...

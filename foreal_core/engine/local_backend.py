@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from foreal_core.backends.base import Capabilities, Score, SpanToken, Until
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import ModelProfile
+from foreal_core.cost import ModelProfile, Usage
 from foreal_core.engine.engine import Engine
 from foreal_core.engine.streams import AsyncTokenStream
 from foreal_core.errors import FoReaLError
@@ -38,6 +38,7 @@ class LocalBackend:
         config: FoReaLConfig,
         seed: int,
         prompt_length: int,
+        usage: Usage,
     ) -> AsyncIterator[Sequence[SpanToken]]:
         # No stop string and no mark holds a token back; the first choice comes with its chance.
         span = config.with_overrides(
@@ -55,7 +56,9 @@ class LocalBackend:
                 if event.token_id in until.stop_ids:
                     return
 
-    async def score(self, author: Author, ids: Sequence[int], start: int) -> list[Score]:
+    async def score(
+        self, author: Author, ids: Sequence[int], start: int, usage: Usage
+    ) -> list[Score]:
         raise FoReaLError("this backend does not score: see its capabilities.")
 
     async def aclose(self) -> None:

@@ -13,21 +13,20 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Sequence
-from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 from foreal_core.backends.base import Backend, Until
 from foreal_core.config import FoReaLConfig
+from foreal_core.engine.continuations import Continuations, Key
 from foreal_core.engine.own_thread import before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess
 from foreal_core.engine.recovery import wrapped
 from foreal_core.engine.request import Finished, OnEnd, OnEvents, Request
 from foreal_core.errors import ConfigError, EngineClosedError, FoReaLError, QueueFullError
-from foreal_core.events import DRAFT, Author
+from foreal_core.events import DRAFT
 from foreal_core.request.span_request import SpanRequest
 from foreal_core.text.pair_tokenizer import PairTokenizer
-from foreal_core.text.sentences import may_end_sentence
 
 # Settings that need the logits of every position.
 _NEED_LOGITS = (
@@ -39,6 +38,9 @@ _NEED_LOGITS = (
     "logprobs",
 )
 
+# What the draft would write, whatever is drawn.
+_CHOOSING: Key = (DRAFT, True)
+
 
 class SpanEngine:
     """Runs requests over a `Backend`.
@@ -46,7 +48,6 @@ class SpanEngine:
     Args:
         backend: the models.
         tokenizer: the pair's.
-        vocab_size: ids that the leader knows.
         max_batch_size: requests that run side by side; the rest queue.
         max_queue: requests that wait at most; None for no bound.
     """
@@ -58,7 +59,6 @@ class SpanEngine:
         backend: Backend,
         tokenizer: PairTokenizer,
         *,
-        vocab_size: int,
         max_batch_size: int,
         max_queue: int | None = None,
     ) -> None:
@@ -68,11 +68,6 @@ class SpanEngine:
         self.max_context = backend.max_context
         self.profiles = dict(backend.profiles)
         self._max_queue = max_queue
-        self._stop_ids = frozenset(tokenizer.leader_eos).union(
-            token
-            for token in range(vocab_size)
-            if may_end_sentence(tokenizer.text_of(token), after_mark=False)
-        )
         self._process = OwnerProcess()
         self._changed = threading.Condition()
         self._running: dict[Request[SpanRequest], asyncio.Task[None] | None] = {}
@@ -254,64 +249,61 @@ class SpanEngine:
 
     async def _write(self, request: Request[SpanRequest]) -> None:
         state = request.state
-        while not state.over:
-            if state.turns.opening:
-                state.read_opening()
-            elif (position := state.open_choice()) is not None:
-                await self._choose(state, position)
-            else:
-                await self._span(request)
-            self._deliver(request)
-
-    async def _span(self, request: Request[SpanRequest]) -> None:
-        """One span of whoever's turn it is, as far as the turn goes."""
-        state = request.state
-        author = state.turns.span.author
-        until = Until(state.span_length(), self._stop_ids)
-        async with aclosing(self._asked(state, author, state.text.tokens, until)) as stream:
-            async for tokens in stream:
-                for one in tokens:
-                    if not state.take(author, one.token_id, one.first_choice):
-                        return
+        ahead = Continuations(partial(self._ask, state), state.wasted)
+        try:
+            while not state.over:
+                if state.turns.opening:
+                    state.read_opening()
+                elif (position := state.open_choice()) is not None:
+                    await self._choose(state, ahead, position)
+                else:
+                    author, text = state.turns.span.author, state.text.tokens
+                    key = author, state.config.temperature == 0
+                    one = await ahead.token(key, text, len(text), state.span_length())
+                    state.take(author, one.token_id, one.first_choice)
+                ahead.keep(state.text.tokens, state.take_cut())
                 self._deliver(request)
+                if state.config.speculate and not state.over:
+                    self._look_ahead(state, ahead)
+        finally:
+            await ahead.aclose()
 
-    async def _choose(self, state: SpanRequest, position: int) -> None:
-        """The draft's first choices from `position` to the end of the text, until one differs."""
+    def _look_ahead(self, state: SpanRequest, ahead: Continuations) -> None:
+        """Lets the draft choose while the leader writes: what it chooses from where the hit test
+        counts on is the rest of the sentence if the two agree."""
+        position = state.next_choice()
+        if position is not None and not self.backend.capabilities.scores:
+            text, most = state.text.tokens, state.choice_length(position)
+            ahead.ensure(_CHOOSING, text, position, most)
+
+    async def _choose(self, state: SpanRequest, ahead: Continuations, position: int) -> None:
+        """The draft's first choices from `position` on, for all of the text or for one token."""
         text = state.text.tokens
-        if self.backend.capabilities.scores:
-            for score in await self.backend.score(DRAFT, text, position):
+        if self.backend.capabilities.scores and not ahead.has(_CHOOSING, text, position):
+            usage = state.usage(DRAFT)
+            for score in await self.backend.score(DRAFT, list(text), position, usage):
                 state.choose(position, score.first_choice)
                 position += 1
         else:
-            greedy = state.config.with_overrides(temperature=0.0)
-            until = Until(len(text) - position)
-            stream = self._asked(state, DRAFT, text[:position], until, greedy)
-            async with aclosing(stream):
-                async for tokens in stream:
-                    for one in tokens:
-                        if not state.choose(position, one.first_choice):
-                            break
-                        position += 1
-                    else:
-                        continue
-                    break
+            speculate = state.config.speculate
+            most = state.choice_length(position) if speculate else len(text) - position
+            one = await ahead.token(_CHOOSING, text, position, most)
+            state.choose(position, one.first_choice)
         state.check_handoff()
 
-    def _asked(
-        self,
-        state: SpanRequest,
-        author: Author,
-        ids: Sequence[int],
-        until: Until,
-        config: FoReaLConfig | None = None,
-    ) -> Any:
+    def _ask(self, state: SpanRequest, key: Key, position: int, most: int) -> Any:
+        author, greedy = key
+        config = state.config
+        if greedy and config.temperature:
+            config = config.with_overrides(temperature=0.0)
         return self.backend.write(
             author,
-            list(ids),
-            until,
-            config or state.config,
+            state.text.tokens[:position],
+            Until(most, state.text.ends),
+            config,
             state.seed,
             state.text.prompt_length,
+            state.usage(author),
         )
 
 

@@ -143,9 +143,7 @@ def assemble_backend(
         leader_eos=ends - {None},
         draft_eos=ends - {None},
     )
-    engine = SpanEngine(
-        backend, pair, vocab_size=vocab_size, max_batch_size=max_batch_size, max_queue=max_queue
-    )
+    engine = SpanEngine(backend, pair, max_batch_size=max_batch_size, max_queue=max_queue)
     return Assembled(engine, pair, vocab_size)
 
 

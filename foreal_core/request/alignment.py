@@ -79,6 +79,15 @@ class Alignment:
             and self.hits + max(length - self._next, 0) >= handoff.hits
         )
 
+    def earliest(self, length: int) -> int | None:
+        """The length of the text at which the hand-off is due if the models agree from here on,
+        above `length`; None without a hand-off."""
+        handoff = self._handoff
+        if handoff is None:
+            return None
+        run = self._next + max(handoff.hits - self.hits, 0)
+        return max(self._start + handoff.lead_count, run, length + 1)
+
     def first_open(self, otherwise: int) -> int:
         """The first position that counts and at which the draft has not chosen."""
         if self._handoff is None or self._handoff.hits == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import CostReport, ModelProfile, build_report
+from foreal_core.cost import CostReport, ModelProfile, Usage, build_report
 from foreal_core.events import Author, Generation
 from foreal_core.request.model_state import PREFILL_CHUNK, ModelState
 from foreal_core.request.transcript import Transcript
@@ -65,8 +65,9 @@ def build_cost(
     config: FoReaLConfig,
     seed: int,
     profiles: Mapping[Author, ModelProfile],
+    servers: Mapping[Author, Usage] | None = None,
 ) -> CostReport:
-    """What a request cost so far."""
+    """What a request cost so far; `servers` is what servers say of it."""
     return build_report(
         profiles=profiles,
         meters={author: state.meter for author, state in states.items()},
@@ -78,4 +79,5 @@ def build_cost(
         seconds=text.clock.seconds(),
         settings={**config.recorded(), "seed": seed},
         prefill_chunk=PREFILL_CHUNK,
+        servers=servers or {},
     )

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import CostReport, ModelProfile, TokenKind
+from foreal_core.cost import CostReport, ModelProfile, TokenKind, Usage
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
 from foreal_core.request.clock import Clock
 from foreal_core.request.model_state import ModelState
@@ -52,60 +52,82 @@ class SpanRequest:
         self.seed = seed
         self.clock = Clock(submitted=time.perf_counter())
         limit = min(len(prompt) + config.max_new_tokens, max_context)
+        self._cut: int | None = None
         self.text = Transcript(
-            prompt, config, tokenizer, limit=limit, clock=self.clock, with_events=with_events
+            prompt,
+            config,
+            tokenizer,
+            limit=limit,
+            clock=self.clock,
+            on_cut=self._note_cut,
+            with_events=with_events,
         )
         self.turns = Turns(self.text, config, seed, tokenizer)
         self._states: dict[Author, ModelState] = {LEADER: ModelState(), DRAFT: ModelState()}
+        self._usage: dict[Author, Usage] = {LEADER: Usage(), DRAFT: Usage()}
 
     @property
     def over(self) -> bool:
         """Whether the text is over."""
         return self.text.finish_reason is not None
 
-    def open_choice(self) -> int | None:
-        """The first written position at which the draft must still choose before the leader may go
-        on; None where there is none."""
+    def usage(self, author: Author) -> Usage:
+        """What the author's backend says that it did for this request; it adds to it."""
+        return self._usage[author]
+
+    def take_cut(self) -> int | None:
+        """The least length that the text had since the last call, where it got shorter."""
+        cut, self._cut = self._cut, None
+        return cut
+
+    def next_choice(self) -> int | None:
+        """The first position that counts in the hit test and for which the draft has not chosen,
+        once all before it is written; None where there is none."""
         length = len(self.text.tokens)
-        if not self.turns.alignment.is_open(length):
+        position = self.turns.alignment.first_open(length + 1)
+        return position if position <= length else None
+
+    def open_choice(self) -> int | None:
+        """The same where the leader may not go on before the draft has chosen."""
+        length, alignment = len(self.text.tokens), self.turns.alignment
+        # The draft may choose at several written positions at once, as long as the run that they
+        # could complete is not there yet.
+        if not alignment.is_open(length) or not alignment.may_be_due(length):
             return None
-        return self.turns.alignment.first_open(length)
+        return alignment.first_open(length)
 
     def span_length(self) -> int:
-        """How many tokens the next span may have: the lead, the rest of the run, or what a
-        sentence seldom exceeds."""
-        room = self.text.limit - len(self.text.tokens)
-        handoff = self.turns.span.handoff
-        if handoff is None:
-            return min(_LONGEST_SPAN, room)
-        lead = handoff.lead_count - self.turns.written
-        run = max(handoff.hits - self.turns.alignment.hits, 1)
-        return min(lead if lead > 0 else run, room, _LONGEST_SPAN)
+        """How many tokens the next span may have: up to where the hand-off is due at the earliest,
+        or what a sentence seldom exceeds."""
+        length = len(self.text.tokens)
+        room = self.text.limit - length
+        earliest = self.turns.alignment.earliest(length)
+        return min(_LONGEST_SPAN if earliest is None else earliest - length, room, _LONGEST_SPAN)
 
-    def take(self, author: Author, token: int, first_choice: int) -> bool:
-        """Writes one token of a span; whether the author may go on with it."""
-        turns, span = self.turns, self.turns.span
+    def choice_length(self, position: int) -> int:
+        """The same for a draft that is asked for its choices from `position` on, which may be the
+        beginning of what it writes after the hand-off."""
+        return max(min(_LONGEST_SPAN, self.text.limit - position), 1)
+
+    def take(self, author: Author, token: int, first_choice: int) -> None:
+        """Writes one token."""
+        turns = self.turns
         self._states[author].roll_back(len(self.text.tokens) - 1)
         self._fed(author, len(self.text.tokens))
-        if author == LEADER and turns.span.handoff is not None:
-            turns.alignment.note(LEADER, len(self.text.tokens), first_choice)
-        elif author == DRAFT:
-            turns.alignment.note(DRAFT, len(self.text.tokens), first_choice)
+        if author == DRAFT or turns.span.handoff is not None:
+            turns.alignment.note(author, len(self.text.tokens), first_choice)
         turns.commit(token, author)
         for state in self._states.values():
             state.roll_back(len(self.text.tokens))
-        if turns.goes_on(author):
-            return True
-        # The draft may choose at several written positions at once, as long as the run that they
-        # could complete is not there yet.
-        length = len(self.text.tokens)
-        return turns.span is span and not self.over and not turns.alignment.may_be_due(length)
 
-    def choose(self, position: int, first_choice: int) -> bool:
-        """Notes the draft's first choice for a written position; whether it is the token there."""
+    def choose(self, position: int, first_choice: int) -> None:
+        """Notes the draft's first choice for a written position."""
         self._fed(DRAFT, position)
         self.turns.alignment.note(DRAFT, position, first_choice)
-        return self.text.tokens[position] == first_choice
+
+    def wasted(self, author: Author, position: int, tokens: int) -> None:
+        """`author` wrote so many tokens from `position` on that nobody wanted; they are charged."""
+        self._states[author].wasted(position, tokens, tokens, 1)
 
     def check_handoff(self) -> None:
         """Hands over if what the draft chose is enough."""
@@ -129,7 +151,13 @@ class SpanRequest:
 
     def cost(self, profiles: Mapping[Author, ModelProfile]) -> CostReport:
         """What the request cost so far."""
-        return build_cost(self.text, self._states, self.config, self.seed, profiles)
+        return build_cost(
+            self.text, self._states, self.config, self.seed, profiles, servers=self._usage
+        )
+
+    def _note_cut(self, completion: int) -> None:
+        length = self.text.prompt_length + completion
+        self._cut = length if self._cut is None else min(self._cut, length)
 
     def _fed(self, author: Author, length: int) -> None:
         """`author` has read the first `length` tokens, in one pass as far as they were new."""
