@@ -17,6 +17,7 @@ from foreal_core.errors import (
     NonFiniteLogitsError,
     OutOfMemoryError,
     QueueFullError,
+    ServerError,
     UnsupportedModelError,
 )
 from foreal_core.events import Generation, Segment, Sentence, TokenEvent, TokenLogprobs
@@ -46,6 +47,7 @@ __all__ = [
     "QueueFullError",
     "Segment",
     "Sentence",
+    "ServerError",
     "SpanReport",
     "TokenEvent",
     "TokenLogprobs",

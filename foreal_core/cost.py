@@ -101,6 +101,7 @@ class Usage:
         counted_tokens: see there; a stream that is closed early has no such count.
         completion_tokens: tokens that came back, also those that nobody wanted.
         seconds: that its requests took, side by side or not.
+        lost: it stopped answering, and the other model wrote the rest alone.
     """
 
     requests: int = 0
@@ -110,6 +111,7 @@ class Usage:
     counted_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    lost: bool = False
 
     def to_dict(self) -> dict[str, float | None]:
         """The counts; `cached_tokens` is None where the server never said."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from foreal_core.backends.base import Backend
 from foreal_core.backends.llama_cpp.model import LlamaModel
+from foreal_core.backends.servers.options import ServerOptions
 from foreal_core.calls import Calls
 from foreal_core.cost import ModelProfile
 from foreal_core.engine.local_backend import LocalBackend
@@ -15,6 +16,7 @@ from foreal_core.engine.spans import SpanEngine
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.assemble import Assembled, assemble_backend, assemble_models
 from foreal_core.loading.pair import load_pair
+from foreal_core.loading.servers import assemble_servers
 from foreal_core.prompts import Prompts
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
@@ -230,6 +232,61 @@ class FoReaLDecoder(Calls):
             gpu_memory_utilization=gpu_memory_utilization,
             prefix_cache=prefix_cache,
         )
+
+    @classmethod
+    def connect(
+        cls,
+        leader: str,
+        draft: str,
+        *,
+        tokenizer: Any = None,
+        draft_tokenizer: Any = None,
+        max_batch_size: int = 256,
+        max_context: int | None = None,
+        max_queue: int | None = None,
+        on_server_lost: str = "error",
+        leader_kwargs: Mapping[str, Any] | None = None,
+        draft_kwargs: Mapping[str, Any] | None = None,
+        **server_kwargs: Any,
+    ) -> FoReaLDecoder:
+        """A decoder over two inference servers: vLLM, SGLang or llama-server, found out by asking.
+
+        Needs the extra "servers". See docs/servers.md.
+
+        Args:
+            leader, draft: addresses, as "http://host:8000".
+            tokenizer: the leader's: a folder, a hub id, or a transformers tokenizer; by default
+                what the server was started with. It is the draft's too.
+            draft_tokenizer: the draft's, if it is another one. Without `tokenizer` it is by default
+                what the draft's server was started with.
+            max_batch_size, max_queue: see the class.
+            max_context: see the class; by default what both servers take.
+            on_server_lost: who goes on alone once the other model's server does not answer any
+                more, "leader" or "draft", which the bill says; "error" ends the request.
+            leader_kwargs, draft_kwargs: options for one server; see `ServerOptions` in
+                `foreal_core.backends.servers.options`.
+            **server_kwargs: options for both (api_key, timeout, retries, ...).
+
+        Raises:
+            ConfigError: an argument is out of range, or httpx is not installed.
+            ServerError: a server does not answer, or is none of those known.
+            IncompatibleModelsError: see the class.
+        """
+        assembled = assemble_servers(
+            {
+                LEADER: ServerOptions.of(leader, {**server_kwargs, **(leader_kwargs or {})}),
+                DRAFT: ServerOptions.of(draft, {**server_kwargs, **(draft_kwargs or {})}),
+            },
+            tokenizer=tokenizer,
+            draft_tokenizer=draft_tokenizer,
+            max_batch_size=max_batch_size,
+            max_context=max_context,
+            max_queue=max_queue,
+            on_server_lost=on_server_lost,
+        )
+        self = cls.__new__(cls)
+        self._adopt(assembled, {}, max_queue)
+        return self
 
     @classmethod
     def demo(

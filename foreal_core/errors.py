@@ -9,7 +9,8 @@
     ├── OutOfMemoryError (RuntimeError)        one request does not fit the device, even alone
     ├── NonFiniteLogitsError (RuntimeError)    a model returned NaN or infinite logits
     ├── QueueFullError (RuntimeError)          as many requests wait as may
-    └── EngineClosedError (RuntimeError)       the decoder was closed
+    ├── EngineClosedError (RuntimeError)       the decoder was closed
+    └── ServerError (RuntimeError)             an inference server is down or does not do it
 
 Every message says what was given, what is allowed and what to do. Errors of a running request are
 no ValueError: frameworks swallow those while they assemble an answer.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from foreal_core.cost import CostReport
+from foreal_core.cost import Author, CostReport
 
 
 class FoReaLError(Exception):
@@ -68,6 +69,20 @@ class QueueFullError(FoReaLError, RuntimeError):
 
 class EngineClosedError(FoReaLError, RuntimeError):
     """The decoder was closed before or while this request ran."""
+
+
+class ServerError(FoReaLError, RuntimeError):
+    """An inference server is down, or does something else than it was asked.
+
+    Attributes:
+        author: whose model it has, "leader" or "draft".
+        lost: it did not answer, however often it was asked.
+    """
+
+    def __init__(self, message: str, author: Author, lost: bool = False) -> None:
+        super().__init__(message)
+        self.author = author
+        self.lost = lost
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ SegmentReason = Literal[
     "review",
     "thinking_budget",
     "thinking_loop",
+    "server_lost",
 ]
 
 
@@ -71,7 +72,8 @@ class Segment:
     """Tokens [start, end) that one author wrote in one go, and why it stopped there; "given" ends
     a text that the policy gave to that author, "review" what the draft wrote before a token that
     the leader put in place of the draft's, "thinking_budget" and "thinking_loop" a thinking that
-    the settings closed."""
+    the settings closed, "server_lost" what was written until the server of either model was lost,
+    after which the other model wrote alone."""
 
     author: Author
     start: int

@@ -34,6 +34,9 @@ class ScriptedBackend:
     def follows(self, author: Author, token: int) -> int:
         return self._scripts[author].get(token, self._otherwise)
 
+    def check(self, config: FoReaLConfig) -> None:
+        """All that a span can have is kept."""
+
     async def write(
         self,
         author: Author,

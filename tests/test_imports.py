@@ -51,6 +51,7 @@ PUBLIC = {
     "NonFiniteLogitsError",
     "EngineClosedError",
     "QueueFullError",
+    "ServerError",
     "Prompt",
     "Backend",
     "SpanReport",

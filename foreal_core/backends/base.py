@@ -102,6 +102,14 @@ class Backend(Protocol):
         """Prompt and completion together, in tokens, at most."""
         ...
 
+    def check(self, config: FoReaLConfig) -> None:
+        """Refuses settings that it cannot keep.
+
+        Raises:
+            ConfigError: it names the setting.
+        """
+        ...
+
     def write(
         self,
         author: Author,

@@ -30,6 +30,9 @@ class LocalBackend:
         self.profiles: Mapping[Author, ModelProfile] = dict(engine.profiles)
         self.max_context = engine.max_context
 
+    def check(self, config: FoReaLConfig) -> None:
+        """All that a span can have is kept."""
+
     async def write(
         self,
         author: Author,

@@ -23,8 +23,15 @@ from foreal_core.engine.own_thread import before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess
 from foreal_core.engine.recovery import wrapped
 from foreal_core.engine.request import Finished, OnEnd, OnEvents, Request
-from foreal_core.errors import ConfigError, EngineClosedError, FoReaLError, QueueFullError
-from foreal_core.events import DRAFT
+from foreal_core.errors import (
+    ConfigError,
+    EngineClosedError,
+    FoReaLError,
+    QueueFullError,
+    ServerError,
+)
+from foreal_core.events import DRAFT, Author
+from foreal_core.policies import Preview
 from foreal_core.request.span_request import SpanRequest
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
@@ -50,6 +57,8 @@ class SpanEngine:
         tokenizer: the pair's.
         max_batch_size: requests that run side by side; the rest queue.
         max_queue: requests that wait at most; None for no bound.
+        survivor: who goes on alone when the other model's server is lost; None lets the request
+            end with the error.
     """
 
     static_shapes = False
@@ -61,6 +70,7 @@ class SpanEngine:
         *,
         max_batch_size: int,
         max_queue: int | None = None,
+        survivor: Author | None = None,
     ) -> None:
         self.backend = backend
         self.tokenizer = tokenizer
@@ -68,6 +78,7 @@ class SpanEngine:
         self.max_context = backend.max_context
         self.profiles = dict(backend.profiles)
         self._max_queue = max_queue
+        self._survivor = survivor
         self._process = OwnerProcess()
         self._changed = threading.Condition()
         self._running: dict[Request[SpanRequest], asyncio.Task[None] | None] = {}
@@ -107,6 +118,7 @@ class SpanEngine:
                 "json_schema and call_schema need both models in this process: a server starts its "
                 "grammar anew with every span. Load the pair with from_pretrained."
             )
+        self.backend.check(config)
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
         state = SpanRequest(
             prompt,
@@ -196,6 +208,7 @@ class SpanEngine:
         while self._running:  # until all were told, also those that had not begun
             await asyncio.sleep(0.001)
         await self.backend.aclose()
+        await self._loop.shutdown_asyncgens()
 
     def _start(self, request: Request[SpanRequest]) -> None:
         if self._closed:
@@ -252,21 +265,37 @@ class SpanEngine:
         ahead = Continuations(partial(self._ask, state), state.wasted)
         try:
             while not state.over:
-                if state.turns.opening:
-                    state.read_opening()
-                elif (position := state.open_choice()) is not None:
-                    await self._choose(state, ahead, position)
-                else:
-                    author, text = state.turns.span.author, state.text.tokens
-                    key = author, state.config.temperature == 0
-                    one = await ahead.token(key, text, len(text), state.span_length())
-                    state.take(author, one.token_id, one.first_choice)
+                try:
+                    await self._step(state, ahead)
+                except ServerError as error:
+                    if not error.lost or self._survivor in (None, error.author):
+                        raise
+                    await ahead.aclose()
+                    state.go_on_alone(self._survivor)
                 ahead.keep(state.text.tokens, state.take_cut())
                 self._deliver(request)
                 if state.config.speculate and not state.over:
                     self._look_ahead(state, ahead)
         finally:
             await ahead.aclose()
+
+    async def _step(self, state: SpanRequest, ahead: Continuations) -> None:
+        """One token, or one choice of the draft's."""
+        span, text = state.turns.span, state.text.tokens
+        if isinstance(span, Preview) or span.may_review:
+            raise ConfigError(
+                f"policy={state.config.policy_spec.name!r} needs both models in this process: it "
+                "judges single tokens, and a server writes spans. Load the pair with "
+                "from_pretrained."
+            )
+        if state.turns.opening:
+            state.read_opening()
+        elif (position := state.open_choice()) is not None:
+            await self._choose(state, ahead, position)
+        else:
+            key = span.author, state.config.temperature == 0
+            one = await ahead.token(key, text, len(text), state.span_length())
+            state.take(span.author, one.token_id, one.first_choice)
 
     def _look_ahead(self, state: SpanRequest, ahead: Continuations) -> None:
         """Lets the draft choose while the leader writes: what it chooses from where the hit test

@@ -59,7 +59,7 @@ def assemble_models(
         raise ConfigError(f"static_shapes={static_shapes!r} is not allowed: True, False or None.")
     if not isinstance(prefix_cache, bool):
         raise ConfigError(f"prefix_cache={prefix_cache!r} is not allowed: True or False.")
-    _refuse_unless_counts(max_batch_size=max_batch_size)
+    refuse_unless_counts(max_batch_size=max_batch_size)
     context = context_that_fits(
         _checked_context(max_context, leader, draft),
         [model for model in (leader, draft) if not isinstance(model, LlamaModel)],
@@ -67,7 +67,7 @@ def assemble_models(
         promised=max_context is not None,
         utilization=gpu_memory_utilization,
     )
-    _refuse_unless_counts(may_be_none=True, max_queue=max_queue, threads=threads)
+    refuse_unless_counts(may_be_none=True, max_queue=max_queue, threads=threads)
     runners: list[Runner] = []
     try:
         for author, model in ((LEADER, leader), (DRAFT, draft)):
@@ -131,8 +131,8 @@ def assemble_backend(
     max_queue: int | None,
 ) -> Assembled:
     """An engine over a backend; arguments are those of `FoReaLDecoder.from_backend`."""
-    _refuse_unless_counts(max_batch_size=max_batch_size)
-    _refuse_unless_counts(may_be_none=True, max_queue=max_queue)
+    refuse_unless_counts(max_batch_size=max_batch_size)
+    refuse_unless_counts(may_be_none=True, max_queue=max_queue)
     vocab_size = leader_vocab_size or len(tokenizer)
     ends = {tokenizer.eos_token_id} if end_of_sequence is None else set(end_of_sequence)
     pair = PairTokenizer(
@@ -186,7 +186,8 @@ def _refuse_shapes(author: str, static_shapes: bool | None, compiled: bool) -> N
         )
 
 
-def _refuse_unless_counts(*, may_be_none: bool = False, **counts: Any) -> None:
+def refuse_unless_counts(*, may_be_none: bool = False, **counts: Any) -> None:
+    """Raises ConfigError for what is no integer >= 1, by name."""
     for name, value in counts.items():
         if value is None and may_be_none:
             continue

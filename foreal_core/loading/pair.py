@@ -99,7 +99,7 @@ class _Transformers:
         self._name = name
         self._options = options
         refuse_unless_a_model(role, name, options)
-        self._tokenizer = _load_tokenizer(role, name, options)
+        self._tokenizer = load_tokenizer(role, name, options)
 
     def need(self) -> Need | None:
         return _need(self.role, self._name, self._options)
@@ -126,7 +126,12 @@ def model_name(model: Any, role: str) -> str:
     return getattr(model.config, "_name_or_path", "") or role
 
 
-def _load_tokenizer(role: str, name: str, options: Mapping[str, Any]) -> Any:
+def load_tokenizer(role: str, name: str, options: Mapping[str, Any]) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        ModelLoadError: there is none.
+    """
     from transformers import AutoTokenizer
 
     try:

@@ -28,6 +28,13 @@ def with_roles(policy: Policy, config: FoReaLConfig, *, answering: bool) -> Poli
     return _with_roles(policy, config, answering)
 
 
+def alone(author: Author) -> Policy:
+    """One author for the rest of a text whose other model is gone."""
+    span = Write(author)
+    while True:
+        yield span
+
+
 def _with_roles(policy: Policy, config: FoReaLConfig, answering: bool) -> Policy:
     report: SpanReport | None = None
     for _ in range(config.lead_first):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import CostReport, ModelProfile, Usage, build_report
-from foreal_core.events import Author, Generation
+from foreal_core.events import DRAFT, LEADER, Author, Generation
 from foreal_core.request.model_state import PREFILL_CHUNK, ModelState
 from foreal_core.request.transcript import Transcript
 from foreal_core.request.turns import Turns
@@ -31,7 +31,7 @@ def build_generation(turns: Turns, cost: CostReport) -> Generation:
         texts=tuple(text.texts),
         hit_runs=tuple(runs.get(position) for position in range(first, len(text.tokens))),
         logprobs=tuple(text.logprobs) if text.with_logprobs else None,
-        warnings=_warnings(text),
+        warnings=(*_warnings(text), *_lost(cost)),
     )
 
 
@@ -57,6 +57,14 @@ def _warnings(text: Transcript) -> tuple[str, ...]:
     }
     assert text.end_reason is not None
     return (f"the answer is empty: {why[text.end_reason]}.",)
+
+
+def _lost(cost: CostReport) -> Iterator[str]:
+    """Whose server was lost."""
+    for author, usage in cost.servers.items():
+        if usage["lost"]:
+            other = DRAFT if author == LEADER else LEADER
+            yield f"the {author}'s server was lost: the {other} wrote the rest alone."
 
 
 def build_cost(

@@ -129,6 +129,11 @@ class SpanRequest:
         """`author` wrote so many tokens from `position` on that nobody wanted; they are charged."""
         self._states[author].wasted(position, tokens, tokens, 1)
 
+    def go_on_alone(self, author: Author) -> None:
+        """The other model is gone: `author` writes the rest."""
+        self._usage[DRAFT if author == LEADER else LEADER].lost = True
+        self.turns.go_on_alone(author)
+
     def check_handoff(self) -> None:
         """Hands over if what the draft chose is enough."""
         self.turns.check_handoff()

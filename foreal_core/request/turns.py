@@ -21,7 +21,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.events import DRAFT, LEADER, Author, SegmentReason, TokenLogprobs
 from foreal_core.policies import Outcome, Preview, Review, SpanReport, Write
-from foreal_core.policies.roles import with_roles
+from foreal_core.policies.roles import alone, with_roles
 from foreal_core.policies.spans import Span
 from foreal_core.request.alignment import Alignment
 from foreal_core.request.thinking_watch import ThinkingWatch
@@ -178,6 +178,13 @@ class Turns:
             assert self.span.handoff is not None
             self._provisional = self.span, self.span_start, report
             self._start_span(Write(DRAFT, review=self.span.handoff.review))
+
+    def go_on_alone(self, author: Author) -> None:
+        """The other model is gone: `author` writes the rest, whatever the policy says."""
+        self._policy = alone(author)
+        self.opening = []
+        self.transcript.end_segment("server_lost")
+        self._start_span(self._ask(None))
 
     def cancel(self) -> None:
         """Ends the text as it stands."""

@@ -22,6 +22,7 @@ from foreal_core.errors import (
     FoReaLError,
     OutOfMemoryError,
     QueueFullError,
+    ServerError,
 )
 
 # Clients repeat what failed with 409, 429 or 5xx unless this header says not to.
@@ -151,6 +152,8 @@ def of(error: Exception, max_context: int = 0) -> ApiError:
         return busy(str(error), 1)
     if isinstance(error, EngineClosedError):
         return unavailable(f"The pair takes no more requests: {error}", 30, "closed")
+    if isinstance(error, ServerError):
+        return unavailable(str(error), 5, "server_unavailable")
     if isinstance(error, OutOfMemoryError):
         kind = "server_error"
         return ApiError(500, str(error), kind=kind, code="out_of_memory", headers=NO_RETRY)
