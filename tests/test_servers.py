@@ -439,7 +439,7 @@ def test_settings_that_a_server_cannot_keep_are_refused_by_name() -> None:
         two_servers(scripted(LEADER), scripted(DRAFT), ("vllm", "sglang")) as servers,
         connect(servers, two.tokenizer) as decoder,
     ):
-        with pytest.raises(ConfigError, match="repetition_penalty=1.1"):
+        with pytest.raises(ConfigError, match=r"repetition_penalty=1\.1"):
             decoder.generate(" so", repetition_penalty=1.1)
         with pytest.raises(ConfigError, match="policy='entropy'"):
             decoder.generate(" so", policy="entropy")
