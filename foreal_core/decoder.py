@@ -8,11 +8,12 @@ from typing import Any
 
 from foreal_core.backends.base import Backend
 from foreal_core.backends.llama_cpp.model import LlamaModel
-from foreal_core.backends.servers.options import ServerOptions
+from foreal_core.backends.servers.options import ServerOptions, is_url
 from foreal_core.calls import Calls
 from foreal_core.cost import ModelProfile
 from foreal_core.engine.local_backend import LocalBackend
 from foreal_core.engine.spans import SpanEngine
+from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.assemble import Assembled, assemble_backend, assemble_models
 from foreal_core.loading.pair import load_pair
@@ -287,6 +288,16 @@ class FoReaLDecoder(Calls):
         self = cls.__new__(cls)
         self._adopt(assembled, {}, max_queue)
         return self
+
+    @classmethod
+    def open(cls, leader: str, draft: str, **arguments: Any) -> FoReaLDecoder:
+        """A pair by two names: `connect` for addresses of servers, else `from_pretrained`."""
+        if is_url(leader) != is_url(draft):
+            raise ConfigError(
+                f"leader={leader!r} with draft={draft!r} is not allowed: either both are addresses "
+                "of servers, or both are folders or hub ids."
+            )
+        return (cls.connect if is_url(leader) else cls.from_pretrained)(leader, draft, **arguments)
 
     @classmethod
     def demo(

@@ -49,6 +49,7 @@ else:
 _LOADING = (
     *("device_map", "dtype", "max_batch_size", "max_context", "max_queue"),
     *("static_shapes", "compile", "threads", "prefix_cache", "leader_kwargs", "draft_kwargs"),
+    "server_kwargs",
 )
 
 
@@ -70,9 +71,10 @@ class PairFields(_Settings):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
     leader: ModelName | None = None
-    """Hub id or folder of the large model; without it and `draft`, the bundled pair."""
+    """Hub id or folder of the large model, or the address of an inference server that has it;
+    without it and `draft`, the bundled pair."""
     draft: ModelName | None = None
-    """Hub id or folder of the small model."""
+    """Hub id, folder or address of the small model."""
     decoder: Annotated[Any, SkipValidation] = Field(default=None, exclude=True, repr=False)
     """A loaded `FoReaLDecoder` to use instead."""
 
@@ -105,6 +107,10 @@ class PairFields(_Settings):
     """Further `from_pretrained` arguments of the leader (revision, quantization_config, ...)."""
     draft_kwargs: dict[str, Any] | None = None
     """Further `from_pretrained` arguments of the draft."""
+    server_kwargs: Annotated[dict[str, Any] | None, SkipValidation] = Field(
+        default=None, repr=False
+    )
+    """With addresses: further arguments of `FoReaLDecoder.connect` (tokenizer, api_key, ...)."""
 
     timeout: float | None = None
     """Seconds until a call is stopped with TimeoutError; also an argument of every call."""

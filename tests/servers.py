@@ -47,6 +47,7 @@ class FakeServer:
     ) -> None:
         self.dialect, self.follows, self.ends, self.rows = dialect, follows, set(ends), rows
         self.name = name
+        self.root = f"/elsewhere/{name}"  # what it was started with
         self.faults: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -172,7 +173,7 @@ class FakeServer:
 
     def _facts(self, path: str) -> Any:
         owner = {"llama.cpp": "llamacpp"}.get(self.dialect, self.dialect.split("-")[0])
-        model = {"id": self.name, "root": f"/elsewhere/{self.name}", "owned_by": owner}
+        model = {"id": self.name, "root": self.root, "owned_by": owner}
         if path == "/v1/models":
             if owner == "llamacpp":
                 return {"data": [model | {"meta": {"n_vocab": self.rows, "n_ctx": 2048}}]}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from test_backend import random_script, shape
 from toy import EOS, PROMPTS, Pair, fresh_pair, pair, scripted_pair, token_id, vocabulary
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, ServerError
+from foreal_core.backends.local.profile import profile_model
 from foreal_core.cost import ModelProfile
 
 DIALECTS = ("vllm", "vllm-generate", "sglang", "llama.cpp")
@@ -445,6 +448,63 @@ def test_settings_that_a_server_cannot_keep_are_refused_by_name() -> None:
             decoder.generate(" so", policy="entropy")
         with pytest.raises(ConfigError, match="json_schema"):
             decoder.generate(" so", json_schema={"type": "object"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a model's folder has beside its weights."""
+    two = pair("llama")
+    two.tokenizer.save_pretrained(tmp_path)
+    two.leader.config.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_sizes_and_tokenizer_come_from_what_the_server_was_started_with(folder: Path) -> None:
+    two = scripted_pair(LEADER, DRAFT)
+    with (
+        two_servers(scripted(LEADER), scripted(DRAFT)) as servers,
+        FoReaLDecoder(two.leader, two.draft, two.tokenizer) as local,
+    ):
+        with pytest.raises(ConfigError, match="the sizes of the draft's model"):
+            FoReaLDecoder.connect(servers[0].url, servers[1].url, tokenizer=str(folder))
+        for server in servers:
+            server.root = str(folder)
+        with FoReaLDecoder.connect(servers[0].url, servers[1].url) as decoder:
+            known = profile_model(pair("llama").leader, str(folder))
+            assert list(decoder.profiles.values()) == [known, known]
+            assert decoder.models == {"leader": str(folder), "draft": str(folder)}
+            assert shape(decoder.generate(" so", **CONFIG)) == shape(
+                local.generate(" so", **CONFIG)
+            )
+
+
+def test_addresses_stand_for_models_wherever_a_pair_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foreal_core.chat.pairs import DecoderSource
+    from foreal_core.cli import main
+
+    with two_servers(scripted(LEADER), scripted(DRAFT)) as servers:
+        leader, draft = (server.url for server in servers)
+        for server in servers:
+            server.root = str(folder)
+        given = {"server_kwargs": {"tokenizer": str(folder), "api_key": "secret"}}
+        source = DecoderSource(leader, draft, given)
+        assert source.get() is DecoderSource(leader, draft, given).get()
+        assert source.get().generate(" so", **CONFIG).text
+        assert "secret" not in str(source.identity)
+        assert "Bearer secret" in servers[0].keys
+        source.get().close()
+        pair_options = ["--leader", leader, "--draft", draft, "--tokenizer", str(folder)]
+        written = ["generate", " so", "--raw-prompt", "--max-new-tokens", "8", "--policy", "leader"]
+        assert main([*written, "--json", *pair_options]) == 0
+        assert json.loads(capsys.readouterr().out)["text"].startswith(" we add x is 1.")
+        assert main([*written, *pair_options, "--dtype", "float32"]) != 0
+        assert "servers have their models loaded" in capsys.readouterr().err
+        with pytest.raises(ConfigError, match="either both are addresses"):
+            FoReaLDecoder.open(leader, str(folder))
+        with pytest.raises(ConfigError, match="server_kwargs is for inference servers"):
+            DecoderSource(str(folder), str(folder), given)
 
 
 @pytest.mark.asyncio

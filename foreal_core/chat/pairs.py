@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from foreal_core import ConfigError
+from foreal_core.backends.servers.options import is_url
 from foreal_core.config import is_integer
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ class DecoderSource:
     `torch.bfloat16`, `device_map=0` and `"cuda:0"`, a folder's names, a default that is given.
 
     Args:
-        leader, draft: hub ids or folders; both None means the bundled pair.
+        leader, draft: hub ids or folders, or two addresses of inference servers; both None means
+            the bundled pair.
         arguments: further arguments of `FoReaLDecoder.from_pretrained`, and "threads", torch's
-            in this process; None values are left out.
+            in this process; "server_kwargs" has those of `FoReaLDecoder.connect`. None values are
+            left out.
         decoder: a loaded pair to use instead.
 
     Raises:
@@ -67,6 +70,14 @@ class DecoderSource:
             raise ConfigError(
                 "decoder= is a loaded pair: leader=, draft= and arguments for loading have no "
                 "place beside it."
+            )
+        servers = arguments.pop("server_kwargs", None)
+        if is_url(leader):
+            arguments |= servers or {}
+        elif servers is not None:
+            raise ConfigError(
+                "server_kwargs is for inference servers: give their addresses as leader= and draft="
+                " (http://host:8000), or leave it out."
             )
         self._threads = arguments.pop("threads", None)
         if self._threads is not None and not (is_integer(self._threads) and self._threads > 0):
@@ -117,7 +128,11 @@ class DecoderSource:
             with _registry_lock:
                 token = _given.setdefault(self._decoder, uuid.uuid4().hex)
             return {"model_name": self.name, "decoder": token}
-        meant = sorted(_meant(self._arguments).items())
+        secret = ("api_key", "headers", "leader_kwargs", "draft_kwargs")
+        given = self._arguments
+        if is_url(self._leader):  # keys to a server do not tell what it writes
+            given = {name: value for name, value in given.items() if name not in secret}
+        meant = sorted(_meant(given).items())
         return {"model_name": self.name, **{name: repr(value) for name, value in meant}}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,7 +148,8 @@ class DecoderSource:
         """Equal for sources that mean the same pair, loaded in the same way."""
         from foreal_core import FoReaLDecoder
 
-        parameters = inspect.signature(FoReaLDecoder.from_pretrained).parameters.values()
+        opens = FoReaLDecoder.connect if is_url(self._leader) else FoReaLDecoder.from_pretrained
+        parameters = inspect.signature(opens).parameters.values()
         defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
         leader, draft, arguments = self._asked
         both = {**defaults, **_meant(arguments)}
@@ -146,7 +162,7 @@ class DecoderSource:
 
     @property
     def _asked(self) -> tuple[str, str, dict[str, Any]]:
-        """Leader, draft and arguments of `from_pretrained`."""
+        """Leader, draft and arguments of `FoReaLDecoder.open`."""
         from foreal_core.demo import pair_paths
 
         if self._leader is None or self._draft is None:
@@ -165,7 +181,7 @@ class DecoderSource:
         from foreal_core import FoReaLDecoder
 
         leader, draft, arguments = self._asked
-        return FoReaLDecoder.from_pretrained(leader, draft, **arguments)
+        return FoReaLDecoder.open(leader, draft, **arguments)
 
 
 # -- arguments for loading, in one form for each meaning ---------------------------------------

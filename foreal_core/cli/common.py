@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console, Group, RenderableType
 
+from foreal_core.backends.servers.options import is_url
 from foreal_core.cli.terminal import LiveText
 from foreal_core.config import FoReaLConfig
 from foreal_core.demo import DRAFTS, pair_paths
@@ -34,12 +35,15 @@ class CommandConsole(Console):
 
 LeaderOption = Annotated[
     str | None,
-    typer.Option(help="Folder, hub id or GGUF file of the leading model; else the bundled pair."),
+    typer.Option(
+        help="Folder, hub id, GGUF file or server (http://host:8000) of the leading model; else "
+        "the bundled pair."
+    ),
 ]
 DraftOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder, hub id or GGUF file of the draft; without --leader a bundled one: "
+        help="Folder, hub id, GGUF file or server of the draft; without --leader a bundled one: "
         f"{', '.join(DRAFTS)}."
     ),
 ]
@@ -48,6 +52,13 @@ DeviceMapOption = Annotated[
 ]
 DtypeOption = Annotated[
     str | None, typer.Option(help="Their number type: auto, bfloat16, float32, ...")
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(help="With two servers: folder or hub id of the leader's tokenizer."),
+]
+DraftTokenizerOption = Annotated[
+    str | None, typer.Option(help="With two servers: the draft's, if it is another one.")
 ]
 BatchSizeOption = Annotated[
     int | None,
@@ -59,6 +70,8 @@ PAIR_OPTIONS = {
     "draft": DraftOption,
     "device_map": DeviceMapOption,
     "dtype": DtypeOption,
+    "tokenizer": TokenizerOption,
+    "draft_tokenizer": DraftTokenizerOption,
     "batch_size": BatchSizeOption,
 }
 
@@ -68,11 +81,12 @@ class PairOptions:
     """The options that name a command's pair.
 
     Attributes:
-        leader, draft: folders or hub ids; without a leader the bundled pair, whose draft may be
-            named.
+        leader, draft: folders or hub ids, or two addresses of servers; without a leader the bundled
+            pair, whose draft may be named.
         device_map, dtype: for a pair of one's own; None for the defaults of `from_pretrained`.
+        tokenizer, draft_tokenizer: for two servers.
         batch_size: requests that run side by side; None for 128 with the bundled pair, whose
-            passes are cheap, and 32 with others.
+            passes are cheap, 256 with servers, and 32 with others.
 
     Raises:
         ConfigError: the options do not go together.
@@ -83,6 +97,8 @@ class PairOptions:
     device_map: str | None = None
     dtype: str | None = None
     batch_size: int | None = None
+    tokenizer: str | None = None
+    draft_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if self.leader is not None and self.draft is None:
@@ -93,15 +109,25 @@ class PairOptions:
                     f"--draft {self.draft} needs --leader; alone it names a bundled draft: "
                     f"{', '.join(DRAFTS)}."
                 )
-            given = [n for n in ("device_map", "dtype") if getattr(self, n) is not None]
-            if given:
-                names = ", ".join("--" + name.replace("_", "-") for name in given)
+            if names := self._given("device_map", "dtype", "tokenizer", "draft_tokenizer"):
                 raise ConfigError(f"{names}: only with --leader, the bundled pair is fixed.")
+        elif is_url(self.leader):
+            if names := self._given("device_map", "dtype"):
+                raise ConfigError(f"{names}: servers have their models loaded; leave it out.")
+        elif names := self._given("tokenizer", "draft_tokenizer"):
+            raise ConfigError(f"{names}: only with servers, a model has its own; leave it out.")
+
+    def _given(self, *names: str) -> str:
+        """Those options that were given, as users write them."""
+        given = [name for name in names if getattr(self, name) is not None]
+        return ", ".join("--" + name.replace("_", "-") for name in given)
 
     @property
     def rows(self) -> int:
         """The batch size, the default included."""
-        return self.batch_size or (128 if self.leader is None else 32)
+        return self.batch_size or (
+            128 if self.leader is None else 256 if is_url(self.leader) else 32
+        )
 
     def names(self) -> dict[str, str]:
         """Names of "leader" and "draft", as the decoder will call them."""
@@ -126,9 +152,10 @@ class PairOptions:
                     prefix_cache=prefix_cache,
                 )
         else:
-            given: dict[str, Any] = {"device_map": self.device_map, "dtype": self.dtype}
+            names = ("device_map", "dtype", "tokenizer", "draft_tokenizer")
+            given: dict[str, Any] = {name: getattr(self, name) for name in names}
             # No spinner: transformers shows its own progress, download by download.
-            decoder = FoReaLDecoder.from_pretrained(
+            decoder = FoReaLDecoder.open(
                 self.leader,
                 self.draft,
                 max_batch_size=self.rows,

@@ -26,7 +26,7 @@ from foreal_core.report.html import page
 
 
 @takes_settings
-@takes_pair("leader", "draft", "device_map", "dtype")
+@takes_pair("leader", "draft", "device_map", "dtype", "tokenizer", "draft_tokenizer")
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     settings: dict[str, Any],

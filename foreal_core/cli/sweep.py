@@ -13,9 +13,11 @@ from foreal_core.cli.bar import answer_bar
 from foreal_core.cli.common import (
     BatchSizeOption,
     DeviceMapOption,
+    DraftTokenizerOption,
     DtypeOption,
     LeaderOption,
     PairOptions,
+    TokenizerOption,
     refuse_unless_writable,
     use_one_thread,
 )
@@ -67,6 +69,8 @@ def sweep(
     ] = None,
     device_map: DeviceMapOption = None,
     dtype: DtypeOption = None,
+    tokenizer: TokenizerOption = None,
+    draft_tokenizer: DraftTokenizerOption = None,
     batch_size: BatchSizeOption = None,
     plots: Annotated[
         Path | None, typer.Option(help="A folder for the figures, as SVG and PNG.")
@@ -84,7 +88,9 @@ def sweep(
     if preset is None and not values:
         raise ConfigError("nothing to sweep over: give --preset, or --grid NAME=V,V,...")
     base = FoReaLConfig(**{"seed": 0, **settings})
-    pairs = _pairs(leader, draft, preset, device_map, dtype, batch_size)
+    options = {"device_map": device_map, "dtype": dtype}
+    options |= {"tokenizer": tokenizer, "draft_tokenizer": draft_tokenizer}
+    pairs = _pairs(leader, draft, preset, batch_size=batch_size, **options)
     first = next(iter(pairs.values()))
     from foreal_core.evaluation import load_suites
     from foreal_core.evaluation.points import PRESETS, grid as points_of
@@ -125,15 +131,13 @@ def _pairs(
     leader: str | None,
     drafts: Sequence[str] | None,
     preset: str | None,
-    device_map: str | None,
-    dtype: str | None,
-    batch_size: int | None,
+    **options: Any,
 ) -> dict[str, PairOptions]:
     """The pairs by their drafts' names, the main one first."""
     if not drafts and leader is None:
         drafts = list(DRAFTS) if preset in ("comparison", "paper") else list(DRAFTS)[:1]
     pairs = {
-        _short_name(draft, drafts or ()): PairOptions(leader, draft, device_map, dtype, batch_size)
+        _short_name(draft, drafts or ()): PairOptions(leader, draft, **options)
         for draft in drafts or (None,)
     }
     return pairs

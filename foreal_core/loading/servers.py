@@ -218,7 +218,7 @@ def _profile(author: Author, config: Any, facts: Facts) -> ModelProfile:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from foreal_core.backends.local.runner import profile_model
+    from foreal_core.backends.local.profile import profile_model
 
     name = facts.source or facts.model
     if config is not None and getattr(config, "quantization_config", None) is None:
