@@ -34,6 +34,7 @@ class FakeServer:
         asked: bodies of the requests for spans, in order.
         open, most_open: connections that are open, and were at most at once.
         broken_off: answers whose client left before their end.
+        incremental: messages of SGLang's dialect have the new ids alone.
         pause: what a token takes: awaited before each.
 
     Faults: "429", "503", "500" (refusals), "drop" (before the answer), "drop:N" (after N tokens),
@@ -52,6 +53,7 @@ class FakeServer:
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.open = self.most_open = self.broken_off = 0
+        self.incremental = False  # SGLang with --stream-output
         self.pause: Callable[[], Any] | None = None
         self.draws: Callable[[Sequence[int], int], int] | None = None
         self.port = 0
@@ -187,6 +189,7 @@ class FakeServer:
         self, path: str, body: Any, fault: str, at: int, writer: asyncio.StreamWriter
     ) -> None:
         ask = _Asked(self.dialect, path, body)
+        ask.incremental = self.incremental
         cached = max((_common(ask.ids, one) for one in self._read), default=0)
         cached = min(cached, len(ask.ids) - 1)
         if ask.start >= 0:
@@ -219,7 +222,7 @@ class FakeServer:
                 new = [] if (fault, len(written)) == ("lose", at) else written[-1:]
                 finish = ("stop" if stopped else "length") if over else None
                 message = ask.message(written, new, choices, finish, cached, fault != "no ids")
-                if new or self.dialect != "sglang":  # whose next message says it again
+                if new or self.dialect != "sglang" or self.incremental:
                     _chunk(writer, message)
                 await writer.drain()
             if stopped:
@@ -248,6 +251,7 @@ class _Asked:
 
     def __init__(self, dialect: str, path: str, body: Any) -> None:
         self.dialect = dialect
+        self.incremental = False
         paths = {
             "vllm": "/v1/completions",
             "vllm-generate": "/inference/v1/generate",
@@ -294,7 +298,7 @@ class _Asked:
             }
             if self.top:
                 meta["output_top_logprobs"] = [[[-0.1, one, None]] for one in choices]
-            ids = written[: len(written) - 1] + new
+            ids = new if self.incremental else written
             return {"output_ids": ids if with_ids else None, "meta_info": meta}
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
         if with_ids:

@@ -15,6 +15,7 @@ import torch
 from servers import FakeServer, Next
 from test_backend import random_script, shape
 from toy import EOS, PROMPTS, Pair, fresh_pair, pair, scripted_pair, token_id, vocabulary
+from transformers import GenerationConfig
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, ServerError
 from foreal_core.backends.local.profile import profile_model
@@ -84,6 +85,7 @@ LEADER = {" so": " we", " we": " add", " add": " x", " x": " is", " is": " 1", "
 LEADER |= {".": " the", " the": " sum", " sum": " is", " =": " so"}
 DRAFT = LEADER | {" the": " x", " x": " =", " =": " 1"}
 CONFIG: dict[str, Any] = {
+    "temperature": 0.0,
     "lead_count": 2,
     "hit_threshold": 2,
     "lead_probability": 0.6,
@@ -138,6 +140,23 @@ def test_real_models_behind_two_dialects_write_their_own_text() -> None:
         for (config, prompt), future in zip(asked, futures, strict=True):
             assert shape(future.result()) == shape(local.generate(prompt, config))
     assert all(server.open == 0 for server in servers)
+
+
+def test_sglang_may_send_new_ids_alone() -> None:
+    two = scripted_pair(LEADER, DRAFT)
+    with (
+        two_servers(scripted(LEADER), scripted(DRAFT), ("sglang", "sglang")) as servers,
+        FoReaLDecoder(two.leader, two.draft, two.tokenizer) as local,
+        connect(servers, two.tokenizer) as remote,
+    ):
+        for server in servers:
+            server.incremental = True
+        expected = shape(local.generate(" so", **CONFIG))
+        assert shape(remote.generate(" so", **CONFIG)) == expected
+        servers[0].faults = ["lose:2"]
+        written = remote.generate(" so", **CONFIG)
+        assert shape(written) == expected
+        assert written.cost.servers["leader"]["retries"] == 1
 
 
 # -- the bill ------------------------------------------------------------------------------------
@@ -456,6 +475,7 @@ def folder(tmp_path: Path) -> Path:
     two = pair("llama")
     two.tokenizer.save_pretrained(tmp_path)
     two.leader.config.save_pretrained(tmp_path)
+    GenerationConfig(eos_token_id=token_id(EOS), do_sample=True, top_k=7).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -472,6 +492,8 @@ def test_sizes_and_tokenizer_come_from_what_the_server_was_started_with(folder: 
         with FoReaLDecoder.connect(servers[0].url, servers[1].url) as decoder:
             known = profile_model(pair("llama").leader, str(folder))
             assert list(decoder.profiles.values()) == [known, known]
+            settings = decoder.generate(" so", max_new_tokens=1, sampling="model").cost.settings
+            assert (settings["temperature"], settings["top_k"]) == (1.0, 7)
             assert decoder.models == {"leader": str(folder), "draft": str(folder)}
             assert shape(decoder.generate(" so", **CONFIG)) == shape(
                 local.generate(" so", **CONFIG)

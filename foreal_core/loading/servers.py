@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from foreal_core.backends.servers.backend import Server, ServersBackend
@@ -22,6 +23,7 @@ from foreal_core.errors import ConfigError, FoReaLError, ServerError
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.assemble import Assembled, refuse_unless_counts
 from foreal_core.loading.pair import load_tokenizer
+from foreal_core.loading.recommended import recommended_sampling
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
 ON_SERVER_LOST = ("error", "draft", "leader")
@@ -33,12 +35,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Model:
-    """One server's model: its tokenizer, rows, ends and sizes."""
+    """One server's model: its tokenizer, rows, ends and sizes, and how its authors sample."""
 
     tokenizer: Any
     rows: int
     ends: frozenset[int]
     profile: ModelProfile
+    recommended: Mapping[str, float]
 
 
 def assemble_servers(
@@ -93,7 +96,7 @@ def assemble_servers(
     engine = SpanEngine(
         backend, pair, max_batch_size=max_batch_size, max_queue=max_queue, survivor=survivor
     )
-    return Assembled(engine, pair, leader.rows)
+    return Assembled(engine, pair, leader.rows, leader.recommended)
 
 
 # -- asking --------------------------------------------------------------------------------------
@@ -169,11 +172,13 @@ def _model(
         tokenizer = given
     config = _config(facts.source, None if given is None else getattr(tokenizer, "name_or_path", 0))
     rows = facts.vocab_size or (_rows(config) if config is not None else None) or len(tokenizer)
+    generation = _generation(config)
     return _Model(
         tokenizer=tokenizer,
         rows=rows,
-        ends=_ends(tokenizer, config),
+        ends=_ends(generation, config, tokenizer),
         profile=options.profile or _profile(author, config, facts),
+        recommended=recommended_sampling(SimpleNamespace(generation_config=generation)),
     )
 
 
@@ -198,15 +203,19 @@ def _rows(config: Any) -> int | None:
     return rows if isinstance(rows, int) else None
 
 
-def _ends(tokenizer: Any, config: Any) -> frozenset[int]:
-    """The ids that end the model's text, as transformers and the servers see them."""
+def _generation(config: Any) -> Any:
+    """What stands beside a configuration in generation_config.json; None where there is none."""
     from transformers import GenerationConfig
 
     try:
-        generation = GenerationConfig.from_pretrained(config.name_or_path)
+        return GenerationConfig.from_pretrained(config.name_or_path)
     except Exception:
-        generation = None  # many models have none
-    for holder in (generation, config, tokenizer):
+        return None
+
+
+def _ends(*holders: Any) -> frozenset[int]:
+    """The ids that end the model's text, as transformers and the servers see them."""
+    for holder in holders:
         ids = getattr(holder, "eos_token_id", None)
         if ids is not None:
             return frozenset(ids if isinstance(ids, list | tuple | set) else [int(ids)])
