@@ -63,10 +63,14 @@ class Continuation:
         while index >= len(self._tokens) and not self._over and self.follows(text, position):
             self._came.clear()
             await self._came.wait()
-        if not self.follows(text, position):
-            return None
-        if index >= len(self._tokens):
+        if index >= len(self._tokens) and self.follows(text, position):
             self._task.result()  # raises what ended it
+        return self.came(text, position)
+
+    def came(self, text: Sequence[int], position: int) -> SpanToken | None:
+        """The token for a position if it came already, and the text before it is this one's."""
+        index = position - self.start
+        if not 0 <= index < len(self._tokens) or not self.follows(text, position):
             return None
         self.used = max(self.used, index + 1)
         return self._tokens[index]
@@ -135,11 +139,21 @@ class Continuations:
                 return token
         raise FoReaLError(f"the {key[0]}'s backend ended a span of {most} tokens without a token.")
 
-    def keep(self, text: Sequence[int], cut: int | None) -> None:
-        """Drops those that the text does not follow; `cut` is the least length that it had since
-        the last call, where it got shorter."""
+    def came(self, key: Key, text: Sequence[int], position: int) -> SpanToken | None:
+        """The token for a position if it came already."""
+        running = self._running.get(key)
+        return None if running is None else running.came(text, position)
+
+    def cut(self, length: int) -> None:
+        """The text was shortened to that length, and may have grown again since."""
         for key, one in list(self._running.items()):
-            if not one.follows(text, len(text)) or (cut is not None and cut < one.start):
+            if length < one.start:
+                self._drop(key)
+
+    def keep(self, text: Sequence[int]) -> None:
+        """Drops those that the text does not follow."""
+        for key, one in list(self._running.items()):
+            if not one.follows(text, len(text)):
                 self._drop(key)
 
     async def aclose(self) -> None:

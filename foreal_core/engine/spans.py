@@ -272,10 +272,12 @@ class SpanEngine:
                         raise
                     await ahead.aclose()
                     state.go_on_alone(self._survivor)
-                ahead.keep(state.text.tokens, state.take_cut())
-                self._deliver(request)
+                if (cut := state.take_cut()) is not None:
+                    ahead.cut(cut)
                 if state.config.speculate and not state.over:
                     self._look_ahead(state, ahead)
+                ahead.keep(state.text.tokens)
+                self._deliver(request)
         finally:
             await ahead.aclose()
 
@@ -300,9 +302,17 @@ class SpanEngine:
     def _look_ahead(self, state: SpanRequest, ahead: Continuations) -> None:
         """Lets the draft choose while the leader writes: what it chooses from where the hit test
         counts on is the rest of the sentence if the two agree."""
+        text = state.text.tokens
+        position = state.next_choice()
+        while position is not None and position < len(text):
+            if (one := ahead.came(_CHOOSING, text, position)) is None:
+                break
+            state.choose(position, one.first_choice)
+            position = state.next_choice()
+        state.check_handoff()
         position = state.next_choice()
         if position is not None and not self.backend.capabilities.scores:
-            text, most = state.text.tokens, state.choice_length(position)
+            most = state.choice_length(position)
             ahead.ensure(_CHOOSING, text, position, most)
 
     async def _choose(self, state: SpanRequest, ahead: Continuations, position: int) -> None:
