@@ -8,7 +8,7 @@ from typing import Any
 
 from foreal_core.backends.base import Backend
 from foreal_core.backends.llama_cpp.model import LlamaModel
-from foreal_core.backends.servers.options import ServerOptions, is_url
+from foreal_core.backends.servers.options import is_url
 from foreal_core.calls import Calls
 from foreal_core.cost import ModelProfile
 from foreal_core.engine.local_backend import LocalBackend
@@ -250,34 +250,25 @@ class FoReaLDecoder(Calls):
         draft_kwargs: Mapping[str, Any] | None = None,
         **server_kwargs: Any,
     ) -> FoReaLDecoder:
-        """A decoder over two inference servers: vLLM, SGLang or llama-server, found out by asking.
-
-        Needs the extra "servers". See docs/servers.md.
+        """A decoder over two inference servers: vLLM, SGLang or llama-server; see docs/servers.md.
 
         Args:
             leader, draft: addresses, as "http://host:8000".
-            tokenizer: the leader's: a folder, a hub id, or a transformers tokenizer; by default
-                what the server was started with. It is the draft's too.
-            draft_tokenizer: the draft's, if it is another one. Without `tokenizer` it is by default
-                what the draft's server was started with.
-            max_batch_size, max_queue: see the class.
-            max_context: see the class; by default what both servers take.
-            on_server_lost: who goes on alone once the other model's server does not answer any
-                more, "leader" or "draft", which the bill says; "error" ends the request.
-            leader_kwargs, draft_kwargs: options for one server; see `ServerOptions` in
-                `foreal_core.backends.servers.options`.
+            tokenizer: the leader's: a folder, a hub id, or a transformers tokenizer. It is the
+                draft's too; by default each server's own, by what it was started with.
+            draft_tokenizer: the draft's, if it is another one.
+            max_batch_size, max_queue, max_context: see the class.
+            on_server_lost: who goes on alone when the other's server is lost; or "error".
+            leader_kwargs, draft_kwargs: options for one server (`ServerOptions`).
             **server_kwargs: options for both (api_key, timeout, retries, ...).
 
         Raises:
-            ConfigError: an argument is out of range, or httpx is not installed.
             ServerError: a server does not answer, or is none of those known.
-            IncompatibleModelsError: see the class.
+            IncompatibleModelsError, ConfigError: see the class; or httpx is not installed.
         """
         assembled = assemble_servers(
-            {
-                LEADER: ServerOptions.of(leader, {**server_kwargs, **(leader_kwargs or {})}),
-                DRAFT: ServerOptions.of(draft, {**server_kwargs, **(draft_kwargs or {})}),
-            },
+            {LEADER: (leader, leader_kwargs), DRAFT: (draft, draft_kwargs)},
+            server_kwargs,
             tokenizer=tokenizer,
             draft_tokenizer=draft_tokenizer,
             max_batch_size=max_batch_size,
@@ -294,8 +285,7 @@ class FoReaLDecoder(Calls):
         """A pair by two names: `connect` for addresses of servers, else `from_pretrained`."""
         if is_url(leader) != is_url(draft):
             raise ConfigError(
-                f"leader={leader!r} with draft={draft!r} is not allowed: either both are addresses "
-                "of servers, or both are folders or hub ids."
+                f"leader={leader!r} with draft={draft!r}: either both are addresses, or neither."
             )
         return (cls.connect if is_url(leader) else cls.from_pretrained)(leader, draft, **arguments)
 

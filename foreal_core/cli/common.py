@@ -154,12 +154,13 @@ class PairOptions:
         else:
             names = ("device_map", "dtype", "tokenizer", "draft_tokenizer")
             given: dict[str, Any] = {name: getattr(self, name) for name in names}
+            if not is_url(self.leader):  # servers have caches of their own
+                given["prefix_cache"] = prefix_cache
             # No spinner: transformers shows its own progress, download by download.
             decoder = FoReaLDecoder.open(
                 self.leader,
                 self.draft,
                 max_batch_size=self.rows,
-                prefix_cache=prefix_cache,
                 **{name: value for name, value in given.items() if value is not None},
             )
         with decoder:

@@ -45,7 +45,8 @@ class _Model:
 
 
 def assemble_servers(
-    options: Mapping[Author, ServerOptions],
+    named: Mapping[Author, tuple[str, Mapping[str, Any] | None]],
+    common: Mapping[str, Any],
     *,
     tokenizer: Any,
     draft_tokenizer: Any,
@@ -54,7 +55,12 @@ def assemble_servers(
     max_queue: int | None,
     on_server_lost: str,
 ) -> Assembled:
-    """An engine over two servers; arguments and errors are `FoReaLDecoder.connect`'s."""
+    """An engine over two servers, each named by its address and options of its own, with those
+    that both have; arguments and errors are `FoReaLDecoder.connect`'s."""
+    options = {
+        author: ServerOptions.of(url, {**common, **(own or {})})
+        for author, (url, own) in named.items()
+    }
     if on_server_lost not in ON_SERVER_LOST:
         raise ConfigError(
             f"on_server_lost={on_server_lost!r} is not allowed: one of "
