@@ -108,16 +108,19 @@ class FakeServer:
             task.cancel()
         for writer in self._writers:
             writer.transport.abort()
+        self._writers.clear()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(set(self._tasks))
 
     # -- HTTP -----------------------------------------------------------------------------------
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
@@ -134,7 +137,6 @@ class FakeServer:
             pass
         finally:
             self.open -= 1
-            self._tasks.discard(task)
             self._writers.discard(writer)
             writer.transport.abort()
 
