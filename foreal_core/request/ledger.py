@@ -17,7 +17,7 @@ from foreal_core.request.transcript import Transcript
 
 
 class Ledger:
-    """The costs of one text, each pass counted whole; see `policies.budget.Ledger`.
+    """The costs of one text as if it ran alone; see `policies.budget.Ledger`.
 
     Args:
         transcript: the text.
@@ -54,13 +54,20 @@ class Ledger:
             profile = self._profiles[text.authors[index]]
             self._written_flops += profile.flops(1, text.prompt_length + index, 1)
         self._added = len(text.authors)
-        done = [(self._profiles[author], state.meter) for author, state in self._states.items()]
-        return Cost(
-            sum(profile.flops(one.tokens, one.attended, one.logits) for profile, one in done),
-            self._written_flops,
-            sum(profile.weight_bytes * one.passes for profile, one in done),
-            text.leader_tokens,
-        )
+        flops = weight_bytes = 0
+        for author, state in self._states.items():
+            profile, meter = self._profiles[author], state.meter
+            flops += profile.flops(meter.tokens, meter.attended, meter.logits)
+            weight_bytes += profile.weight_bytes * meter.passes
+            # What others have read of the prompt is no saving of this text, which is the same
+            # without them.
+            if meter.passes and (known := min(meter.cached, text.prompt_length - 1)):
+                whole, rest = (
+                    self._written_by(author, read, text.prompt_length, 1) for read in (0, known)
+                )
+                flops += int(whole.flops - rest.flops)
+                weight_bytes += int(whole.weight_bytes - rest.weight_bytes)
+        return Cost(flops, self._written_flops, weight_bytes, text.leader_tokens)
 
     def leader_alone(self, tokens: int) -> Cost:
         """Of the leader alone, for a text of so many tokens."""
@@ -71,7 +78,8 @@ class Ledger:
         or of those behind the next `after` tokens."""
         length = len(self._transcript.tokens) + after
         # The next token comes from reading the one before it, once more if need be.
-        read = min(self._states[author].length, length - 1)
+        state = self._states[author]
+        read = min(state.length, length - 1) if state.meter.passes else 0
         return self._written_by(author, read, length, tokens)
 
     def _written_by(self, author: Author, read: int, length: int, tokens: int) -> Cost:
