@@ -50,6 +50,7 @@ def _generation(finish_reason: str = "stop") -> Generation:
         seconds={"queued": 0.0, "first_token": 0.1, "total": 0.5},
         settings=FoReaLConfig(seed=1).to_dict(),
         prefill_chunk=512,
+        servers={},
     )
     return Generation(
         text=TEXT,
@@ -100,7 +101,7 @@ class PlayedDecoder:
         self.loaded = ("demo", draft, options)
         return self
 
-    def from_pretrained(self, leader: str, draft: str, **options: Any) -> PlayedDecoder:
+    def open(self, leader: str, draft: str, **options: Any) -> PlayedDecoder:
         self.loaded = (leader, draft, options)
         return self
 
@@ -189,7 +190,7 @@ def test_an_error_is_one_line_that_names_the_culprit(
 
 def test_generate_wraps_a_string_as_one_user_message(played: PlayedDecoder) -> None:
     assert cli.main(["generate", "how many?", "--seed", "3", "--stop", "a", "--stop", "b"]) == 0
-    assert played.loaded == ("demo", "reasoning", {"max_batch_size": 128})
+    assert played.loaded == ("demo", "reasoning", {"max_batch_size": 128, "prefix_cache": True})
     assert played.asked["messages"] == [{"role": "user", "content": "how many?"}]
     assert played.asked["config"] == FoReaLConfig(seed=3, stop=("a", "b"), sampling="model")
 
@@ -221,12 +222,12 @@ def test_how_a_pair_is_loaded_reaches_the_decoder(played: PlayedDecoder) -> None
     for names in ([], ["--leader", "L", "--draft", "D"]):
         assert cli.main(["generate", "x", *names, *arguments]) == 0
         rows = 32 if names else 128
-        assert played.loaded[2] == {**loading, "max_batch_size": rows}
+        assert played.loaded[2] == {**loading, "max_batch_size": rows, "prefix_cache": True}
 
 
 def test_generate_may_name_a_bundled_draft(played: PlayedDecoder) -> None:
     assert cli.main(["generate", "x", "--draft", "instruct"]) == 0
-    assert played.loaded == ("demo", "instruct", {"max_batch_size": 128})
+    assert played.loaded == ("demo", "instruct", {"max_batch_size": 128, "prefix_cache": True})
 
 
 def test_generate_reads_standard_input(

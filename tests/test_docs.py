@@ -149,3 +149,14 @@ def test_a_finding_has_its_form(script: Path) -> None:
     assert "CHANGED" in text and "as stated: " in text
     assert "foreal" not in text.lower(), "it shows another library, without this one"
     assert f"`{script.stem}`" in page_text("findings/README.md")
+
+
+def test_the_tested_ends_are_those_that_are_allowed() -> None:
+    constraints = page_text("constraints.txt")
+    [ends] = re.findall(
+        r"^# transformers is also tested at: (\S+) (\S+)$", constraints, re.MULTILINE
+    )
+    [pinned] = re.findall(r"^transformers==(\S+)$", constraints, re.MULTILINE)
+    [lowest] = re.findall(r'"transformers>=([\d.]+),', page_text("pyproject.toml"))
+    first, pin, last = ([int(n) for n in one.split(".")] for one in (ends[0], pinned, ends[1]))
+    assert ends[0].startswith(f"{lowest}.") and first <= pin <= last

@@ -44,6 +44,9 @@ def test_of_a_request(decoder_of: DecoderOf) -> None:
     json.dumps([one.to_dict() for one in written])
     prompt = decoder.prepare([numpy.int64(token) for token in PROMPT])
     assert {type(token) for token in prompt.ids} == {int}
+    for text in (b"Wait", bytearray(b"Wait")):
+        with pytest.raises(ConfigError, match=f"type {type(text).__name__} is not allowed"):
+            decoder.prepare(text)
     for wrong in (numpy.bool_(True), True, numpy.float64(5), numpy.int64(-1)):
         with pytest.raises(ConfigError, match=r"token id .* is not allowed"):
             decoder.prepare([5, wrong])

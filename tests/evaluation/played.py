@@ -114,6 +114,7 @@ def generation(text: str, config: FoReaLConfig) -> Generation:
         seconds={"queued": 0.0, "first_token": 0.1, "total": 0.5},
         settings=config.to_dict(),
         prefill_chunk=512,
+        servers={},
     )
     return Generation(
         text=text,
