@@ -24,7 +24,7 @@ PAGES = sorted(
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("findings/*.md"))
 )
 FINDINGS = sorted(ROOT.glob("findings/*.sh"))
-# What stands before code that is not run here; tests/serve runs what needs a server.
+# What stands before code that is not run here; tests/serve runs what docs/serve.md has of it.
 NOT_RUN = ("<!-- needs the hub -->\n", "<!-- needs a server -->\n")
 # What a page's code needs, by a word in it.
 FRAMEWORKS = {"langchain": "langchain_core", "llama_index": "llama_index.core"}
