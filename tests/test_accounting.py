@@ -347,7 +347,7 @@ def test_the_record_is_the_contract(decoder_of: DecoderOf) -> None:
         *("prompt_tokens", "cached_tokens", "completion_tokens", "leader_tokens"),
         *("draft_tokens", "sentences", "led_sentences", "handoffs"),
         *("forward_tokens", "forward_passes", "flops", "flops_written", "weight_bytes"),
-        *("seconds", "tokens_per_second", "models", "settings"),
+        *("seconds", "tokens_per_second", "models", "servers", "settings"),
     }
     for count in ("flops", "flops_written", "weight_bytes"):
         assert set(cost[count]) == {"leader", "draft", "total", "leader_only"}

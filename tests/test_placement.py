@@ -17,7 +17,13 @@ from torch.utils._pytree import tree_flatten
 from toy import PROMPTS, DecoderOf, Pair, fresh_pair
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, ModelLoadError
+from foreal_core import (
+    ConfigError,
+    FoReaLConfig,
+    FoReaLDecoder,
+    ModelLoadError,
+    UnsupportedModelError,
+)
 from foreal_core.backends.local import memory
 from foreal_core.backends.local.kv_cache import SPARE_SLOTS
 from foreal_core.backends.local.runner import ModelRunner
@@ -430,5 +436,8 @@ def test_what_is_no_model_says_what_it_is(folders: tuple[str, str], tmp_path: Pa
 def test_a_spread_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh_pair("llama").leader
     model.model.embed_tokens.to("meta")
-    with pytest.warns(RuntimeWarning, match="spread over several devices.*without CUDA graphs"):
+    with (
+        pytest.warns(RuntimeWarning, match="spread over several devices.*without CUDA graphs"),
+        pytest.raises(UnsupportedModelError, match="forward fails"),  # nothing runs on "meta"
+    ):
         ModelRunner(model, "model", max_rows=1, max_slots=8)

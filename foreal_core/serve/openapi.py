@@ -106,9 +106,18 @@ def _settings() -> dict[str, Any]:
 
 def _kind(hint: Any) -> dict[str, Any]:
     try:
-        return TypeAdapter(hint).json_schema()
+        schema = TypeAdapter(hint).json_schema()
     except PydanticInvalidForJsonSchema:  # a policy may be a function, in Python
         return {"type": "string"}
+    # What pydantic puts beside a schema would not be found from within the description.
+    beside = schema.pop("$defs", {})
+    kinds = schema.get("anyOf", [])
+    schema |= {"anyOf": [beside.get(_name(kind), kind) for kind in kinds]} if kinds else {}
+    return schema
+
+
+def _name(kind: dict[str, Any]) -> str:
+    return str(kind.get("$ref", "")).rpartition("/")[2]
 
 
 def _answers(*kinds: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from scripted import WITHOUT_THINKING, pair_with_tools
 from served import MODEL, QUESTION, Served, idle, serving
 from standard import BEYOND_THE_PAIR
-from test_chat import CALLED
+from test_tools import CALLED
 from waiting import wait_until
 
 ASK = [HumanMessage(QUESTION[0]["content"])]

@@ -15,7 +15,7 @@ from integrations import Gate
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 from served import MODEL, QUESTION, Served, idle
-from test_chat import ADD, CALLED
+from test_tools import ADD, CALLED
 from waiting import wait_until
 
 from foreal_core import FoReaLDecoder

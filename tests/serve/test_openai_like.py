@@ -15,7 +15,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
 from served import MODEL, QUESTION, Served, idle
-from test_chat import CALLED
+from test_tools import CALLED
 from waiting import wait_until
 
 ASK = [ChatMessage(content=QUESTION[0]["content"])]

@@ -150,7 +150,8 @@ class ModelRunner:
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
             return logits
 
-        test = SelfTest(self._plain, plain, self.free, self.vocab_size, self.model.dtype)
+        coarse = any(weight.dtype.itemsize < 4 for weight in self.model.parameters())
+        test = SelfTest(self._plain, plain, self.free, self.vocab_size, coarse=coarse)
         try:
             fault = test.fault()
             if fault is None and max_rows > 1 and not self._alone:

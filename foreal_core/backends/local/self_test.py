@@ -26,7 +26,7 @@ class SelfTest:
         plain: the model as it is, without cache or positions: tokens -> [tokens, V].
         free: ends a row.
         vocabulary: ids that the model knows.
-        dtype: of its numbers.
+        coarse: its numbers have fewer than 32 bits.
     """
 
     def __init__(
@@ -35,16 +35,17 @@ class SelfTest:
         plain: Callable[[Sequence[int]], Tensor],
         free: Callable[[int], None],
         vocabulary: int,
-        dtype: torch.dtype,
+        *,
+        coarse: bool,
     ) -> None:
         self._forward = forward
         self._plain = plain
         self._free = free
         self._text = [(37 * index + 11) % vocabulary for index in range(_TEXT)]
         self._other = [(53 * index + 5) % vocabulary for index in range(_TEXT)]
-        # More than rounding explains: a wrong state is off by a good part of its numbers.
-        coarse = dtype.itemsize < 4 or not dtype.is_floating_point
-        self._tolerance = torch.finfo(torch.bfloat16 if coarse else torch.float32).eps ** 0.5
+        # More than rounding explains: a wrong state is off by a good part of its numbers. Eight
+        # bits of weights and activations round to hundredths, and by what else is in the pass.
+        self._tolerance = 0.2 if coarse else torch.finfo(torch.float32).eps ** 0.5
 
     def fault(self) -> str | None:
         """Why the model cannot share a text; None if it can."""
