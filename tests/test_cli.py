@@ -205,6 +205,17 @@ def test_generate_gives_raw_text_where_asked_or_without_a_template(
     assert "messages" not in played.asked
 
 
+def test_generate_tells_the_chat_template(
+    played: PlayedDecoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["--chat-template-kwargs", '{"enable_thinking": false}']
+    assert cli.main(["generate", "x", *told]) == 0
+    assert played.asked["chat_template_kwargs"] == {"enable_thinking": False}
+    capsys.readouterr()
+    assert "a JSON object" in error_of(["generate", "x", told[0], "[1]"], capsys)
+    assert "nobody to tell" in error_of(["generate", "x", "--raw-prompt", *told], capsys)
+
+
 def test_generate_passes_models_and_switches_on(played: PlayedDecoder) -> None:
     arguments = ["--leader", "L", "--draft", "D", "--dtype", "float32", "--no-speculate"]
     assert cli.main(["generate", "x", *arguments]) == 0

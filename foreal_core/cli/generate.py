@@ -34,6 +34,13 @@ def generate(
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Do not apply the chat template.")
     ] = False,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<json>",
+            help="What the chat template is told, such as '{\"enable_thinking\": false}'.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print only the generation's record.")
     ] = False,
@@ -48,12 +55,20 @@ def generate(
     """
     refuse_unless_writable(html=html)
     config = FoReaLConfig(sampling="model").with_overrides(**settings)
+    told = _template_options(chat_template_kwargs)
     prompt = _read_prompt(prompt)
     # With --json nobody watches the text.
     console = CommandConsole(highlight=False, file=io.StringIO() if as_json else None)
     live = LiveText(console, plain=not console.is_terminal)
     with pair.load() as decoder:
         request = asking(decoder, prompt, raw=raw_prompt)
+        if told:
+            if "messages" not in request:
+                raise ConfigError(
+                    "--chat-template-kwargs has nobody to tell: the prompt is raw. Leave out "
+                    "--raw-prompt, or take a model with a chat template."
+                )
+            request["chat_template_kwargs"] = told
         code, generation = write_stream(decoder, request, config, live)
     if html is not None:
         html.write_text(page(generation.to_dict(), prompt), encoding="utf-8")
@@ -63,6 +78,18 @@ def generate(
         costs = console if console.is_terminal else CommandConsole(stderr=True, highlight=False)
         print_parts(costs, cost_view(generation.cost.to_dict()))
     return code
+
+
+def _template_options(given: str | None) -> dict[str, Any]:
+    if given is None:
+        return {}
+    try:
+        options = json.loads(given)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ConfigError(f"--chat-template-kwargs {given} is not allowed: a JSON object.")
+    return options
 
 
 def _read_prompt(given: str) -> str:
