@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from integrations import Passes
 from reference import random_settings
 from toy import SPECIALS, DecoderOf, fresh_pair, vocabulary
+from waiting import wait_until
 
 from foreal_core import ConfigError, CostReport, FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.backends.local import prefix_cache
@@ -315,4 +316,6 @@ def test_an_idle_engine_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(engine, "_REMEMBERED_SECONDS", idle)
             written = decoder.generate(prompt, policy="leader", max_new_tokens=1)
             assert written.cost.cached_tokens["leader"] == cached
-            decoder.check_integrity()  # waits until it rests
+            if idle == 0:
+                kept = decoder._engine.executor._prefixes["leader"]  # type: ignore[union-attr]
+                wait_until(lambda: kept.bytes_held(torch.device("cpu")) == 0)  # noqa: B023

@@ -94,11 +94,12 @@ def need_of(role: str, name: str, config: Any, options: Mapping[str, Any]) -> Ne
 
 def cache_bytes(config: Any, size: int) -> int:
     """Keys and values of one position in all layers, in numbers of `size` bytes."""
-    config = config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return int(2 * slot_layers(config) * kv_heads * width * size)
+    numbers = 0
+    for layer in slot_layers(config):
+        heads = layer.num_attention_heads
+        width = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+        numbers += 2 * (getattr(layer, "num_key_value_heads", None) or heads) * width
+    return numbers * size
 
 
 def refuse_unless_they_fit(needs: Sequence[Need]) -> None:

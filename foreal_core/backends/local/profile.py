@@ -54,8 +54,7 @@ def _packed_weights(model: Any) -> Iterator[Tensor]:
 
 def _attention_width(config: Any) -> int:
     """Layers x heads x width of a head; 0 where no layer attends."""
-    layers = slot_layers(config)
-    return layers * config.num_attention_heads * _head_dim(config) if layers else 0
+    return sum(one.num_attention_heads * _head_dim(one) for one in slot_layers(config))
 
 
 def _head_dim(config: Any) -> int:

@@ -57,13 +57,19 @@ def layers_of(config: Any) -> list[Any]:
     return layers
 
 
-def slot_layers(config: Any) -> int:
-    """How many layers of a model keep something of each position; all, where that is unknown."""
+def slot_layers(config: Any) -> list[Any]:
+    """The configuration of each layer that keeps something of each position; of every layer, where
+    that is unknown. Layers may have sizes of their own (Gemma 4)."""
     config = config.get_text_config()
+    own = getattr(config, "per_layer_config", None)  # not yet in transformers 5.17
+    configs = [config] * config.num_hidden_layers if own is None else list(own)
     try:
-        return sum(isinstance(layer, CacheLayerMixin) for layer in layers_of(config))
+        kept = layers_of(config)
     except Exception:  # whoever loads the model says what is wrong with it
-        return int(config.num_hidden_layers)
+        return configs
+    return [
+        one for one, layer in zip(configs, kept, strict=False) if isinstance(layer, CacheLayerMixin)
+    ]
 
 
 def cache_for(model: Any, max_rows: int, max_slots: int) -> RowCache:
