@@ -53,8 +53,8 @@ class ModelState:
     def ingested(self, kinds: Sequence[TokenKind], logits: int, rows: int) -> None:
         """The next `len(kinds)` positions went in, in a pass that `rows` rows shared and that gave
         so many rows of logits."""
-        self._begun = self.length
-        self.meter.record_pass(self.length, kinds, logits, rows)
+        self._begun = start = self.length
+        self.meter.record_pass(start, kinds, logits, rows)
         self.kinds += kinds
 
     def wasted(self, start: int, tokens: int, logits: int, rows: int) -> None:
@@ -67,7 +67,9 @@ class ModelState:
     def roll_back(self, length: int) -> None:
         """Keeps only what was computed from the first `length` tokens, or of fewer where the model
         cannot be put back to there."""
-        if self.length > length and self._recurrent:
+        if self.meter.cached + len(self.kinds) <= length:
+            return
+        if self._recurrent:
             places = (self._begun, self.checkpoint, 0)
             length = max(place for place in places if place <= length)
             self._begun = min(self._begun, length)
@@ -81,8 +83,8 @@ class ModelState:
 
     def settle(self, length: int) -> None:
         """The first `length` tokens of the text will not be taken back."""
-        if self._recurrent and self.length <= length:
-            self.checkpoint = self.length
+        if self._recurrent and (here := self.length) <= length:
+            self.checkpoint = here
 
     def lags(self, length: int) -> bool:
         """Whether so much of a text of `length` tokens lies behind the checkpoint that it should be
