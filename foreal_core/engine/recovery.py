@@ -33,6 +33,7 @@ class PassRunner:
         self._rows = rows
         # Rows of one pass that fit, as far as is known.
         self._most: dict[Author, int] = {}
+        self._collected = False  # whether garbage was collected in this run
 
     def forget(self) -> None:
         """Forgets how many rows fitted: the device may have more room by now."""
@@ -41,36 +42,47 @@ class PassRunner:
     def run(self, author: Author, parts: Sequence[RowPass]) -> Iterator[Result]:
         """One pass over all parts, or several where that costs less: long rows do not pad everyone
         else to their length, and a pass fits the device."""
+        self._collected = False
         parts = sorted(parts, key=lambda part: len(part.chunk.tokens))
         lengths = [len(part.chunk.tokens) for part in parts]
         for group in self._executor.groups(author, lengths, self._most.get(author, self._rows)):
             rows = sorted((parts[index] for index in group), key=lambda part: part.chunk.row)
             yield from self._attempt(author, rows)
 
-    def _attempt(self, author: Author, parts: list[RowPass]) -> Iterator[Result]:
+    def _attempt(
+        self, author: Author, parts: list[RowPass], *, again: bool = False
+    ) -> Iterator[Result]:
+        """One pass, or those of its halves where it fails. `again`: of a lone part, after all
+        memory that can be given back was."""
+        lacking = False
         try:
             rounds = self._executor.run(author, parts)
         except OutOfMemoryError as error:
-            full: OutOfMemoryError | None = error
-            failure: FoReaLError = error
+            # Its text alone is kept: its traceback holds what the failed pass computed.
+            lacking, failure = True, _does_not_fit(author, parts[0], str(error))
         except Exception as error:
-            full, failure = None, wrapped(error)
+            failure = wrapped(error)
         else:
             yield Result(parts, rounds)
             return
-        if full is not None:
-            self._executor.shrink()
-            gc.collect()
+        if lacking and not again:
+            self._give_back()
         if len(parts) > 1:
             half = len(parts) // 2
-            if full is not None:
+            if lacking:
                 self._most[author] = half
             yield from self._attempt(author, parts[:half])
             yield from self._attempt(author, parts[half:])
-        elif full is not None:
-            yield Result(parts, error=_does_not_fit(author, parts[0], full))
+        elif lacking and not again:
+            yield from self._attempt(author, parts, again=True)
         else:
             yield Result(parts, error=failure)
+
+    def _give_back(self) -> None:
+        self._executor.shrink()
+        if not self._collected:  # it takes up to a second, and finds nothing new so soon
+            self._collected = True
+            gc.collect()
 
 
 def wrapped(error: Exception) -> FoReaLError:
@@ -82,10 +94,10 @@ def wrapped(error: Exception) -> FoReaLError:
     return named
 
 
-def _does_not_fit(author: Author, part: RowPass, error: OutOfMemoryError) -> OutOfMemoryError:
+def _does_not_fit(author: Author, part: RowPass, why: str) -> FoReaLError:
     chunk = part.chunk
     return OutOfMemoryError(
         f"out of memory: a {author} pass over {len(chunk.tokens)} tokens after {chunk.start} "
-        f"cached ones does not fit the device, even alone ({error}). Lower max_context or "
+        f"cached ones does not fit the device, even alone ({why}). Lower max_context or "
         "max_batch_size, shorten the prompt, or load the models quantised."
     )
