@@ -21,6 +21,7 @@ from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.config import FoReaLConfig
 from foreal_core.engine.own_thread import TO_REST_SECONDS, before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess, close_at_exit
+from foreal_core.engine.queue_limit import QueueLimit
 from foreal_core.engine.recovery import PassRunner, Result, wrapped
 from foreal_core.engine.request import (
     NO_MORE,
@@ -32,11 +33,7 @@ from foreal_core.engine.request import (
     closed_error,
 )
 from foreal_core.engine.scheduler import Scheduler
-from foreal_core.errors import (
-    FoReaLError,
-    NonFiniteLogitsError,
-    QueueFullError,
-)
+from foreal_core.errors import FoReaLError, NonFiniteLogitsError
 from foreal_core.events import Author
 from foreal_core.request.draws import Draws
 from foreal_core.request.sequence import Sequence
@@ -75,7 +72,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.executor = executor
         self.profiles = executor.profiles
-        self._max_queue = max_queue
+        self._queue = QueueLimit(max_queue)
         self._check = check
         self._passes = PassRunner(executor, max_batch_size)
         self._scheduler: Scheduler[Request[Sequence]] = Scheduler(max_batch_size)
@@ -135,13 +132,11 @@ class Engine:
         with self._wake:
             if wait:
                 before_waiting()
-                self._wake.wait_for(lambda: self._closed or not self._is_full())
-            self._refuse_if_closed()
-            if self._is_full():
-                raise QueueFullError(
-                    f"{self._scheduler.waiting} requests wait already, as many as max_queue="
-                    f"{self._max_queue} allows. Try again later, or raise max_queue."
+                self._wake.wait_for(
+                    lambda: self._closed or not self._queue.is_full(self._scheduler.waiting)
                 )
+            self._refuse_if_closed()
+            self._queue.refuse_full(self._scheduler.waiting)
             self._at_rest = False
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="foreal-engine", daemon=True)
@@ -215,9 +210,6 @@ class Engine:
                 raise FoReaLError(f"{rows - free} rows are in use and nobody runs.")
             self.executor.check_integrity()
 
-    def _is_full(self) -> bool:
-        return self._max_queue is not None and self._scheduler.waiting >= self._max_queue
-
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise closed_error(NO_MORE, self._died_of)
@@ -272,7 +264,7 @@ class Engine:
             for request in self._scheduler.admit(self._fit):
                 request.state.row = request.row
                 request.state.clock.start()
-            if self._max_queue is not None:
+            if self._queue.bounded:
                 self._wake.notify_all()  # whoever waits for a place in the queue
         waits: dict[Request[Sequence], Author] = {}
         for request in list(self._scheduler.active):

@@ -21,6 +21,7 @@ from foreal_core.config import FoReaLConfig
 from foreal_core.engine.continuations import Continuations, Key
 from foreal_core.engine.own_thread import TO_REST_SECONDS, before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess
+from foreal_core.engine.queue_limit import QueueLimit
 from foreal_core.engine.recovery import wrapped
 from foreal_core.engine.request import (
     NO_MORE,
@@ -31,7 +32,7 @@ from foreal_core.engine.request import (
     Request,
     closed_error,
 )
-from foreal_core.errors import ConfigError, FoReaLError, QueueFullError, ServerError
+from foreal_core.errors import ConfigError, FoReaLError, ServerError
 from foreal_core.events import DRAFT, Author
 from foreal_core.policies import Preview
 from foreal_core.request.span_request import SpanRequest
@@ -79,7 +80,7 @@ class SpanEngine:
         self.max_batch_size = max_batch_size
         self.max_context = backend.max_context
         self.profiles = dict(backend.profiles)
-        self._max_queue = max_queue
+        self._queue = QueueLimit(max_queue)
         self._survivor = survivor
         self._process = OwnerProcess()
         self._changed = threading.Condition()
@@ -136,14 +137,11 @@ class SpanEngine:
         with self._changed:
             if wait:
                 before_waiting()
-                self._changed.wait_for(lambda: self._closed or not self._is_full())
-            if self._closed:
-                raise closed_error(NO_MORE, self._died_of)
-            if self._is_full():
-                raise QueueFullError(
-                    f"{self._waiting} requests wait already, as many as max_queue="
-                    f"{self._max_queue} allows. Try again later, or raise max_queue."
+                self._changed.wait_for(
+                    lambda: self._closed or not self._queue.is_full(self._waiting)
                 )
+            self._refuse_if_closed()
+            self._queue.refuse_full(self._waiting)
             self._running[request] = None  # until its task starts
         self._loop.call_soon_threadsafe(self._start, request)
         return request
@@ -180,10 +178,10 @@ class SpanEngine:
 
     def check_integrity(self) -> None:
         """Raises FoReaLError where requests run or something was left over."""
+        self._process.refuse_another()
         before_waiting()
         with self._changed:
-            if self._closed:
-                raise closed_error(NO_MORE, self._died_of)
+            self._refuse_if_closed()
             if not self._changed.wait_for(lambda: not self._running, TO_REST_SECONDS):
                 raise FoReaLError("check_integrity needs an idle decoder: requests are running.")
             if self._active:
@@ -193,8 +191,9 @@ class SpanEngine:
     def _waiting(self) -> int:
         return len(self._running) - self._active
 
-    def _is_full(self) -> bool:
-        return self._max_queue is not None and self._waiting >= self._max_queue
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise closed_error(NO_MORE, self._died_of)
 
     def _cancel(self, request: Request[SpanRequest]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the request has ended
