@@ -10,8 +10,11 @@ import typer
 from foreal_core.chat.messages import user_message
 from foreal_core.cli.bar import counting_bar
 from foreal_core.cli.common import (
+    ALL_BUNDLED,
     CommandConsole,
     PairOptions,
+    ProblemSeedOption,
+    SuitesOption,
     print_parts,
     refuse_unless_writable,
 )
@@ -31,9 +34,7 @@ _COUNT = 100
 @takes_pair()
 def analyze(
     pair: PairOptions,
-    suite: Annotated[
-        str, typer.Option(help="Suites, with commas between them; see: foreal eval --help.")
-    ] = "ledger,tracing,ordering",
+    suite: SuitesOption = ALL_BUNDLED,
     prompts: Annotated[
         list[Path] | None,
         typer.Option(
@@ -42,7 +43,7 @@ def analyze(
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="The first so many prompts of each.")] = _COUNT,
-    problem_seed: Annotated[int, typer.Option(help="Which bundled problems are asked.")] = 2026,
+    problem_seed: ProblemSeedOption = 2026,
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Do not apply the chat template.")
     ] = False,

@@ -47,6 +47,15 @@ DraftOption = Annotated[
         f"{', '.join(DRAFTS)}."
     ),
 ]
+SuitesOption = Annotated[
+    str, typer.Option(help="Suites, with commas between them; see: foreal eval --help.")
+]
+ALL_BUNDLED = "ledger,tracing,ordering"
+QuestionsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="The first so many questions of each. [default: 300 bundled]"),
+]
+ProblemSeedOption = Annotated[int, typer.Option(help="Which bundled problems are asked.")]
 # By the fields of PairOptions; those behind the first two say how the pair is loaded.
 PAIR_OPTIONS = {
     "leader": LeaderOption,

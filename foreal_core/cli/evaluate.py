@@ -11,6 +11,7 @@ from foreal_core.cli.bar import answer_bar
 from foreal_core.cli.common import (
     CommandConsole,
     PairOptions,
+    ProblemSeedOption,
     print_parts,
     refuse_unless_writable,
 )
@@ -35,7 +36,7 @@ def evaluate(
     count: Annotated[
         int | None, typer.Option(min=1, help="The first so many questions. [default: 300 bundled]")
     ] = None,
-    problem_seed: Annotated[int, typer.Option(help="Which bundled problems are asked.")] = 2026,
+    problem_seed: ProblemSeedOption = 2026,
     out: Annotated[
         Path | None,
         typer.Option(

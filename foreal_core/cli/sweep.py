@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from foreal_core.cli.bar import answer_bar
-from foreal_core.cli.common import LeaderOption, PairOptions, refuse_unless_writable
+from foreal_core.cli.common import (
+    ALL_BUNDLED,
+    LeaderOption,
+    PairOptions,
+    ProblemSeedOption,
+    QuestionsOption,
+    SuitesOption,
+    refuse_unless_writable,
+)
 from foreal_core.cli.settings import takes_loading, takes_settings
 from foreal_core.config import FoReaLConfig
 from foreal_core.demo import DRAFTS
@@ -29,14 +37,9 @@ def sweep(
     ],
     settings: dict[str, Any],
     loading: dict[str, Any],
-    suite: Annotated[
-        str, typer.Option(help="Suites, with commas between them; see: foreal eval --help.")
-    ] = "ledger,tracing,ordering",
-    count: Annotated[
-        int | None,
-        typer.Option(min=1, help="The first so many questions of each. [default: 300 bundled]"),
-    ] = None,
-    problem_seed: Annotated[int, typer.Option(help="Which bundled problems are asked.")] = 2026,
+    suite: SuitesOption = ALL_BUNDLED,
+    count: QuestionsOption = None,
+    problem_seed: ProblemSeedOption = 2026,
     preset: Annotated[
         Literal["comparison", "paper", "control"] | None,
         typer.Option(

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foreal_core.cli.bar import answer_bar
-from foreal_core.cli.common import PairOptions, refuse_unless_writable
+from foreal_core.cli.common import (
+    ALL_BUNDLED,
+    PairOptions,
+    ProblemSeedOption,
+    QuestionsOption,
+    SuitesOption,
+    refuse_unless_writable,
+)
 from foreal_core.cli.settings import takes_pair, takes_settings
 from foreal_core.cli.sweep import grid_values
 from foreal_core.config import FoReaLConfig
@@ -27,14 +34,9 @@ def tune(
     ],
     settings: dict[str, Any],
     pair: PairOptions,
-    suite: Annotated[
-        str, typer.Option(help="Suites, with commas between them; see: foreal eval --help.")
-    ] = "ledger,tracing,ordering",
-    count: Annotated[
-        int | None,
-        typer.Option(min=1, help="The first so many questions of each. [default: 300 bundled]"),
-    ] = None,
-    problem_seed: Annotated[int, typer.Option(help="Which bundled problems are asked.")] = 2027,
+    suite: SuitesOption = ALL_BUNDLED,
+    count: QuestionsOption = None,
+    problem_seed: ProblemSeedOption = 2027,
     within: Annotated[
         float, typer.Option(help="Share of the questions that may be lost against the leader.")
     ] = 0.03,
