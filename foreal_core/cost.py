@@ -195,13 +195,7 @@ def build_report(
     # The leader alone reads the prompt's last token in any case.
     first = min(_cached_prompt(prompt_tokens, cached, passes), prompt_tokens - 1)
     leader = profiles["leader"]
-    written: dict[str, float] = {"leader": 0, "draft": 0}
-    written_by_leader_alone = 0
-    for position, author in enumerate(authors):
-        # The token at this position was computed while the model looked at this many tokens.
-        context = prompt_tokens + position
-        written[author] += profiles[author].flops(1, context, 1)
-        written_by_leader_alone += leader.flops(1, context, 1)
+    by_leader_alone = flops_written(profiles, [LEADER] * completion, prompt_tokens)[LEADER]
     return CostReport(
         prompt_tokens=prompt_tokens,
         cached_tokens=cached,
@@ -219,7 +213,7 @@ def build_report(
             {n: profiles[n].flops(m.tokens, m.attended, m.logits) for n, m in meters.items()},
             computed_by_one_author(leader, first, prompt_tokens, completion, prefill_chunk),
         ),
-        flops_written=_with_total(written, written_by_leader_alone),
+        flops_written=_with_total(flops_written(profiles, authors, prompt_tokens), by_leader_alone),
         weight_bytes=_with_total(
             {n: m.shared_passes * profiles[n].weight_bytes for n, m in meters.items()},
             passes_of_one_author(prompt_tokens - first, completion, prefill_chunk)
@@ -238,6 +232,21 @@ def _cached_prompt(prompt: int, cached: Mapping[str, int], passes: Mapping[str, 
     """Tokens of the prompt that no model which read the text had to read."""
     read = [cached[name] for name in cached if cached[name] or passes[name]]
     return min([prompt, *read]) if read else 0
+
+
+def flops_written(
+    profiles: Mapping[Author, ModelProfile], authors: Sequence[Author], first: int
+) -> dict[str, int]:
+    """FLOPs of tokens at positions `first`, first + 1, ..., each charged to its author: it was
+    computed while its model looked at the tokens before it."""
+    attended: dict[Author, int] = {LEADER: 0, DRAFT: 0}
+    for position, author in enumerate(authors, start=first):
+        attended[author] += position
+    written = {author: authors.count(author) for author in attended}
+    return {
+        author: profiles[author].flops(written[author], attended[author], written[author])
+        for author in attended
+    }
 
 
 def computed_by_one_author(

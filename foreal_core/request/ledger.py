@@ -10,6 +10,7 @@ from foreal_core.cost import (
     Cost,
     ModelProfile,
     computed_by_one_author,
+    flops_written,
     passes_of_one_author,
 )
 from foreal_core.request.model_state import PREFILL_CHUNK, ModelState
@@ -50,10 +51,9 @@ class Ledger:
     def spent(self) -> Cost:
         """So far. What is told of must stand for good: the sum goes on from there."""
         text = self._transcript
-        for index in range(self._added, len(text.authors)):
-            profile = self._profiles[text.authors[index]]
-            self._written_flops += profile.flops(1, text.prompt_length + index, 1)
-        self._added = len(text.authors)
+        new, first = text.authors[self._added :], text.prompt_length + self._added
+        self._written_flops += sum(flops_written(self._profiles, new, first).values())
+        self._added += len(new)
         flops = weight_bytes = 0
         for author, state in self._states.items():
             profile, meter = self._profiles[author], state.meter

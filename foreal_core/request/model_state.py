@@ -11,8 +11,6 @@ from foreal_core.request.transcript import Transcript
 
 # Tokens of one row per pass; longer prompts go in piece by piece.
 PREFILL_CHUNK = 512
-
-
 # Tokens that a recurrent model reads again and again behind its checkpoint, at most: then it reads
 # them once more with nothing behind them that may fall, and has a new one.
 _FURTHEST = 32
@@ -92,14 +90,17 @@ class ModelState:
         return self._recurrent and length - self.length > _FURTHEST
 
 
-def kinds_of(text: Transcript, author: Author, chunk: Chunk, *, given: bool) -> list[TokenKind]:
-    """Why `author` reads each token of a chunk; `given` tokens behind the text are no draws."""
-    first, end = chunk.start - text.prompt_length, chunk.end - text.prompt_length
+def kinds_of(
+    text: Transcript, author: Author, positions: range, *, given: bool = False
+) -> list[TokenKind]:
+    """Why `author` reads the tokens at each of these positions; `given` ones behind the text are no
+    draws."""
+    first, end = positions.start - text.prompt_length, positions.stop - text.prompt_length
     written = text.authors[max(first, 0) : max(end, 0)]
     kinds: list[TokenKind] = ["prefill"] * (min(end, 0) - min(first, 0))
     kinds += ["decode" if by == author else "catch_up" for by in written]
     ahead: TokenKind = "verify" if author == LEADER else "decode"
-    kinds += ["catch_up" if given else ahead] * (len(chunk.tokens) - len(kinds))
+    kinds += ["catch_up" if given else ahead] * (len(positions) - len(kinds))
     return kinds
 
 

@@ -199,7 +199,8 @@ class Sequence:
 
     def ingested(self, author: Author, chunk: Chunk, rows: int) -> None:
         """`author` ran over the chunk in a pass that `rows` rows shared."""
-        kinds = kinds_of(self._text, author, chunk, given=bool(self._turns.opening))
+        positions = range(chunk.start, chunk.end)
+        kinds = kinds_of(self._text, author, positions, given=bool(self._turns.opening))
         self.states[author].ingested(kinds, chunk.keep, rows)
 
     def take(self, author: Author, chunk: Chunk, draws: Draws) -> None:

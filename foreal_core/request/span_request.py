@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from foreal_core.config import FoReaLConfig
-from foreal_core.cost import CostReport, ModelProfile, TokenKind, Usage
+from foreal_core.cost import CostReport, ModelProfile, Usage
 from foreal_core.events import DRAFT, LEADER, Author, Generation, TokenEvent
 from foreal_core.request.clock import Clock
 from foreal_core.request.ledger import Ledger
-from foreal_core.request.model_state import ModelState
+from foreal_core.request.model_state import ModelState, kinds_of
 from foreal_core.request.result import build_cost, build_generation
 from foreal_core.request.transcript import Transcript
 from foreal_core.request.turns import Turns
@@ -104,9 +104,9 @@ class SpanRequest:
         """How many tokens the next span may have: up to where the hand-off is due at the earliest,
         or what a sentence seldom exceeds."""
         length = len(self.text.tokens)
-        room = self.text.limit - length
+        most = min(_LONGEST_SPAN, self.text.limit - length)
         earliest = self.turns.alignment.earliest(length)
-        return min(_LONGEST_SPAN if earliest is None else earliest - length, room, _LONGEST_SPAN)
+        return most if earliest is None else min(earliest - length, most)
 
     def choice_length(self, position: int) -> int:
         """The same for a draft that is asked for its choices from `position` on, which may be the
@@ -171,13 +171,5 @@ class SpanRequest:
     def _fed(self, author: Author, length: int) -> None:
         """`author` has read the first `length` tokens, in one pass as far as they were new."""
         state, text = self._states[author], self.text
-        new = range(state.length, length)
-        kinds: list[TokenKind] = [
-            "prefill"
-            if position < text.prompt_length
-            else "decode"
-            if text.authors[position - text.prompt_length] == author
-            else "catch_up"
-            for position in new
-        ]
-        state.ingested(kinds, 1, 1)
+        new = range(state.length, max(state.length, length))
+        state.ingested(kinds_of(text, author, new), 1, 1)

@@ -41,7 +41,8 @@ class Openings:
         later."""
         if self._state is None:
             self._state = thinking_after(self._tokenizer.tokenizer, tokens[: self._read])
-        for token in tokens[self._read :]:
-            self._state.feed(self._tokenizer.text_of(token), token)
-        self._read = len(tokens)
+        if not self._state.over:  # it stays so
+            for token in tokens[self._read :]:
+                self._state.feed(self._tokenizer.text_of(token), token)
+            self._read = len(tokens)
         return self._state.over
