@@ -3,14 +3,13 @@ prefill: `python -m foreal_core.benchmark.contexts --context 256 --context 16384
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from foreal_core.benchmark.command import pair_parser, print_record
 from foreal_core.benchmark.passes import pass_costs, pass_runners
-from foreal_core.benchmark.subject import Subject, load_subject
-from foreal_core.errors import ConfigError, FoReaLError
+from foreal_core.benchmark.subject import Subject
+from foreal_core.errors import ConfigError
 from foreal_core.records import provenance
 
 
@@ -41,18 +40,15 @@ def passes_by_context(subject: Subject, contexts: Sequence[int], *, repeats: int
 
 def main() -> None:
     """Prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pair", default="cpu", help="bundled, or a real size")
-    parser.add_argument("--dtype", help="bfloat16, float32, ...")
+    parser = pair_parser(__doc__, pair="cpu")
     parser.add_argument("--context", type=int, action="append", help="repeat it for several")
     parser.add_argument("--repeats", type=int, default=9)
-    arguments = parser.parse_args()
-    try:
-        subject = load_subject(arguments.pair, dtype=arguments.dtype)
-        record = passes_by_context(subject, arguments.context or [256], repeats=arguments.repeats)
-    except FoReaLError as error:
-        parser.error(str(error))
-    print(json.dumps(record, indent=1))
+    print_record(
+        parser,
+        lambda subject, asked: passes_by_context(
+            subject, asked.context or [256], repeats=asked.repeats
+        ),
+    )
 
 
 if __name__ == "__main__":

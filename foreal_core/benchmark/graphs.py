@@ -6,8 +6,6 @@ Without a GPU the same passes run op by op.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from random import Random
 from typing import Any
@@ -16,9 +14,10 @@ import torch
 
 from foreal_core.backends.local.cuda_graphs import Shape
 from foreal_core.backends.local.runner import ModelRunner
+from foreal_core.benchmark.command import pair_parser, print_record
 from foreal_core.benchmark.machine import memory_in_use
-from foreal_core.benchmark.subject import Subject, load_subject
-from foreal_core.errors import ConfigError, FoReaLError
+from foreal_core.benchmark.subject import Subject
+from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER
 from foreal_core.records import provenance
 from foreal_core.request.chunk import Chunk
@@ -105,19 +104,12 @@ def _tokens(rng: Random, runner: ModelRunner, count: int) -> list[int]:
 
 def main() -> None:
     """Prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pair", default="bundled", help="bundled, or a real size")
-    parser.add_argument("--dtype", help="bfloat16, float32, ...")
-    parser.add_argument("--device", help="where the models go")
+    parser = pair_parser(__doc__)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--slots", type=int, default=1024)
-    arguments = parser.parse_args()
-    try:
-        subject = load_subject(arguments.pair, dtype=arguments.dtype, device=arguments.device)
-        record = compare_graphs(subject, rows=arguments.rows, slots=arguments.slots)
-    except FoReaLError as error:
-        parser.error(str(error))
-    print(json.dumps(record, indent=1))
+    print_record(
+        parser, lambda subject, asked: compare_graphs(subject, rows=asked.rows, slots=asked.slots)
+    )
 
 
 if __name__ == "__main__":

@@ -3,14 +3,12 @@ turn, and many questions over one document: `python -m foreal_core.benchmark.pre
 
 from __future__ import annotations
 
-import argparse
-import json
 from statistics import median
 from typing import Any
 
-from foreal_core.benchmark.subject import PROBLEM_SEED, Subject, load_subject
+from foreal_core.benchmark.command import pair_parser, print_record
+from foreal_core.benchmark.subject import PROBLEM_SEED, Subject
 from foreal_core.decoder import FoReaLDecoder
-from foreal_core.errors import FoReaLError
 from foreal_core.events import DRAFT, LEADER, Generation
 from foreal_core.records import provenance
 
@@ -135,18 +133,15 @@ def _questions(
 
 def main() -> None:
     """Prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pair", default="bundled", help="bundled, or a real size")
-    parser.add_argument("--dtype", help="bfloat16, float32, ...")
+    parser = pair_parser(__doc__)
     parser.add_argument("--context", type=int, default=3000)
     parser.add_argument("--tokens", type=int, default=16)
-    arguments = parser.parse_args()
-    try:
-        subject = load_subject(arguments.pair, dtype=arguments.dtype)
-        record = measure_prefixes(subject, context=arguments.context, tokens=arguments.tokens)
-    except FoReaLError as error:
-        parser.error(str(error))
-    print(json.dumps(record, indent=1))
+    print_record(
+        parser,
+        lambda subject, asked: measure_prefixes(
+            subject, context=asked.context, tokens=asked.tokens
+        ),
+    )
 
 
 if __name__ == "__main__":
