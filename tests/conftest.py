@@ -73,6 +73,16 @@ def reference_of() -> Callable[[Family], Reference]:
     return reference
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A pair as it was saved: the leader's folder and the draft's."""
+    two, root = fresh_pair("llama"), tmp_path_factory.mktemp("pair")
+    for name, model in (("leader", two.leader), ("draft", two.draft)):
+        model.save_pretrained(root / name)
+        two.tokenizer.save_pretrained(root / name)
+    return str(root / "leader"), str(root / "draft")
+
+
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
     """Every pass of every model from here on."""

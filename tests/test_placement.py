@@ -1,10 +1,7 @@
-"""Where models go: maps, quantised weights, two devices, and pairs that do not fit."""
+"""Where models go: maps, quantised weights, two devices, GPUs and what their memory holds."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from toy import PROMPTS, DecoderOf, Pair, fresh_pair
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from foreal_core import (
     ConfigError,
@@ -24,7 +21,6 @@ from foreal_core import (
     ModelLoadError,
     UnsupportedModelError,
 )
-from foreal_core.backends.local import memory
 from foreal_core.backends.local.kv_cache import SPARE_SLOTS
 from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.demo import pair_paths, problems
@@ -32,19 +28,6 @@ from foreal_core.engine.engine import Engine
 from foreal_core.loading import gpu_memory, placement
 
 SETTINGS = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=30, seed=3)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    two, root = fresh_pair("llama"), tmp_path_factory.mktemp("pair")
-    for name, model in (("leader", two.leader), ("draft", two.draft)):
-        model.save_pretrained(root / name)
-        two.tokenizer.save_pretrained(root / name)
-    return str(root / "leader"), str(root / "draft")
-
-
-def size(model: PreTrainedModel) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 @pytest.mark.parametrize("device_map", [None, "auto", "cpu", {"": "cpu"}])
@@ -55,29 +38,6 @@ def test_a_map_changes_no_token(
         written = decoder.generate(list(PROMPTS[:3]), SETTINGS)
     expected = decoder_of("llama").generate(list(PROMPTS[:3]), SETTINGS)
     assert [one.token_ids for one in written] == [one.token_ids for one in expected]
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"), [("dtype", "bfloat17"), ("device_map", "gpu"), ("device_map", "cud:1")]
-)
-def test_a_mistyped_place_or_number_type(
-    argument: str, value: str, folders: tuple[str, str]
-) -> None:
-    with pytest.raises(ModelLoadError, match=r"leader's model .* could not be loaded"):
-        FoReaLDecoder.from_pretrained(*folders, **{argument: value})
-
-
-def test_a_model_in_a_subfolder(folders: tuple[str, str], decoder_of: DecoderOf) -> None:
-    root = str(Path(folders[0]).parent)
-    with FoReaLDecoder.from_pretrained(
-        root,
-        root,
-        dtype="float32",
-        leader_kwargs={"subfolder": "leader"},
-        draft_kwargs={"subfolder": "draft"},
-    ) as decoder:
-        written = decoder.generate(PROMPTS[0], SETTINGS)
-    assert written.token_ids == decoder_of("llama").generate(PROMPTS[0], SETTINGS).token_ids
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -106,114 +66,6 @@ def test_a_quantised_leader(bits: int) -> None:
     assert profiles["draft"] == plain["draft"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
-def test_the_need_is_what_is_loaded(
-    dtype: str, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    needs: list[placement.Need] = []
-    monkeypatch.setattr("foreal_core.loading.pair.refuse_unless_they_fit", needs.extend)
-    two = Pair(*_loaded(folders, dtype), tokenizer=None)  # type: ignore[arg-type]
-    assert [need.role for need in needs] == ["leader", "draft"]
-    assert [need.weights for need in needs] == [size(two.leader), size(two.draft)]
-
-
-@pytest.mark.parametrize("flag", ["load_in_4bit", "load_in_8bit"])
-def test_the_need_of_a_quantised_model_is_close(
-    flag: str, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    needs: list[placement.Need] = []
-    monkeypatch.setattr("foreal_core.loading.pair.refuse_unless_they_fit", needs.extend)
-    settings = {"quantization_config": BitsAndBytesConfig(**{flag: True})}
-    leader, _ = _loaded(folders, "float32", leader_kwargs=settings)
-    assert needs[0].weights == pytest.approx(size(leader), rel=0.1)
-
-
-def _loaded(
-    folders: tuple[str, str], dtype: str, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedModel]:
-    from foreal_core.loading.pair import load_pair
-
-    pair = load_pair(
-        *folders,
-        common={"device_map": "auto", "dtype": dtype},
-        **({"leader_kwargs": {}, "draft_kwargs": {}} | options),
-    )
-    return pair.leader, pair.draft
-
-
-def test_a_pair_that_does_not_fit_is_refused_before_it_is_read(
-    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(placement, "free_memory", lambda where: 100_000)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", _never)
-    with pytest.raises(ModelLoadError) as caught:
-        FoReaLDecoder.from_pretrained(*folders, dtype="float32")
-    said = str(caught.value)
-    two = fresh_pair("llama")
-    for model in (two.leader, two.draft):
-        assert f"needs {size(model) / 1e9:.3g} GB" in said
-    assert "auto has 0.0001 GB free" in said
-    assert "load_in_4bit" in said
-    assert "'device_map'" in said
-
-
-@pytest.mark.parametrize(
-    ("folder", "names", "files"),
-    [
-        ("", ("memory.max", "memory.current"), "inactive_file"),
-        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
-    ],
-)
-def test_a_container_has_what_its_limit_leaves(
-    folder: str,
-    names: tuple[str, str],
-    files: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path)
-    unlimited = memory.free_memory("cpu")
-    group = tmp_path / folder
-    group.mkdir(exist_ok=True)
-    for name, text in zip(names, ("5000000", "3000000"), strict=True):
-        (group / name).write_text(text + "\n")
-    (group / "memory.stat").write_text(f"anon 1\n{files} 400000\n")
-    assert memory.free_memory("cpu") == 2_400_000
-    (group / names[0]).write_text("max\n")
-    free = memory.free_memory("cpu")
-    assert unlimited is None or (free is not None and free > 2_400_000)
-
-
-def test_what_goes_to_different_places_is_not_added_up(
-    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    two = fresh_pair("llama")
-    free = {"cpu": size(two.leader), "cuda:0": size(two.draft)}
-    monkeypatch.setattr(placement, "free_memory", free.get)
-    needs = [
-        placement.Need("leader", "a", "cpu", size(two.leader), 0),
-        placement.Need("draft", "b", "cuda:0", size(two.draft), 0),
-    ]
-    placement.refuse_unless_they_fit(needs)
-    together = [needs[0], placement.Need("draft", "b", "cpu", size(two.draft), 0)]
-    with pytest.raises(ModelLoadError, match=r"leader 'a' needs.*and the draft 'b' needs"):
-        placement.refuse_unless_they_fit(together)
-
-
-def test_memory_that_runs_out_while_loading(
-    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: Any, **options: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
-    with pytest.raises(ModelLoadError, match=r"needs .* GB .*CUDA out of memory.*load_in_4bit"):
-        FoReaLDecoder.from_pretrained(*folders)
-
-
 def test_weights_that_would_be_fetched_for_every_pass_are_refused(
     folders: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -229,16 +81,6 @@ def test_weights_that_would_be_fetched_for_every_pass_are_refused(
             *folders,
             leader_kwargs={"device_map": device_map, "offload_folder": str(tmp_path / "off")},
         )
-
-
-def test_free_memory_of_this_machine() -> None:
-    free = memory.free_memory("cpu")
-    assert free is None or 2**20 < free < 2**50
-    assert memory.free_memory("mps") is None
-
-
-def _never(*arguments: Any, **options: Any) -> None:
-    raise AssertionError("weights were read")
 
 
 class TwoDevices(TorchDispatchMode):
@@ -299,41 +141,6 @@ def test_the_models_may_be_on_two_devices(static: bool, monkeypatch: pytest.Monk
     with watch:  # it does see what it looks for
         two.leader.lm_head.weight[0] + two.draft.lm_head.weight[0]
     assert len(watch.crossings) == 1
-
-
-def test_an_error_names_gigabytes_that_can_be_read() -> None:
-    need = placement.Need("leader", "a", "cpu", 65.53e9, 19.4e9)
-    said = str(placement.too_large([need], "cpu has 24 GB free"))
-    assert re.search(r"'a' needs 65.5 GB .*to about 19.4 GB", said)
-
-
-def test_a_request_counts_beside_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    need = placement.Need("leader", "a", "cpu", 3e9, 1e9, positions=4096, request=0.5e9)
-    monkeypatch.setattr(placement, "free_memory", lambda where: 3.2e9)
-    with pytest.raises(ModelLoadError, match=r"3 GB for weights and 0.5 GB for a request of 4096"):
-        placement.refuse_unless_they_fit([need])
-    monkeypatch.setattr(placement, "free_memory", lambda where: 3.6e9)
-    placement.refuse_unless_they_fit([need])
-
-
-def test_the_dtype_is_read_from_the_weights_where_the_config_names_none(
-    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else half the size would be needed, and a pair that fits was refused."""
-    two, copies = fresh_pair("llama"), []
-    for name, model in (("leader", two.leader), ("draft", two.draft)):
-        model.to(torch.bfloat16).save_pretrained(tmp_path / name)
-        two.tokenizer.save_pretrained(tmp_path / name)
-        config = tmp_path / name / "config.json"
-        settings = json.loads(config.read_text())
-        assert settings.pop("dtype") == "bfloat16"
-        config.write_text(json.dumps(settings))
-        copies.append(str(tmp_path / name))
-    needs: list[placement.Need] = []
-    monkeypatch.setattr("foreal_core.loading.pair.refuse_unless_they_fit", needs.extend)
-    leader, draft = _loaded((copies[0], copies[1]), "auto")
-    assert [need.weights for need in needs] == [size(leader), size(draft)]
-    assert leader.dtype == torch.bfloat16
 
 
 class PlayedGPUs:
@@ -410,27 +217,6 @@ def test_the_cache_of_a_gpu_is_promised_or_refused(monkeypatch: pytest.MonkeyPat
     for share in (0, 1.1, True, "half"):
         with pytest.raises(ConfigError, match="gpu_memory_utilization"):
             fit(100, promised=True, utilization=share)
-
-
-def test_what_is_no_model_says_what_it_is(folders: tuple[str, str], tmp_path: Path) -> None:
-    def refused(leader: Path, match: str) -> None:
-        with pytest.raises(ModelLoadError, match=match):
-            FoReaLDecoder.from_pretrained(str(leader), folders[1])
-
-    gguf = tmp_path / "packed" / "model.gguf"
-    gguf.parent.mkdir()
-    gguf.write_bytes(b"GGUF")
-    refused(gguf.parent, r"as GGUF only \(model.gguf\). Name the file itself: .*/model.gguf'")
-    refused(Path(folders[0]) / "config.json", "is a file. Give the folder")
-    empty = tmp_path / "empty"
-    shutil.copytree(folders[0], empty, ignore=shutil.ignore_patterns("*.safetensors"))
-    refused(empty, "a folder without weights")
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    refused(adapter, r"adapter \(PEFT\) for 'some/base'.*merge_and_unload")
-    (adapter / "adapter_config.json").write_text("[")
-    refused(adapter, "for some base model")
 
 
 def test_a_spread_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
