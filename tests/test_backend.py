@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from backends import ScriptedBackend
+from span_requests import random_script, shape, span_settings
 from toy import EOS, PROMPTS, fresh_pair, scripted_pair, token_id, vocabulary
 from waiting import WAIT_S
 
@@ -22,37 +23,13 @@ from foreal_core import (
     SpanReport,
 )
 from foreal_core.backends.base import SpanToken, Until
-from foreal_core.events import DRAFT, LEADER, Author, Generation
+from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.policies import Write
-
-WORDS = (" the", " so", " we", " add", " x", " y", " is", " 1", " 2", ".", ". ", "\n", "!")
-
-
-def random_script(rng: random.Random, other: dict[str, str] | None = None) -> dict[str, str]:
-    """What follows each word; like `other` for most of them."""
-    script = {word: rng.choice(WORDS) for word in WORDS}
-    if other is not None:
-        script |= {word: other[word] for word in WORDS if rng.random() < 0.8}
-    return script
 
 
 def backend_of(*scripts: dict[str, str], scores: bool) -> ScriptedBackend:
     ids = [{token_id(a): token_id(b) for a, b in script.items()} for script in scripts]
     return ScriptedBackend({LEADER: ids[0], DRAFT: ids[1]}, token_id(EOS), scores=scores)
-
-
-def shape(written: Generation) -> dict[str, Any]:
-    cost = written.cost
-    return {
-        "text": written.text,
-        "authors": written.authors,
-        "segments": written.segments,
-        "sentences": written.sentences,
-        "finish": written.finish_reason,
-        "stop": written.stop_string,
-        "handoffs": cost.handoffs,
-        "written": cost.flops_written["total"] > 0,
-    }
 
 
 @pytest.mark.parametrize("scores", [True, False])
@@ -70,17 +47,7 @@ def test_spans_write_what_passes_write(seed: int, scores: bool) -> None:
         ) as remote,
     ):
         for _ in range(12):
-            config = FoReaLConfig(
-                lead_count=rng.choice([0, 1, 3, 8]),
-                hit_threshold=rng.choice([0, 1, 2, 4]),
-                lead_probability=rng.choice([0.0, 0.5, 1.0]),
-                hit_window=rng.choice(["after_lead", "sentence"]),
-                policy=rng.choice(["foreal", "even", "leader", "draft"]),
-                stop=rng.choice([(), (" we add",)]),
-                max_new_tokens=rng.choice([5, 40, 80]),
-                seed=rng.randrange(1000),
-                speculate=rng.choice([True, False]),
-            )
+            config = span_settings(rng)
             expected = local.generate(" so", config)
             written = remote.generate(" so", config)
             assert shape(written) == shape(expected)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_backend import shape
+from span_requests import shape
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, ServerError
 from foreal_core.backends.servers.options import is_url
