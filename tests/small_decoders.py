@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference import ReferenceOf, assert_same
+from reference import ReferenceOf
+from reference_checks import assert_same
 from toy import PROMPTS, Family, fresh_pair, pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder

@@ -27,7 +27,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from reference import random_prompt, random_settings
+from reference_checks import random_prompt, random_settings
 from toy import fresh_pair, pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, FoReaLError, Generation, QueueFullError

@@ -8,7 +8,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from reference import Reference, assert_same, random_prompt, random_settings
+from reference import Reference
+from reference_checks import assert_same, random_prompt, random_settings
 from toy import FAMILIES, PROMPTS, Family, pair, scripted_pair, token_id
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, FoReaLError, Generation

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from reference import ReferenceOf, assert_same, random_prompt
+from reference import ReferenceOf
+from reference_checks import assert_same, random_prompt
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from toy import FAMILIES, PROMPTS, DecoderOf, Family, fresh_pair, pair

@@ -14,7 +14,8 @@ from random import Random
 
 import pytest
 import torch
-from reference import Reference, ReferenceOf, assert_same, random_prompt, random_settings
+from reference import Reference, ReferenceOf
+from reference_checks import assert_same, random_prompt, random_settings
 from toy import (
     CUT_CHARACTERS,
     FAMILIES,

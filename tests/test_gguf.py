@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from gguf_files import LibraryReference, needs_llama_cpp, quantised, write_gguf
 from hypothesis import given, strategies as st
-from reference import ReferenceOf, assert_same, random_prompt, random_settings
+from reference import ReferenceOf
+from reference_checks import assert_same, random_prompt, random_settings
 from test_control import random_request
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.normalizers import NFC

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings as examples, strategies as st
-from reference import Reference, assert_same, random_prompt, random_settings
+from reference import Reference
+from reference_checks import assert_same, random_prompt, random_settings
 from toy import EOS, FAMILIES, Family, pair, token_id
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from integrations import Passes
-from reference import random_settings
+from reference_checks import random_settings
 from toy import SPECIALS, DecoderOf, fresh_pair, vocabulary
 from waiting import wait_until
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from reference import ReferenceOf, assert_same, random_prompt, random_settings
+from reference import ReferenceOf
+from reference_checks import assert_same, random_prompt, random_settings
 from torch import Tensor
 from toy import FAMILIES, PROMPTS, DecoderOf, Family, fresh_pair, pair, with_and_without_speculation
 from waiting import WAIT_S

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from reference import ReferenceOf, assert_same, random_prompt, random_settings
+from reference import ReferenceOf
+from reference_checks import assert_same, random_prompt, random_settings
 from toy import FAMILIES, MAX_BATCH_SIZE, PROMPTS, DecoderOf, Family, fresh_pair, pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, Generation

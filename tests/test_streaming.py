@@ -13,7 +13,8 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from integrations import Gate, Passes
-from reference import ReferenceOf, assert_same, random_prompt, random_settings
+from reference import ReferenceOf
+from reference_checks import assert_same, random_prompt, random_settings
 from toy import FAMILIES, PROMPTS, DecoderOf, Family, pair, readable
 from waiting import WAIT_S
 

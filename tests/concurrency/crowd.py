@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
 
-from reference import random_prompt, random_settings
+from reference_checks import random_prompt, random_settings
 from toy import MAX_BATCH_SIZE, Family, pair
 from waiting import WAIT_S, wait_until
 

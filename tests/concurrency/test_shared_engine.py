@@ -7,7 +7,8 @@ import threading
 
 import pytest
 from crowd import FAMILY, LONG, LONG_PROMPT
-from reference import ReferenceOf, assert_same
+from reference import ReferenceOf
+from reference_checks import assert_same
 from toy import MAX_BATCH_SIZE
 from waiting import WAIT_S
 

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 from crowd import FAMILY, REQUESTS, all_tasks, assert_idle, crowd, storm
 from integrations import Passes
-from reference import ReferenceOf, assert_same
+from reference import ReferenceOf
+from reference_checks import assert_same
 from toy import MAX_BATCH_SIZE, fresh_pair
 
 from foreal_core import FoReaLDecoder

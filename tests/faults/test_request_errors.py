@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from reference import ReferenceOf, assert_same
+from reference import ReferenceOf
+from reference_checks import assert_same
 from small_decoders import PROMPT, SETTINGS, SHORT, assert_works
 from stress import live
 from toy import PROMPTS, Pair, fresh_pair, token_id

@@ -16,11 +16,12 @@ from waiting import WAIT_S, wait_until
 
 from foreal_core import AsyncTokenStream, FoReaLConfig, FoReaLDecoder, Prompt, TokenStream
 from foreal_core.demo import problems
-from foreal_integrations.llama_index import FoReaLCostEvent
+from foreal_integrations.llama_index import FoReaLCostEvent, FoReaLLLM
 from foreal_integrations.llama_index.costs import Bill
 
 QUESTIONS = [problem.question for problem in problems("ledger", seed=5, count=8)]
 QUESTION = QUESTIONS[0]
+Make = Callable[..., FoReaLLLM]
 Responses: TypeAlias = Sequence[ChatResponse | CompletionResponse]
 
 

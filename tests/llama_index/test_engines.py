@@ -4,7 +4,7 @@ cost and no old thinking."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
 from integrations import Passes
-from li_helpers import QUESTION, Events, Recorder, text_of, wait_until_stopped
+from li_helpers import QUESTION, Events, Make, Recorder, text_of, wait_until_stopped
 from llama_index.core import Settings, SummaryIndex, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import (
@@ -34,7 +34,6 @@ from foreal_core import ContextOverflowError, FoReaLDecoder, OutOfMemoryError
 from foreal_core.demo import grounded
 from foreal_integrations.llama_index import FoReaLLLM, RequestRefusedError
 
-Make = Callable[..., FoReaLLLM]
 LISTS = grounded.corpus(Random(0), 3, held_out=True)
 NODES = [TextNode(text=one.text) for one in LISTS]
 MODES = ["compact", "refine", "tree_summarize"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,12 @@ import pytest
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from li_helpers import METHODS, QUESTION, chat_of, thinking_of
+from li_helpers import METHODS, QUESTION, Make, chat_of, thinking_of
 from llama_index.core.llms import ChatMessage
 from scripted import OPTIONS_TEMPLATE, pair_with_tools
 
 from foreal_core import ConfigError, FoReaLDecoder
 from foreal_integrations.llama_index import FoReaLLLM, RequestRefusedError
-
-Make = Callable[..., FoReaLLLM]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,13 +8,12 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
-from li_helpers import QUESTION, chat_of, thinking_of
+from li_helpers import QUESTION, Make, chat_of, thinking_of
 from llama_index.core import Settings, SummaryIndex
 from llama_index.core.llms import LLM, CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -25,8 +24,6 @@ from waiting import WAIT_S
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder
 from foreal_core.chat.settings import SETTINGS
 from foreal_integrations.llama_index import FoReaLLLM
-
-Make = Callable[..., FoReaLLLM]
 
 
 def test_kind(llm: FoReaLLLM) -> None:
