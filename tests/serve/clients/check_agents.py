@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import common
 import openai
 from agents import (
     Agent,
@@ -11,21 +12,6 @@ from agents import (
     Runner,
     function_tool,
     set_tracing_disabled,
-)
-from common import (
-    BUSY_URL,
-    ENDLESS,
-    KEY,
-    LONG,
-    MODEL,
-    QUESTION,
-    SUM,
-    URL,
-    asked,
-    raises,
-    refused_as_busy,
-    run,
-    until_idle,
 )
 from pydantic import BaseModel
 
@@ -44,21 +30,21 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def agent(url: str = URL, *, body: Any = None, **fields: Any) -> Agent:
-    client = openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0)
+def agent(url: str = common.URL, *, body: Any = None, **fields: Any) -> Agent:
+    client = openai.AsyncOpenAI(base_url=url, api_key=common.KEY, max_retries=0)
     settings = ModelSettings(extra_body={"seed": 3, **(body or {})}, include_usage=True)
-    model = OpenAIChatCompletionsModel(MODEL, openai_client=client)
+    model = OpenAIChatCompletionsModel(common.MODEL, openai_client=client)
     return Agent(name="a", model=model, model_settings=settings, **fields)
 
 
 def answer() -> None:
-    result = Runner.run_sync(agent(), QUESTION)
-    assert result.final_output == asked(seed=3)["content"]
+    result = Runner.run_sync(agent(), common.QUESTION)
+    assert result.final_output == common.asked(seed=3)["content"]
 
 
 def streamed() -> None:
     async def stream() -> None:
-        result = Runner.run_streamed(agent(), QUESTION)
+        result = Runner.run_streamed(agent(), common.QUESTION)
         text = thinking = ""
         async for event in result.stream_events():
             if event.type == "raw_response_event":
@@ -68,7 +54,7 @@ def streamed() -> None:
                     event.data, "delta"
                 ):
                     thinking += event.data.delta
-        expected = asked(seed=3)
+        expected = common.asked(seed=3)
         assert text == result.final_output == expected["content"]
         assert thinking == expected["reasoning_content"]
 
@@ -77,7 +63,7 @@ def streamed() -> None:
 
 def two_tool_turns() -> None:
     one = agent(body={"policy": "leader"}, tools=[add])
-    first = Runner.run_sync(one, SUM)
+    first = Runner.run_sync(one, common.SUM)
     assert CALLED and "55" in first.final_output
     again = [*first.to_input_list(), {"role": "user", "content": "What is 60 plus 21?"}]
     second = Runner.run_sync(one, again)
@@ -85,27 +71,33 @@ def two_tool_turns() -> None:
 
 
 def structured() -> None:
-    result = Runner.run_sync(agent(output_type=Answer), QUESTION)
+    result = Runner.run_sync(agent(output_type=Answer), common.QUESTION)
     assert isinstance(result.final_output, Answer)
 
 
 def overflow() -> None:
-    raises("maximum context length", openai.BadRequestError, lambda: Runner.run_sync(agent(), LONG))
+    common.raises(
+        "maximum context length",
+        openai.BadRequestError,
+        lambda: Runner.run_sync(agent(), common.LONG),
+    )
 
 
 def cancel() -> None:
     async def leave() -> None:
-        result = Runner.run_streamed(agent(body=ENDLESS), QUESTION)
+        result = Runner.run_streamed(agent(body=common.ENDLESS), common.QUESTION)
         async for _ in result.stream_events():
             break
         result.cancel()
 
     asyncio.run(leave())
-    until_idle()
+    common.until_idle()
 
 
 def busy() -> None:
-    refused_as_busy(openai.RateLimitError, lambda: Runner.run_sync(agent(BUSY_URL), QUESTION))
+    common.refused_as_busy(
+        openai.RateLimitError, lambda: Runner.run_sync(agent(common.BUSY_URL), common.QUESTION)
+    )
 
 
-run("openai-agents", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)
+common.run("openai-agents", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)

@@ -3,23 +3,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import common
 import litellm
-from common import (
-    ADD,
-    BUSY_URL,
-    ENDLESS,
-    KEY,
-    LONG,
-    MODEL,
-    QUESTION,
-    SUM,
-    URL,
-    asked,
-    raises,
-    refused_as_busy,
-    run,
-    until_idle,
-)
 from pydantic import BaseModel
 
 litellm.telemetry = False
@@ -30,16 +15,21 @@ class Answer(BaseModel):
     value: int
 
 
-def ask(content: str = QUESTION, url: str = URL, **fields: Any) -> Any:
+def ask(content: str = common.QUESTION, url: str = common.URL, **fields: Any) -> Any:
     chat = fields.pop("messages", [{"role": "user", "content": content}])
     return litellm.completion(
-        model=f"openai/{MODEL}", api_base=url, api_key=KEY, messages=chat, max_retries=0, **fields
+        model=f"openai/{common.MODEL}",
+        api_base=url,
+        api_key=common.KEY,
+        messages=chat,
+        max_retries=0,
+        **fields,
     )
 
 
 def answer() -> None:
     message = ask(seed=3, extra_body={"lead_count": 8}).choices[0].message
-    expected = asked(seed=3, lead_count=8)
+    expected = common.asked(seed=3, lead_count=8)
     assert message.content == expected["content"]
     assert message.reasoning_content == expected["reasoning_content"]
 
@@ -52,16 +42,16 @@ def streamed() -> None:
         for choice in chunk.choices:
             thinking += getattr(choice.delta, "reasoning_content", None) or ""
             text += choice.delta.content or ""
-    expected = asked(seed=3)
+    expected = common.asked(seed=3)
     assert (thinking, text) == (expected["reasoning_content"], expected["content"])
     assert usage and usage[-1].completion_tokens_details.reasoning_tokens > 0
 
 
 def two_tool_turns() -> None:
-    chat: list[Any] = [{"role": "user", "content": SUM}]
+    chat: list[Any] = [{"role": "user", "content": common.SUM}]
     ids = set()
     for _ in range(2):
-        choice = ask(messages=chat, tools=[ADD], tool_choice="required").choices[0]
+        choice = ask(messages=chat, tools=[common.ADD], tool_choice="required").choices[0]
         assert choice.finish_reason == "tool_calls"
         (call,) = choice.message.tool_calls
         assert set(json.loads(call.function.arguments)) == {"a", "b"}
@@ -79,18 +69,20 @@ def structured() -> None:
 
 
 def overflow() -> None:
-    raises("maximum context length", litellm.ContextWindowExceededError, lambda: ask(LONG))
+    common.raises(
+        "maximum context length", litellm.ContextWindowExceededError, lambda: ask(common.LONG)
+    )
 
 
 def cancel() -> None:
-    stream = ask(stream=True, extra_body=ENDLESS)
+    stream = ask(stream=True, extra_body=common.ENDLESS)
     next(stream)
     stream.completion_stream.response.close()
-    until_idle()
+    common.until_idle()
 
 
 def busy() -> None:
-    refused_as_busy(litellm.RateLimitError, lambda: ask(url=BUSY_URL))
+    common.refused_as_busy(litellm.RateLimitError, lambda: ask(url=common.BUSY_URL))
 
 
-run("litellm", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)
+common.run("litellm", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)

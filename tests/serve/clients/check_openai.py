@@ -3,27 +3,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import common
 import openai
-from common import (
-    ADD,
-    BUSY_URL,
-    ENDLESS,
-    KEY,
-    LONG,
-    MODEL,
-    QUESTION,
-    SUM,
-    URL,
-    asked,
-    raises,
-    refused_as_busy,
-    run,
-    until_idle,
-)
 from pydantic import BaseModel
 
-client = openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
-ASK: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
+client = openai.OpenAI(base_url=common.URL, api_key=common.KEY, max_retries=0)
+ASK: dict[str, Any] = {
+    "model": common.MODEL,
+    "messages": [{"role": "user", "content": common.QUESTION}],
+}
 
 
 class Answer(BaseModel):
@@ -32,7 +20,7 @@ class Answer(BaseModel):
 
 def answer() -> None:
     message: Any = client.chat.completions.create(seed=3, **ASK).choices[0].message
-    expected = asked(seed=3)
+    expected = common.asked(seed=3)
     assert message.content == expected["content"]
     assert message.reasoning_content == expected["reasoning_content"]
 
@@ -42,17 +30,17 @@ def streamed() -> None:
         for _ in stream:
             pass
         message: Any = stream.get_final_completion().choices[0].message
-    expected = asked(seed=3)
+    expected = common.asked(seed=3)
     assert message.content == expected["content"] and message.role == "assistant"
     assert message.reasoning_content == expected["reasoning_content"]
 
 
 def two_tool_turns() -> None:
-    chat: list[Any] = [{"role": "user", "content": SUM}]
+    chat: list[Any] = [{"role": "user", "content": common.SUM}]
     ids = set()
     for _ in range(2):
         with client.chat.completions.stream(
-            model=MODEL, messages=chat, tools=[ADD], tool_choice="required"
+            model=common.MODEL, messages=chat, tools=[common.ADD], tool_choice="required"
         ) as stream:
             message: Any = stream.get_final_completion().choices[0].message
         (call,) = message.tool_calls
@@ -71,24 +59,24 @@ def structured() -> None:
 
 
 def overflow() -> None:
-    chat = [{"role": "user", "content": LONG}]
-    raises(
+    chat = [{"role": "user", "content": common.LONG}]
+    common.raises(
         "maximum context length",
         openai.BadRequestError,
-        lambda: client.chat.completions.create(model=MODEL, messages=chat),
+        lambda: client.chat.completions.create(model=common.MODEL, messages=chat),
     )
 
 
 def cancel() -> None:
-    stream = client.chat.completions.create(stream=True, extra_body=ENDLESS, **ASK)
+    stream = client.chat.completions.create(stream=True, extra_body=common.ENDLESS, **ASK)
     next(iter(stream))
     stream.close()
-    until_idle()
+    common.until_idle()
 
 
 def busy() -> None:
-    other = client.with_options(base_url=BUSY_URL)
-    refused_as_busy(openai.RateLimitError, lambda: other.chat.completions.create(**ASK))
+    other = client.with_options(base_url=common.BUSY_URL)
+    common.refused_as_busy(openai.RateLimitError, lambda: other.chat.completions.create(**ASK))
 
 
-run("openai", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)
+common.run("openai", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)

@@ -3,22 +3,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import common
 import openai
-from common import (
-    BUSY_URL,
-    ENDLESS,
-    KEY,
-    LONG,
-    MODEL,
-    QUESTION,
-    SUM,
-    URL,
-    asked,
-    raises,
-    refused_as_busy,
-    run,
-    until_idle,
-)
 from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
@@ -31,9 +17,9 @@ class Answer(BaseModel):
     value: int
 
 
-def model(url: str = URL) -> OpenAIChatModel:
-    client = openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0)
-    return OpenAIChatModel(MODEL, provider=OpenAIProvider(openai_client=client))
+def model(url: str = common.URL) -> OpenAIChatModel:
+    client = openai.AsyncOpenAI(base_url=url, api_key=common.KEY, max_retries=0)
+    return OpenAIChatModel(common.MODEL, provider=OpenAIProvider(openai_client=client))
 
 
 def settings(**body: Any) -> Any:
@@ -46,8 +32,8 @@ def thoughts(messages: Any) -> str:
 
 
 def answer() -> None:
-    result = Agent(model()).run_sync(QUESTION, model_settings=settings())
-    expected = asked(seed=3)
+    result = Agent(model()).run_sync(common.QUESTION, model_settings=settings())
+    expected = common.asked(seed=3)
     assert result.output == expected["content"]
     assert thoughts(result.new_messages()) == expected["reasoning_content"]
     assert result.usage.output_tokens > 0
@@ -55,13 +41,13 @@ def answer() -> None:
 
 def streamed() -> None:
     async def stream() -> None:
-        async with Agent(model()).run_stream(QUESTION, model_settings=settings()) as result:
+        async with Agent(model()).run_stream(common.QUESTION, model_settings=settings()) as result:
             pieces = [piece async for piece in result.stream_text(delta=True)]
-        expected = asked(seed=3)
+        expected = common.asked(seed=3)
         assert "".join(pieces) == expected["content"]
         assert thoughts(result.new_messages()) == expected["reasoning_content"]
         # It adds up what it hears: usage that came twice would count twice.
-        whole = await Agent(model()).run(QUESTION, model_settings=settings())
+        whole = await Agent(model()).run(common.QUESTION, model_settings=settings())
         assert result.usage.output_tokens == whole.usage.output_tokens
 
     asyncio.run(stream())
@@ -77,7 +63,7 @@ def two_tool_turns() -> None:
         called.append((a, b))
         return a + b
 
-    first = agent.run_sync(SUM, model_settings=settings(policy="leader"))
+    first = agent.run_sync(common.SUM, model_settings=settings(policy="leader"))
     second = agent.run_sync(
         "What is 60 plus 21?",
         message_history=first.all_messages(),
@@ -91,26 +77,30 @@ def two_tool_turns() -> None:
 
 def structured() -> None:
     agent = Agent(model(), output_type=Answer)
-    assert isinstance(agent.run_sync(QUESTION, model_settings=settings()).output, Answer)
+    assert isinstance(agent.run_sync(common.QUESTION, model_settings=settings()).output, Answer)
 
 
 def overflow() -> None:
-    raises("context_length_exceeded", ModelHTTPError, lambda: Agent(model()).run_sync(LONG))
+    common.raises(
+        "context_length_exceeded", ModelHTTPError, lambda: Agent(model()).run_sync(common.LONG)
+    )
 
 
 def cancel() -> None:
     async def give_up() -> None:
-        body = settings(**ENDLESS)
-        task = asyncio.create_task(Agent(model()).run(QUESTION, model_settings=body))
+        body = settings(**common.ENDLESS)
+        task = asyncio.create_task(Agent(model()).run(common.QUESTION, model_settings=body))
         await asyncio.sleep(0.5)
         task.cancel()
 
     asyncio.run(give_up())
-    until_idle()
+    common.until_idle()
 
 
 def busy() -> None:
-    refused_as_busy(ModelHTTPError, lambda: Agent(model(BUSY_URL)).run_sync(QUESTION))
+    common.refused_as_busy(
+        ModelHTTPError, lambda: Agent(model(common.BUSY_URL)).run_sync(common.QUESTION)
+    )
 
 
-run("pydantic-ai", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)
+common.run("pydantic-ai", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)

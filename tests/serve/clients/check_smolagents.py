@@ -3,22 +3,8 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar
 
+import common
 import openai
-from common import (
-    BUSY_URL,
-    ENDLESS,
-    KEY,
-    LONG,
-    MODEL,
-    QUESTION,
-    SUM,
-    URL,
-    asked,
-    raises,
-    refused_as_busy,
-    run,
-    until_idle,
-)
 from smolagents import ChatMessage, MessageRole, OpenAIModel, Tool
 
 
@@ -35,30 +21,35 @@ class Add(Tool):
         return a + b
 
 
-def model(url: str = URL, **fields: Any) -> OpenAIModel:
+def model(url: str = common.URL, **fields: Any) -> OpenAIModel:
     return OpenAIModel(
-        MODEL, api_base=url, api_key=KEY, client_kwargs={"max_retries": 0}, retry=False, **fields
+        common.MODEL,
+        api_base=url,
+        api_key=common.KEY,
+        client_kwargs={"max_retries": 0},
+        retry=False,
+        **fields,
     )
 
 
-def chat(text: str = QUESTION) -> list[ChatMessage]:
+def chat(text: str = common.QUESTION) -> list[ChatMessage]:
     content = [{"type": "text", "text": text}]
     return [ChatMessage(role=MessageRole.USER, content=content)]
 
 
 def answer() -> None:
     message = model(seed=3).generate(chat(), stop_sequences=["Observation:", "Calling tools:"])
-    assert message.content == asked(seed=3)["content"]
+    assert message.content == common.asked(seed=3)["content"]
     assert message.token_usage.output_tokens > 0
 
 
 def streamed() -> None:
     pieces = model(seed=3).generate_stream(chat())
-    assert "".join(piece.content or "" for piece in pieces) == asked(seed=3)["content"]
+    assert "".join(piece.content or "" for piece in pieces) == common.asked(seed=3)["content"]
 
 
 def two_tool_turns() -> None:
-    messages = chat(SUM)
+    messages = chat(common.SUM)
     ids = set()
     for _ in range(2):
         message = model().generate(messages, tools_to_call_from=[Add()])
@@ -83,18 +74,20 @@ def structured() -> None:
 
 
 def overflow() -> None:
-    raises("maximum context", openai.BadRequestError, lambda: model().generate(chat(LONG)))
+    common.raises(
+        "maximum context", openai.BadRequestError, lambda: model().generate(chat(common.LONG))
+    )
 
 
 def cancel() -> None:
-    pieces = model(extra_body=ENDLESS).generate_stream(chat())
+    pieces = model(extra_body=common.ENDLESS).generate_stream(chat())
     next(pieces)
     pieces.close()
-    until_idle()
+    common.until_idle()
 
 
 def busy() -> None:
-    refused_as_busy(openai.RateLimitError, lambda: model(BUSY_URL).generate(chat()))
+    common.refused_as_busy(openai.RateLimitError, lambda: model(common.BUSY_URL).generate(chat()))
 
 
-run("smolagents", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)
+common.run("smolagents", answer, streamed, two_tool_turns, structured, overflow, cancel, busy)
