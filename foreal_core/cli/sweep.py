@@ -41,11 +41,12 @@ def sweep(
     count: QuestionsOption = None,
     problem_seed: ProblemSeedOption = 2026,
     preset: Annotated[
-        Literal["comparison", "paper", "control"] | None,
+        Literal["comparison", "paper", "control", "short"] | None,
         typer.Option(
             help="comparison: leader, drafts, the paper's two settings, speculative decoding and "
             "the controls; paper: the same, the grid over n and p and the row over k; "
-            "control: all policies, where they can be steered at three levels of cost."
+            "control: all policies, where they can be steered at three levels of cost; "
+            "short: one or two points of each policy, for pairs whose answers take minutes."
         ),
     ] = None,
     grid: Annotated[

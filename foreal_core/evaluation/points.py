@@ -167,10 +167,30 @@ def control(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
     return points
 
 
+def short(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:
+    """One or two points of each policy with the first draft, what tells most first: for pairs whose
+    answers take minutes."""
+    first = drafts[0]
+    points = [Point.of(first, base, policy=policy) for policy in ("leader", "draft")]
+    points += [
+        Point.of(first, base, policy="review", policy_options={"tolerance": tolerance})
+        for tolerance in (0.3, 0.6)
+    ]
+    points += [
+        Point.of(first, base, policy="foreal", lead_probability=1.0),
+        Point.of(first, base, policy="even", lead_probability=0.6),
+        Point.of(first, base, policy="entropy", policy_options={"share": 0.4}),
+        Point.of(first, base, policy="foreal", lead_probability=0.6),
+        Point.of(first, base, policy="foreal", lead_probability=1.0, lead_count=5),
+    ]
+    return points
+
+
 PRESETS: Mapping[str, Callable[[Sequence[str], FoReaLConfig], list[Point]]] = {
     "comparison": comparison,
     "paper": paper,
     "control": control,
+    "short": short,
 }
 
 
