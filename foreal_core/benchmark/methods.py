@@ -261,7 +261,12 @@ _OURS: dict[str, dict[str, Any]] = {
     "draft": {"policy": "draft"},
     "speculative-3": {"policy": "speculative", "draft_length": 3},
     "speculative-5": {"policy": "speculative", "draft_length": 5},
+    "speculative": {"policy": "speculative"},
+    "review-0.3": {"policy": "review", "policy_options": {"tolerance": 0.3}},
+    "review-0.6": {"policy": "review", "policy_options": {"tolerance": 0.6}},
+    "entropy-0.4": {"policy": "entropy", "policy_options": {"share": 0.4}},
     "foreal-p1.0": {"lead_probability": 1.0},
+    "foreal-p0.8": {"lead_probability": 0.8},
     "foreal-p0.6": {"lead_probability": 0.6},
     "foreal-p0.6-even": {"policy": "even", "lead_probability": 0.6},
     "foreal-p0.5-even": {"policy": "even", "lead_probability": 0.5},
@@ -280,7 +285,13 @@ METHODS = (*_THEIRS, *_OURS)
 
 # Greedy, each of these groups writes one text, token for token, whatever it proposes.
 SAME_TEXT: tuple[tuple[str, ...], ...] = (
-    ("leader", "speculative-3", "speculative-5", *(n for n in _THEIRS if _THEIRS[n][0] == LEADER)),
+    (
+        "leader",
+        "speculative",
+        "speculative-3",
+        "speculative-5",
+        *(n for n in _THEIRS if _THEIRS[n][0] == LEADER),
+    ),
     ("draft", "transformers-draft"),
     ("foreal-p1.0", "foreal-p1.0-plain"),
     ("foreal-p0.6", "foreal-p0.6-plain"),
