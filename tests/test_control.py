@@ -27,7 +27,7 @@ def random_options(rng: Random, policy: str) -> dict[str, Any]:
     if policy == "review":
         return {
             "tolerance": rng.choice((0.0, 0.05, 0.3, 0.3, 0.7, 1.0)),
-            "stretch": rng.choice((1, 2, 5, 24)),
+            "stretch": rng.choice((1, 2, 5, 24, None)),
             "lead_probability": rng.choice((0.0, 0.0, 0.4, 1.0)),
         }
     if policy == "entropy":
@@ -199,7 +199,7 @@ def test_options_come_as_json() -> None:
     config = FoReaLConfig(policy="review", policy_options=json.dumps({"tolerance": 0.2}))
     assert config.to_dict()["policy_options"] == {
         "tolerance": 0.2,
-        "stretch": 24,
+        "stretch": None,
         "lead_probability": 0.0,
     }
 

@@ -8,7 +8,7 @@ from toy import fresh_pair, scripted_pair
 
 from foreal_core import FoReaLDecoder, Generation
 from foreal_core.backends.local import executor
-from foreal_core.request.proposals import least_chance
+from foreal_core.request.proposals import Worth, least_chance
 
 SPECULATIVE = {"policy": "speculative", "max_new_tokens": 60}
 
@@ -16,7 +16,7 @@ SPECULATIVE = {"policy": "speculative", "max_new_tokens": 60}
 @pytest.fixture
 def cheap_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy drafts are as large as their leaders, so that proposing hardly ever pays."""
-    monkeypatch.setattr(executor, "least_chance", lambda *_: 0.4)
+    monkeypatch.setattr(executor, "reckoned_worth", lambda *_: Worth(0.4))
 
 
 def passes(written: Generation) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from foreal_core.cost import DRAFT, LEADER, Author, Cost
 from foreal_core.errors import ConfigError, did_you_mean
 from foreal_core.policies.gate import Gate
 from foreal_core.policies.options import refuse_unless_amount, refuse_unless_count
-from foreal_core.policies.spans import Outcome, Policy, SpanReport, Write
+from foreal_core.policies.spans import Outcome, Policy, Review, SpanReport, Write
 
 COUNTS = ("flops", "written_flops", "weight_bytes", "tokens")
 
@@ -290,7 +290,11 @@ class BudgetControl:
         report: SpanReport | None = None
         while True:
             span = next(policy) if report is None else policy.send(report)
-            self._stretch = span.review.stretch if span.review is not None else 1
+            self._stretch = 1
+            if span.review is not None:
+                # What passes spare must not hang on the clock: the budget decides with it.
+                self._stretch = span.review.longest
+                span = replace(span, review=Review(span.review.tolerance, self._stretch))
             if isinstance(span, Write) and span.decided_by == LEADER:
                 alone = span.author == LEADER and span.handoff is None
                 if not self._pays(read_by_draft=not alone or self._proposed(span) != 0):

@@ -26,8 +26,9 @@ class ReviewOptions:
     Attributes:
         tolerance: down to which share of the leader's own first choice's probability a token of
             the draft stands: 1 is lossless speculative decoding, 0 the draft alone.
-        stretch: tokens that the leader judges in one pass at most; it never changes the text.
-            With the setting `speculate` off it is 1.
+        stretch: tokens that the leader judges in one pass at most; None (the default) follows how
+            many stood so far and what passes cost. It never changes the text. With the setting
+            `speculate` off it is 1.
         lead_probability: chance that a sentence is led as in "foreal"; 0 leads none.
 
     Raises:
@@ -35,7 +36,7 @@ class ReviewOptions:
     """
 
     tolerance: float = 0.3
-    stretch: int = 24
+    stretch: int | None = None
     lead_probability: float = 0.0
 
     def __post_init__(self) -> None:
@@ -45,7 +46,11 @@ class ReviewOptions:
 
 def review(config: FoReaLConfig, gate: Gate, options: ReviewOptions) -> Policy:
     """The draft writes, the leader replaces each token that it finds implausible."""
-    judged = Review(options.tolerance, options.stretch if config.speculate else 1)
+    judged = Review(
+        options.tolerance,
+        options.stretch if config.speculate else 1,
+        over_ends=options.lead_probability == 0,
+    )
     lead, rest = lead_of(config, judged), Write(DRAFT, review=judged)
     while True:
         if gate(options.lead_probability) and (yield lead).ended_sentence:

@@ -30,6 +30,11 @@ class Outcome(Enum):
     PREVIEW_OVER = "preview_over"
 
 
+# Proposals, or tokens to be judged, that the engine chooses to put into one pass at most: beyond
+# them the leader's pass takes longer than it spares.
+LONGEST_STRETCH = 24
+
+
 @dataclass(frozen=True, slots=True)
 class Review:
     """Lets the leader judge what the draft writes: speculative verification with a relaxed rule.
@@ -45,22 +50,31 @@ class Review:
     Attributes:
         tolerance: 1 asks for the leader's own draws (lossless speculative decoding), 0 lets
             everything stand (the draft alone).
-        stretch: tokens that the leader judges in one pass at most; a sentence's end ends a stretch
-            too. It changes how fast the text comes, never the text.
+        stretch: tokens that the leader judges in one pass at most; None lets the engine choose, by
+            how many stood so far and what passes cost. In float32 it changes how fast the text
+            comes, never the text.
+        over_ends: whether a stretch may go on beyond a sentence's end. It pays where the policy
+            asks for the same again there; like `stretch` it never changes the text.
 
     Raises:
         ConfigError: a value out of its range.
     """
 
     tolerance: float
-    stretch: int = 24
+    stretch: int | None = None
+    over_ends: bool = False
 
     def __post_init__(self) -> None:
         tolerance, stretch = self.tolerance, self.stretch
         if not is_number(tolerance) or not 0 <= tolerance <= 1:
             _refuse(f"tolerance={tolerance!r}", "a number in [0, 1]")
-        if not is_integer(stretch) or stretch < 1:
-            _refuse(f"stretch={stretch!r}", "an integer >= 1")
+        if stretch is not None and (not is_integer(stretch) or stretch < 1):
+            _refuse(f"stretch={stretch!r}", "an integer >= 1, or None")
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the leader may judge in one pass."""
+        return LONGEST_STRETCH if self.stretch is None else self.stretch
 
     def stands(self, token: int, own: int, margin: float) -> bool:
         """Whether the draft's `token` stands where the leader drew `own`, and weighs `token` at

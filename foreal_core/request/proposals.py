@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from foreal_core.events import TokenLogprobs
-from foreal_core.policies.spans import Span
+from foreal_core.policies.spans import LONGEST_STRETCH, Span
 
 # Proposals of a hit test may exceed the length up to here: most runs are this short.
 _USUAL_RUN = 8
@@ -21,8 +21,6 @@ _SLOWER_BY = 2.0
 _SMALLEST_CHANCE, _LARGEST_CHANCE = 0.3, 0.8
 # No chance is that good.
 NEVER = 2.0
-# More than these are hardly worth the draft's passes.
-_LONGEST_LENGTH = 24
 # Two models part where a sentence is planned, at its start, and agree further on: each of its first
 # places has a chance of its own, all later ones share the last.
 _PLACES = 8
@@ -30,6 +28,9 @@ _FIRST_CHANCE = 0.85
 # Weight of the newest proposal in the chance of its place; and of `_FIRST_CHANCE` wherever nothing
 # was proposed, so that a place that went badly is tried again now and then.
 _NEWEST, _FORGOTTEN = 0.1, 0.05
+# That the leader lets a token of the draft stand, before any was judged, and the weight of the
+# newest one: a hundred tokens hold a few that fall.
+_FIRST_STANDING, _NEWEST_STANDING = 0.95, 0.03
 
 
 def least_chance(draft_bytes: float, leader_bytes: float, pass_tokens: float) -> float:
@@ -44,8 +45,13 @@ def least_chance(draft_bytes: float, leader_bytes: float, pass_tokens: float) ->
         draft_bytes, leader_bytes: weights that a pass reads.
         pass_tokens: how many tokens take the leader as long to compute as its weights to read.
     """
-    cost = _SLOWER_BY * draft_bytes / leader_bytes + 1 / pass_tokens
-    return _clamped(cost / _SPARED)
+    draft_pass, token = _reckoned(draft_bytes, leader_bytes, pass_tokens)
+    return _clamped((draft_pass + token) / _SPARED)
+
+
+def _reckoned(draft_bytes: float, leader_bytes: float, pass_tokens: float) -> tuple[float, float]:
+    """A pass of the draft and one more token in the leader's pass, in passes of the leader."""
+    return _SLOWER_BY * draft_bytes / leader_bytes, 1 / pass_tokens
 
 
 def _clamped(chance: float) -> float:
@@ -59,10 +65,38 @@ class Worth:
     Attributes:
         led: in a sentence that the leader writes; above 1 nothing is proposed.
         tested: in a hit test, where the draft reads every token by itself anyway.
+        draft_pass: a pass of the draft over one token, in such passes of the leader.
+        token: one more token in the leader's pass, in the same unit.
     """
 
     led: float
     tested: float = 0.0
+    draft_pass: float = 0.3  # of a usual pair, until its costs are known
+    token: float = 0.05
+
+    def stretch(self, standing: float) -> int:
+        """Tokens that the leader is to judge in one pass, so that the text comes fastest.
+
+        Of L tokens that stand with a chance a each, (1 - a^L) / (1 - a) are written: those before
+        the first that falls, and what the leader puts in its place. They cost L passes of the draft
+        and one of the leader over L tokens.
+
+        Args:
+            standing: a, below 1.
+        """
+
+        def speed(length: int) -> float:
+            written = (1 - standing**length) / (1 - standing)
+            return written / (length * self.draft_pass + 1 + (length - 1) * self.token)
+
+        return max(range(1, LONGEST_STRETCH + 1), key=speed)
+
+
+def reckoned_worth(draft_bytes: float, leader_bytes: float, pass_tokens: float) -> Worth:
+    """What proposals must promise where the passes' costs follow from sizes; see `least_chance`."""
+    draft_pass, token = _reckoned(draft_bytes, leader_bytes, pass_tokens)
+    led = least_chance(draft_bytes, leader_bytes, pass_tokens)
+    return Worth(led, draft_pass=draft_pass, token=token)
 
 
 def measured_worth(draft_pass: float, token: float) -> Worth:
@@ -78,7 +112,7 @@ def measured_worth(draft_pass: float, token: float) -> Worth:
     """
     cost = draft_pass + token
     led = _clamped(cost / _SPARED) if cost <= _LARGEST_CHANCE else NEVER
-    return Worth(led, tested=cost / (1 + draft_pass))
+    return Worth(led, tested=cost / (1 + draft_pass), draft_pass=draft_pass, token=token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +146,10 @@ class ProposalLength:
         self._worth = worth()
         # That a proposal at a place is accepted, given that all before it were.
         self._chances = [_FIRST_CHANCE] * _PLACES
+        self._standing = _FIRST_STANDING
         # By place; asked several times a step, and the same until something is learnt.
         self._open_lengths: dict[int, int] = {}
+        self._stretches: dict[float, int] = {}  # by `_standing`, in steps
 
     def wanted(self, span: Span, written: int, place: int, hits: int, room: int) -> int:
         """How many tokens the leader is to check in its next pass.
@@ -126,13 +162,11 @@ class ProposalLength:
             room: how many more the text could take, one for the leader's own draw left out.
         """
         if span.review is not None:
-            return min(span.review.stretch, room + 1)  # the leader's own draw follows none of them
+            stretch = span.review.stretch or self._stretch()
+            return min(stretch, room + 1)  # the leader's own draw follows none of them
         if span.propose == 0:
             return 0
-        worth = self._ask_worth()
-        if worth != self._worth:
-            self._worth = worth
-            self._open_lengths.clear()
+        worth = self._asked_worth()
         propose = self._open(place) if span.propose is None else span.propose
         if span.handoff is None:
             return min(propose, room)
@@ -150,6 +184,10 @@ class ProposalLength:
     def follow(self, span: Span, place: int, taken_over: int, refused: bool) -> None:
         """Notes that from `place` on the leader accepted so many proposals, and then rejected one
         (`refused`) or had checked all."""
+        if span.review is not None:
+            for stood in (1.0,) * taken_over + (0.0,) * refused:
+                self._standing += _NEWEST_STANDING * (stood - self._standing)
+            return
         if span.propose is not None:
             return
         for taken in range(place, place + taken_over):
@@ -158,6 +196,22 @@ class ProposalLength:
             self._learn(place + taken_over, 0.0, _NEWEST)
         elif taken_over == 0:
             self._learn(place, _FIRST_CHANCE, _FORGOTTEN)
+
+    def _asked_worth(self) -> Worth:
+        worth = self._ask_worth()
+        if worth != self._worth:
+            self._worth = worth
+            self._open_lengths.clear()
+            self._stretches.clear()
+        return worth
+
+    def _stretch(self) -> int:
+        worth = self._asked_worth()
+        standing = min(round(self._standing, 2), 0.99)
+        stretch = self._stretches.get(standing)
+        if stretch is None:
+            stretch = self._stretches[standing] = worth.stretch(standing)
+        return stretch
 
     def _open(self, place: int) -> int:
         place = min(place, _PLACES - 1)
@@ -168,7 +222,7 @@ class ProposalLength:
 
     def _worthwhile(self, place: int) -> int:
         length, chance = 0, self._chance(place)
-        while chance >= self._worth.led and length < _LONGEST_LENGTH:
+        while chance >= self._worth.led and length < LONGEST_STRETCH:
             length += 1
             chance *= self._chance(place + length)
         return length

@@ -352,7 +352,7 @@ class Sequence:
         after_mark = not self._proposals and self._text.pending == len(self._text.tokens)
         self._proposals.append(proposal)
         self._proposed_end = proposal.token in self._text.ends or (
-            (span.handoff is not None or span.review is not None)
+            (span.handoff is not None or (span.review is not None and not span.review.over_ends))
             and may_end_sentence(self._tokenizer.text_of(proposal.token), after_mark=after_mark)
         )
 

@@ -35,7 +35,7 @@ from foreal_core.grammar.masks import Grammars
 from foreal_core.request.chunk import Chunk
 from foreal_core.request.draws import Draws
 from foreal_core.request.logit_rules import Adjustment
-from foreal_core.request.proposals import Worth, least_chance
+from foreal_core.request.proposals import Worth, reckoned_worth
 from foreal_core.request.sequence import Sequence as RequestSequence
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
@@ -139,10 +139,8 @@ class LocalExecutor:
             author: runner.profile for author, runner in runners.items()
         }
         leader, draft = runners[LEADER], runners[DRAFT]
-        self._reckoned = Worth(
-            least_chance(
-                draft.profile.weight_bytes, leader.profile.weight_bytes, leader.pass_tokens
-            )
+        self._reckoned = reckoned_worth(
+            draft.profile.weight_bytes, leader.profile.weight_bytes, leader.pass_tokens
         )
         self.recurrent = frozenset(author for author, one in runners.items() if one.recurrent)
         measured = any(runner.measured for runner in runners.values())
