@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, strategies as st
 from toy import fresh_pair, scripted_pair
@@ -98,3 +100,39 @@ def test_what_docs_speed_says_of_two_pairs() -> None:
     on_a_cpu = least_chance(62_420_224, 745_275_904, pass_tokens=32)  # the `cpu` pair
     on_a_gpu = least_chance(3.1e9, 65e9, pass_tokens=256)  # 1.5B and 32B
     assert (on_a_cpu, on_a_gpu) == pytest.approx((0.80, 0.40), abs=0.005)
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.01, 3), st.floats(0.001, 0.5), st.floats(1, 5))
+def test_what_falls_more_often_is_judged_sooner(
+    standing: float, draft_pass: float, token: float, factor: float
+) -> None:
+    worth = Worth(0.5, draft_pass=draft_pass, token=token)
+    assert 1 <= worth.stretch(standing / factor) <= worth.stretch(standing) <= 24
+    # The dearer the draft's passes beside the leader's, the fewer are risked.
+    assert replace(worth, draft_pass=factor * draft_pass).stretch(standing) <= worth.stretch(
+        standing
+    )
+
+
+def test_a_review_settles_for_stretches_of_what_stands(cheap_draft: None) -> None:
+    words = [" we", " add", " then", " the", " sum", " is", " x", "."]
+    leader = dict(zip([".", *words], words, strict=False))
+    often, never = {" add": " a", " is": " a", " a": " a"}, {}
+    settled = []
+    for wrong in (never, often):
+        two = scripted_pair(leader, leader | wrong)
+        with FoReaLDecoder(two.leader, two.draft, two.tokenizer) as decoder:
+            fixed, chosen = (
+                decoder.generate(
+                    ".",
+                    policy="review",
+                    policy_options={"tolerance": 0.9, "stretch": stretch},
+                    max_new_tokens=160,
+                )
+                for stretch in (24, None)
+            )
+        assert chosen.text == fixed.text == "".join(words) * 20
+        settled.append((passes(fixed), passes(chosen)))
+    (_, all_stand), (fall_fixed, fall) = settled
+    assert 2 * all_stand[0] < fall[0]
+    assert fall[1] < 0.8 * fall_fixed[1]
