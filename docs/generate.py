@@ -175,15 +175,41 @@ def times_as_fast(record: str) -> str:
         "as the leader alone in this engine": "leader",
         "as speculative decoding in this engine (5 tokens)": "speculative-5",
     }
-    rows = [
-        [label, *(str(cell[name].times_as_fast_as(cell[base])) for name in columns)]
-        for label, base in baselines.items()
-    ]
+    rows = _ratios(cell, columns, baselines)
     plain = [(cell[name], cell.get(f"{name}-plain")) for name in columns]
     ratios = [str(one.times_as_fast_as(base)) if base else "" for one, base in plain]
     rows.append(["as itself without proposals", *ratios])
     heads = [name.removeprefix("foreal-").replace("-even", ", even gate") for name in columns]
     return _table(("times as fast, per answer", *heads), rows)
+
+
+def natural_speed(record: str) -> str:
+    """The natural pair's policies against what writes the leader's own text, per token, at each
+    batch."""
+    from foreal_core.report.speed import summary
+
+    columns = ("review-0.3", "review-0.6", "foreal-p1.0", "foreal-p0.6-even")
+    baselines = {
+        "transformers' `generate` with the leader": "transformers-leader",
+        "the leader alone in this engine": "leader",
+        "speculative decoding in this engine": "speculative",
+    }
+    rows = []
+    for (batch, _), cell in sorted(summary(_load(record)).items()):
+        together = "one request" if batch == 1 else f"{batch} requests"
+        rows += [
+            [f"{together}: as {label}", *ratios]
+            for label, *ratios in _ratios(cell, columns, baselines)
+        ]
+    return _table(("times as fast, per token", *columns), rows)
+
+
+def _ratios(cell: Any, columns: Any, baselines: dict[str, str]) -> list[list[str]]:
+    return [
+        [label, *(str(cell[name].times_as_fast_as(cell[base])) for name in columns)]
+        for label, base in baselines.items()
+        if base in cell
+    ]
 
 
 def grounded(record: str) -> str:
