@@ -334,7 +334,7 @@ def _printed(command: list[str]) -> str:
 _BLOCKS: tuple[Callable[..., str], ...] = (
     *(settings, policies, families, commands),
     *(sweep, sweep_columns, results, targets, times_as_fast, grounded, tree_summarize, contexts),
-    *(under_load, http_overhead),
+    *(natural_speed, under_load, http_overhead),
     *(output, output_above),
 )
 MAKERS = {made.__name__.replace("_", "-"): made for made in _BLOCKS}
