@@ -20,11 +20,13 @@ END = "<|im_end|>"
 
 @cache
 def tokenizer_with(
-    template: str | None = None, special: tuple[str, ...] = ()
+    template: str | None = None, special: tuple[str, ...] = (), visible: tuple[str, ...] = ()
 ) -> PreTrainedTokenizerFast:
-    """The bundled tokenizer with another template and further special tokens."""
+    """The bundled tokenizer with another template and further tokens, which decoded text leaves out
+    (`special`) or shows (`visible`)."""
     tokenizer = AutoTokenizer.from_pretrained(pair_paths()[0])
-    tokenizer.add_tokens([AddedToken(one, special=True, normalized=False) for one in special])
+    for names, hidden in ((special, True), (visible, False)):
+        tokenizer.add_tokens([AddedToken(one, special=hidden, normalized=False) for one in names])
     if template is not None:
         tokenizer.chat_template = template
     return tokenizer  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -18,14 +19,21 @@ from foreal_core.text.tool_forms import call_syntax
 
 pytest.importorskip("llguidance", reason="the extra 'json' is not installed")
 
-# Families with their marks as text, and some with marks that decoded text leaves out.
+# Tokens of their own that mark calls: those that decoded text leaves out, and those that it shows.
+Marks = tuple[tuple[str, ...], tuple[str, ...]]
 SPECIAL = {
     "mistral": ("[TOOL_CALLS]",),
     "phi4": ("<|tool_call|>", "<|/tool_call|>"),
     "qwen3": ("<tool_call>", "</tool_call>"),
     "r1-0528": ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
 }
-WAYS = [(name, ()) for name, family in FAMILIES.items() if family.tools] + list(SPECIAL.items())
+# As in Qwen2.5 and Qwen3.
+VISIBLE = {"qwen3": ("<tool_call>", "</tool_call>")}
+WAYS: list[tuple[str, Marks]] = [
+    *((name, ((), ())) for name, family in FAMILIES.items() if family.tools),
+    *((name, (special, ())) for name, special in SPECIAL.items()),
+    *((name, ((), visible)) for name, visible in VISIBLE.items()),
+]
 
 ORDER = {
     "type": "object",
@@ -61,20 +69,18 @@ def assert_fits(call: Part) -> None:
         assert all(item.get("sku", "a") in ("a", "b") for item in call.arguments["items"])
 
 
-@pytest.mark.parametrize(("name", "special"), WAYS)
+@pytest.mark.parametrize(("name", "marks"), WAYS)
 @pytest.mark.parametrize("seed", range(4))
-def test_a_forced_call_is_read_back(name: str, special: tuple[str, ...], seed: int) -> None:
-    tokenizer = tokenizer_with(FAMILIES[name].template, special)
+def test_a_forced_call_is_read_back(name: str, marks: Marks, seed: int) -> None:
+    tokenizer = tokenizer_with(FAMILIES[name].template, *marks)
     config = FoReaLConfig(call_schema=CALL, max_new_tokens=300)
     (call,) = read(tokenizer, written(config, seed, tokenizer))
     assert_fits(call)
 
 
-@pytest.mark.parametrize(("name", "special"), WAYS)
-def test_several_calls_where_the_template_shows_several(
-    name: str, special: tuple[str, ...]
-) -> None:
-    tokenizer = tokenizer_with(FAMILIES[name].template, special)
+@pytest.mark.parametrize(("name", "marks"), WAYS)
+def test_several_calls_where_the_template_shows_several(name: str, marks: Marks) -> None:
+    tokenizer = tokenizer_with(FAMILIES[name].template, *marks)
     config = FoReaLConfig(call_schema=CALLS, max_new_tokens=300)
     answers = [read(tokenizer, written(config, seed, tokenizer)) for seed in range(6)]
     for answer in answers:
@@ -84,9 +90,9 @@ def test_several_calls_where_the_template_shows_several(
     assert len(read(tokenizer, written(config, 0, tokenizer), parallel=False)) == 1
 
 
-@pytest.mark.parametrize(("name", "special"), WAYS)
-def test_text_stays_free_and_calls_in_it_do_not(name: str, special: tuple[str, ...]) -> None:
-    tokenizer = tokenizer_with(FAMILIES[name].template, special)
+@pytest.mark.parametrize(("name", "marks"), WAYS)
+def test_text_stays_free_and_calls_in_it_do_not(name: str, marks: Marks) -> None:
+    tokenizer = tokenizer_with(FAMILIES[name].template, *marks)
     config = FoReaLConfig(call_schema=CALLS, call_required=False, max_new_tokens=300)
     prompt = tokenizer.encode("</think>", add_special_tokens=False)
     constraint = factory_of(tokenizer).compile(config, prompt, 300)
@@ -107,6 +113,26 @@ def test_text_stays_free_and_calls_in_it_do_not(name: str, special: tuple[str, .
     assert mask is not None and mask[tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
+def test_calls_are_marked_by_the_tokens_that_mark_them() -> None:
+    for marks in ((VISIBLE["qwen3"], ()), ((), VISIBLE["qwen3"])):
+        tokenizer = tokenizer_with(FAMILIES["qwen3"].template, *marks)
+        ids = written(FoReaLConfig(call_schema=CALL, max_new_tokens=300), 0, tokenizer)
+        assert {*tokenizer.convert_tokens_to_ids(VISIBLE["qwen3"])} <= {*ids}
+
+
+@pytest.mark.parametrize("marks", [(("<mark>", "|mark|"), ()), ((), ("<mark>",))])
+def test_a_value_that_is_spelled_like_a_mark_is_text(marks: Marks) -> None:
+    tokenizer = tokenizer_with(None, *marks)
+    for mark in (*marks[0], *marks[1]):
+        schema = {"type": "object", "properties": {mark: {"const": f"a{mark}"}}, "required": [mark]}
+        config = FoReaLConfig(
+            json_schema=schema | {"additionalProperties": False}, max_new_tokens=60
+        )
+        ids = written(config, 0, tokenizer)
+        assert tokenizer.convert_tokens_to_ids(mark) not in ids
+        assert json.loads(tokenizer.decode(ids, skip_special_tokens=True)) == {mark: f"a{mark}"}
+
+
 def test_names_that_the_schema_hides_are_refused_where_they_are_needed() -> None:
     hidden = {"type": "object", "properties": {"name": {"type": "string"}}}
     config = FoReaLConfig(call_schema=hidden, max_new_tokens=60)
@@ -119,12 +145,10 @@ def test_names_that_the_schema_hides_are_refused_where_they_are_needed() -> None
 # -- what models write that no grammar holds -------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "special"), WAYS)
+@pytest.mark.parametrize(("name", "marks"), WAYS)
 @pytest.mark.parametrize("seed", range(3))
-def test_calls_are_read_however_the_text_is_cut(
-    name: str, special: tuple[str, ...], seed: int
-) -> None:
-    tokenizer = tokenizer_with(FAMILIES[name].template, special)
+def test_calls_are_read_however_the_text_is_cut(name: str, marks: Marks, seed: int) -> None:
+    tokenizer = tokenizer_with(FAMILIES[name].template, *marks)
     given = [("order", {"note": '</tool_call> ]}" \\', "items": []}), ("weather", {"city": "Rome"})]
     before = "" if not call_syntax(tokenizer).start_mark else "Let me see.\n"
     text = before + call_syntax(tokenizer).written(given) + "\nDone."

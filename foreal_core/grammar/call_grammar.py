@@ -21,7 +21,7 @@ class CallGrammar:
 
     Args:
         syntax: how calls are written.
-        special: ids of the special tokens among its marks, by spelling; no text spells them.
+        special: ids of the tokens among its marks that no text spells, by name.
         json_rule: makes the right-hand side of a rule of a JSON schema.
     """
 
@@ -64,11 +64,11 @@ class CallGrammar:
         if not marks:  # a call is an answer that begins with a brace
             opened = self._text(self._lead)
             return [f"{name}: {free} | {opened} {rest}", rf"{free}: /([^{{\s](?s:.*))?/"]
-        spelled = [mark for mark in marks if mark not in self.special]
-        without = "".join(f" & ~/(?s:.*){_escaped(mark)}(?s:.*)/" for mark in spelled)
+        # Also where a token of its own is the mark: a reader sees no difference.
+        without = "".join(f" & ~/(?s:.*){_escaped(mark)}(?s:.*)/" for mark in marks)
         lead = self._lead
         before, first = free, lead
-        if (mark := min(marks, key=lead.index)) in spelled:
+        if (mark := min(marks, key=lead.index)) not in self.special:
             before, first = f"{name}_marked", lead[lead.index(mark) + len(mark) :]
         rules = [
             f"{name}: ({before} {self._text(first)} {rest}){times} {free}",

@@ -22,8 +22,9 @@ from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.grammar.call_grammar import CallGrammar
 from foreal_core.grammar.completion import Ending, EndingFinder
 from foreal_core.grammar.json_features import UnheldSchemaError, described
+from foreal_core.grammar.spelling import marking_tokens, serialized_for_grammars
 from foreal_core.grammar.thoughts import Thoughts
-from foreal_core.text.tool_forms import call_syntax, hidden_marks
+from foreal_core.text.tool_forms import call_syntax
 
 # Characters of an error message: some of llguidance's hold whole regular expressions.
 _MOST_TOLD = 300
@@ -46,7 +47,6 @@ class ConstraintFactory:
     def __init__(self, tokenizer: Any, vocabulary: int, end_of_sequence: Sequence[int]) -> None:
         try:
             import llguidance
-            import llguidance.hf
         except ImportError as error:
             raise ConfigError(
                 "a JSON schema needs the extra 'json': pip install 'foreal-decoding[json]'."
@@ -56,13 +56,20 @@ class ConstraintFactory:
                 "a JSON schema needs a token that ends the text, and this pair has none: set "
                 "eos_token_id in the leader's generation_config or eos_token in its tokenizer."
             )
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(
+                f"a JSON schema needs a fast tokenizer; {type(tokenizer).__name__} is none."
+            )
+        self._marking = marking_tokens(tokenizer)
         try:
-            self._tokenizer = llguidance.hf.from_tokenizer(
-                tokenizer, n_vocab=vocabulary, eos_token=list(end_of_sequence)
+            self._tokenizer = llguidance.LLTokenizer(
+                serialized_for_grammars(tokenizer, self._marking),
+                n_vocab=vocabulary,
+                eos_token=list(end_of_sequence),
             )
         except ValueError as error:
             raise ConfigError(
-                f"a JSON schema needs a fast tokenizer; {type(tokenizer).__name__} gave: {error}"
+                f"a JSON schema is not possible with {type(tokenizer).__name__}: {error}"
             ) from error
         self._source = tokenizer
         self._matcher = llguidance.LLMatcher
@@ -128,8 +135,9 @@ class ConstraintFactory:
             rules.append(f"json_schema: {json_rule(json.loads(str(config.json_schema)))}")
         if config.call_schema is not None:
             ways.append("call_schema")
-            marks = {mark: token for token, mark in hidden_marks(self._source).items()}
-            calls = CallGrammar(call_syntax(self._source), marks, json_rule)
+            syntax = call_syntax(self._source)
+            marks = {mark: token for token, mark in self._marking.items() if mark in syntax.marks}
+            calls = CallGrammar(syntax, marks, json_rule)
             schema = json.loads(str(config.call_schema))
             required = config.call_required or config.json_schema is not None
             rules += calls.rules("call_schema", schema, required=required)

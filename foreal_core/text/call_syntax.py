@@ -55,6 +55,11 @@ class CallSyntax:
             return ()
         return tuple(filter(None, (_mark_before(self.begin), _mark_after(self.end))))
 
+    @property
+    def marks(self) -> str:
+        """All that stands around a call's name and arguments, in one text."""
+        return "".join((self.start_mark, self.stop_mark, *self.layout_marks, self.middle or ""))
+
     def written(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         """The text of a message's calls, by name and arguments."""
         texts = []

@@ -92,9 +92,7 @@ def hidden_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     out."""
 
     def attempt() -> dict[int, str]:
-        syntax = call_syntax(tokenizer)
-        marks = "".join((syntax.start_mark, syntax.stop_mark, *syntax.layout_marks))
-        marks += syntax.middle or ""
+        marks = call_syntax(tokenizer).marks
         added = tokenizer.added_tokens_decoder.items()
         return {i: str(one) for i, one in added if one.special and str(one) in marks}
 
