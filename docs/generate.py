@@ -148,6 +148,31 @@ def results(record: str, *runs: str) -> str:
     return _table([name.replace(" [95 %]", "") for name in head], short)
 
 
+def oracle(record: str, sweep: str) -> str:
+    """The limit that a search found, and how far the runs of a sweep are from it on the same
+    questions: the first of each suite."""
+    questions = [one for one in _load(record)["questions"] if one["found"]]
+    runs = _load(sweep)["runs"]
+
+    def of(run: Any, name: str) -> list[Any]:
+        return [run["suites"][one["suite"]][name][one["index"]] for one in questions]
+
+    alone = next(run for run in runs if run["settings"]["policy"] == "leader")
+    if of(alone, "tokens") != [one["leader"]["tokens"] for one in questions]:
+        raise ValueError(f"{record} and {sweep} are not of the same questions and leader")
+    written = sum(of(alone, "flops_written"))
+    limit = sum(one["found"]["flops_written"] for one in questions)
+    rows = [("oracle", f"{len(questions)} of {len(questions)}", f"{limit / written:.3f}", "1.0")]
+    for run in runs:
+        if set(run["suites"]) == set(alone["suites"]):
+            right, own = of(run, "correct").count("1"), sum(of(run, "flops_written"))
+            times = f"{own / limit:.1f}"
+            rows.append(
+                (run["label"], f"{right} of {len(questions)}", f"{own / written:.3f}", times)
+            )
+    return _table(("run", "right", "written FLOPs", "times the oracle's"), rows)
+
+
 def targets(record: str) -> str:
     """What a benchmark aimed at and what it found."""
     rows = [
@@ -333,8 +358,8 @@ def _printed(command: list[str]) -> str:
 
 _BLOCKS: tuple[Callable[..., str], ...] = (
     *(settings, policies, families, commands),
-    *(sweep, sweep_columns, results, targets, times_as_fast, grounded, tree_summarize, contexts),
-    *(natural_speed, under_load, http_overhead),
+    *(sweep, sweep_columns, results, oracle, targets, times_as_fast, grounded),
+    *(tree_summarize, contexts, natural_speed, under_load, http_overhead),
     *(output, output_above),
 )
 MAKERS = {made.__name__.replace("_", "-"): made for made in _BLOCKS}

@@ -21,7 +21,7 @@ ORDER = (
     *("errors", "randomness", "extras", "numbers", "settings_file", "cost", "policies"),
     *("config", "events"),
     *("text", "grammar", "prompts", "request", "records"),
-    *("backends", "engine", "calls", "loading", "decoder"),
+    *("backends", "engine", "calls", "first_finish", "loading", "decoder"),
     *("chat", "demo", "evaluation", "analysis", "report", "benchmark", "serve", "cli"),
 )
 # An error carries what its request had cost; a notebook's view of a Generation is drawn by the

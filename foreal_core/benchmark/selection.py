@@ -11,8 +11,10 @@ from foreal_core.benchmark.methods import METHODS, takes_batches
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER
 
-# Share of proposals that a leader takes over, roughly, and what transformers' loop adds to a pass.
+# Share of proposals that a leader takes over, roughly, tokens of the draft that it reviews in a
+# pass, and what transformers' loop adds to a pass.
 _ACCEPTED = 0.8
+_REVIEWED = 10
 _TRANSFORMERS_OVERHEAD = 1.2
 
 
@@ -140,13 +142,15 @@ def estimated_seconds(
 
         name = case.method
         family, _, number = name.partition("-")
-        if family == "foreal":
-            p = float(name.split("-")[1].removeprefix("p"))
+        if family in ("foreal", "entropy"):
+            p = float(number.split("-")[0].removeprefix("p"))
             led = p * length[LEADER]
             taken = written(DRAFT, length[LEADER] - led)
             taken += (
                 written(LEADER, led) + written(DRAFT, led) if "plain" in name else proposed(5, led)
             )
+        elif family == "review":
+            taken = proposed(_REVIEWED, length[LEADER])
         elif family in ("speculative", "assisted"):
             taken = proposed(int(number) if number.isdigit() else 10, length[LEADER])
         else:

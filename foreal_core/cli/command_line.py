@@ -21,6 +21,7 @@ from foreal_core.cli.common import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPTE
 from foreal_core.cli.demo import demo
 from foreal_core.cli.evaluate import evaluate
 from foreal_core.cli.generate import generate
+from foreal_core.cli.oracle import oracle
 from foreal_core.cli.serve import serve
 from foreal_core.cli.sweep import sweep
 from foreal_core.cli.tune import tune
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "sweep": sweep,
     "tune": tune,
     "analyze": analyze,
+    "oracle": oracle,
     "bench": bench,
 }
 for name, command in COMMANDS.items():

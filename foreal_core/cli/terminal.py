@@ -40,6 +40,11 @@ _TESTS_NOTE = (
     "Slopes are of the share misaligned, within each response: per token of the sentence (local "
     "diminish), per length of the response (global). One-sided sign-flip tests over responses."
 )
+_ORACLE_SHARES = ("led_sentences", "leader_tokens", "flops_written")
+_ORACLE_NOTE = (
+    "Led sentences that a greedy search found to be enough for the right answer, of the questions "
+    "that the leader alone gets right; written FLOPs against its own answers."
+)
 _FEW_TOKENS = 8
 _LABEL_WIDTH = 14
 _KIND_LABELS = {"catch_up": "catch-up"}
@@ -152,6 +157,24 @@ def analysis_view(record: Mapping[str, Any]) -> list[RenderableType]:
         for token in record["scopes"]["all"]["tokens"][:_FEW_TOKENS]
     )
     return [table, tests, Text(f"Most misaligned: {words}"), Text(_TESTS_NOTE, "dim")]
+
+
+def oracle_view(record: Mapping[str, Any]) -> list[RenderableType]:
+    """How little the leader must write, from `analysis.find_limit`."""
+    table = _table("questions", "asked", "leader right", "found", "led, by questions")
+    shares = _table("of those found", "led sentences", "by the leader", "written FLOPs")
+    for name, scope in record["scopes"].items():
+        led = ", ".join(f"{count}: {questions}" for count, questions in scope["led"].items())
+        asked = (str(scope[count]) for count in ("questions", "leader", "found"))
+        table.add_row(name, *asked, led)
+        if scope["found"]:
+            shares.add_row(name, *(_share(scope[count]) for count in _ORACLE_SHARES))
+    return [table, shares, Text(_ORACLE_NOTE, "dim")]
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['share']:.1%} ({low:.1%} to {high:.1%})"
 
 
 def bench_view(record: Mapping[str, Any]) -> list[RenderableType]:

@@ -110,25 +110,26 @@ def _ask(
         for index, problem in enumerate(problems):
             if index not in done:
                 own = config.with_overrides(seed=problem_seed(config.seed, index))
-                ids = _encoded(decoder, problem)
+                ids = encoded(decoder, problem)
                 thinking[index] = thinking_after(decoder.tokenizer, ids)
                 indices[decoder.submit(ids, own)] = index
         for future in as_completed(indices):
             index = indices[future]
-            yield _graded(index, problems[index], future.result(), thinking[index])
+            yield graded(index, problems[index], future.result(), thinking[index])
     finally:
         for future in indices:
             future.cancel()
 
 
-def _encoded(decoder: FoReaLDecoder, problem: Task) -> list[int]:
+def encoded(decoder: FoReaLDecoder, problem: Task) -> list[int]:
+    """The token ids of a problem's chat, of raw text where the pair has no chat template."""
     if decoder.has_chat_template:
         return decoder.encode(messages=problem.messages)
     prompt = "\n\n".join(message["content"] for message in problem.messages)
     return decoder.encode(f"{prompt}\n\n")
 
 
-def _graded(index: int, problem: Task, generation: Generation, thinking: ThinkingState) -> Answered:
+def graded(index: int, problem: Task, generation: Generation, thinking: ThinkingState) -> Answered:
     """The response with the grade of its answer, which starts behind the thinking."""
     answer = answer_after(thinking, zip(generation.token_ids, generation.texts, strict=True))
     cost = generation.cost.to_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def sweep_plots(record: Mapping[str, Any], folder: Path, scope: str = "all") -> 
         series = _series(foreal, symbol, other)
         if series:
             written += _by_parameter(runs, series, symbol, other, folder / f"by-{symbol}")
-    return written
+    return written + _by_budget(runs, folder / "by-budget")
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -214,6 +215,50 @@ def _by_parameter(
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return save(figure, stem)
+
+
+def _by_budget(runs: Sequence[_Run], stem: Path) -> list[Path]:
+    """The policy with the most budgets, against itself at fixed p."""
+    budgets = Counter(run.kind for run in runs if run.settings.get("budget"))
+    kind, count = max(budgets.items(), key=lambda item: item[1], default=("", 0))
+    if count < 2:
+        return []
+    lines: dict[bool, list[_Run]] = {True: [], False: []}
+    for run in sorted(runs, key=lambda run: float(run.row["flops_written"]["ratio"])):
+        if run.kind == kind:
+            lines[bool(run.settings.get("budget"))].append(run)
+    figure, [axis] = panels(1, width=5.5)
+    for (colour, marker, dash), (limited, line) in zip(SERIES, lines.items(), strict=False):
+        costs = [run.row["flops_written"] for run in line]
+        places = [(run.row["flops_written"]["ratio"], run.row["accuracy"]) for run in line]
+        axis.errorbar(
+            [cost for cost, _ in places],
+            [accuracy for _, accuracy in places],
+            xerr=_reaches([(cost["ratio"], cost["interval"]) for cost in costs]),
+            yerr=_reaches([(run.row["accuracy"], run.row["interval"]) for run in line]),
+            color=colour,
+            marker=marker,
+            linestyle=dash,
+            markersize=4,
+            elinewidth=0.6,
+            label=f"{kind}, {'budget' if limited else 'p'}",
+        )
+        for run, place in zip(line, places, strict=True):
+            steered = run.settings["budget"] or {"p": run.settings["lead_probability"]}
+            text = ", ".join(f"{one:g}" for one in steered.values())
+            axis.annotate(
+                text, place, (4, -9), textcoords="offset points", fontsize=7, color=colour
+            )
+    axis.set_xlabel(f"{_COUNTS[0][1]}, leader = 1")
+    axis.set_ylabel("accuracy")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.legend(frameon=False, loc="lower right")
+    return save(figure, stem)
+
+
+def _reaches(values: Sequence[tuple[float, Sequence[float]]]) -> list[list[float]]:
+    reaches = [_reach(value, interval) for value, interval in values]
+    return [[reach[side][0] for reach in reaches] for side in (0, 1)]
 
 
 def _reach(value: float, interval: Sequence[float]) -> list[list[float]]:

@@ -96,6 +96,19 @@ def test_only_what_was_swept_is_drawn(record: dict[str, Any], tmp_path: Path) ->
     assert [path.name for path in paths[::2]] == ["accuracy-cost.svg", "by-p.svg"]
 
 
+def test_budgets_are_drawn_against_fixed_p(record: dict[str, Any], tmp_path: Path) -> None:
+    chosen = ("leader alone", "even gate n=15 p=0.6")
+    runs = [run for run in record["runs"] if run["label"] in chosen]
+    for share in (0.5, 0.7):
+        settings = runs[-1]["settings"] | {"budget": {"written_flops": share}}
+        runs.append(runs[-1] | {"label": f"even gate budget={share}", "settings": settings})
+    budgets = {**record, "runs": runs}
+    paths = sweep_plots({**budgets, "summary": summary(budgets)}, tmp_path)
+    assert [path.name for path in paths[::2]] == ["accuracy-cost.svg", "by-budget.svg"]
+    texts = set(re.findall(r">([^<>]+)</text>", _read(tmp_path, "by-budget")))
+    assert {"even gate, budget", "even gate, p", "0.5", "0.7", "0.6"} <= texts
+
+
 def test_the_report_needs_no_torch() -> None:
     code = (
         "import sys; from foreal_core.report import curves, html, plots, table; "
