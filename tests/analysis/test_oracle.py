@@ -68,8 +68,8 @@ def played(sentences: int, right: Any) -> Found:
 
 
 @dataclass(frozen=True)
-class Count:
-    """Right is a text with this many of a letter, modulo 3."""
+class Length:
+    """Right is a text of this length, modulo 3."""
 
     question: str
     answer: str
@@ -79,16 +79,16 @@ class Count:
         return [{"role": "user", "content": self.question}]
 
     def is_correct(self, text: str) -> bool:
-        return text.count("t") % 3 == int(self.answer)
+        return len(text) % 3 == int(self.answer)
 
 
 SUITES = [
-    Suite("first", tuple(Count(prompt, str(i % 3)) for i, prompt in enumerate(PROMPTS))),
-    Suite("second", tuple(Count(prompt, str((i + 1) % 3)) for i, prompt in enumerate(PROMPTS))),
+    Suite("first", tuple(Length(prompt, str(i % 3)) for i, prompt in enumerate(PROMPTS))),
+    Suite("second", tuple(Length(prompt, str((i + 1) % 3)) for i, prompt in enumerate(PROMPTS))),
 ]
 
 
-def asked(decoder: FoReaLDecoder, task: Count, policy: Any) -> tuple[bool, Any]:
+def asked(decoder: FoReaLDecoder, task: Length, policy: Any) -> tuple[bool, Any]:
     prompt = decoder.encode(messages=task.messages)
     written = decoder.generate(prompt, CONFIG, policy=policy)
     return task.is_correct(written.text), written
