@@ -257,7 +257,7 @@ def _scope(questions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     answers, each with its 95 % bootstrap interval."""
     found = [one for one in questions if one["found"]]
     counts = sorted(len(one["found"]["led"]) for one in found)
-    shares = {
+    shares: dict[str, tuple[list[float], list[float]]] = {
         "led_sentences": ([len(one["found"]["led"]) for one in found], _of(found, "sentences")),
         "leader_tokens": (_of(found, "leader_tokens"), _of(found, "tokens")),
         "flops_written": (
