@@ -35,7 +35,7 @@ class ReviewOptions:
         ConfigError: a value out of its range.
     """
 
-    tolerance: float = 0.3
+    tolerance: float = 0.6
     stretch: int | None = None
     lead_probability: float = 0.0
 
