@@ -237,6 +237,22 @@ def _ratios(cell: Any, columns: Any, baselines: dict[str, str]) -> list[list[str
     ]
 
 
+def kinds(record: str) -> str:
+    """Where the models part along the leader's own texts, by kind of token."""
+    of = _load(record)["scopes"]["all"]["kinds"]
+    parted = sum(one["misaligned"] for one in of.values())
+    rows = [
+        (
+            kind,
+            one["occurrences"],
+            f"{one['misaligned'] / one['occurrences']:.1%}",
+            f"{one['misaligned'] / parted:.0%}",
+        )
+        for kind, one in sorted(of.items(), key=lambda item: -item[1]["misaligned"])
+    ]
+    return _table(("the leader's token is a", "tokens", "missed by the draft", "of all"), rows)
+
+
 def grounded(record: str) -> str:
     """The questions to query engines."""
     runs = _load(record)["runs"]
@@ -359,7 +375,8 @@ def _printed(command: list[str]) -> str:
 _BLOCKS: tuple[Callable[..., str], ...] = (
     *(settings, policies, families, commands),
     *(sweep, sweep_columns, results, oracle, targets, times_as_fast, grounded),
-    *(tree_summarize, contexts, natural_speed, under_load, http_overhead),
+    *(tree_summarize, contexts, natural_speed, kinds, under_load),
+    *(http_overhead,),
     *(output, output_above),
 )
 MAKERS = {made.__name__.replace("_", "-"): made for made in _BLOCKS}

@@ -58,8 +58,8 @@ def analyze(
         on_response: called for each finished response.
 
     Returns a JSON-safe record: by scope ("all" and each domain) the share misaligned, the curves
-    `local` and `global` with 95 % bands, the `tests` (see `slope_tests`), and the `tokens` that
-    were misaligned most often.
+    `local` and `global` with 95 % bands, the `tests` (see `slope_tests`), the `kinds` of the
+    leader's tokens (see `kind_of`) and the `tokens` that were misaligned most often.
 
     Raises:
         ConfigError: no prompts.
@@ -146,8 +146,31 @@ def _scope(decoder: FoReaLDecoder, responses: Sequence[_Response]) -> dict[str, 
         "local": local_curve(traced),
         "global": global_curve(traced),
         "tests": slope_tests(traced),
+        "kinds": _by_kind(decoder, responses),
         "tokens": _most_misaligned(decoder, responses),
     }
+
+
+def kind_of(text: str) -> str:
+    """Kind of a token: "number" if it holds a digit, else "name" if its first letter is a capital,
+    "word" if it has letters, "space" if nothing else, and "sign" (operators, punctuation)."""
+    letters = [letter for letter in text if letter.isalpha()]
+    if any(letter.isnumeric() for letter in text):
+        return "number"
+    if letters:
+        return "name" if letters[0].isupper() else "word"
+    return "sign" if text.strip() else "space"
+
+
+def _by_kind(decoder: FoReaLDecoder, responses: Sequence[_Response]) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {}
+    for one in responses:
+        for token, other in zip(one.leader, one.draft, strict=True):
+            kind = kind_of(str(decoder.tokenizer.decode([token])))
+            counts.setdefault(kind, Counter()).update(
+                {"occurrences": 1, "misaligned": int(token != other)}
+            )
+    return {kind: dict(of) for kind, of in sorted(counts.items())}
 
 
 def _most_misaligned(

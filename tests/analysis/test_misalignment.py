@@ -13,6 +13,7 @@ from toy import FAMILIES, PROMPTS, DecoderOf, Family, Pair, pair
 
 from foreal_core import FoReaLConfig, FoReaLDecoder, cli
 from foreal_core.analysis import analyze, misalignment, teacher_forcing as module
+from foreal_core.analysis.misalignment import kind_of
 from foreal_core.analysis.teacher_forcing import teacher_forcing
 from foreal_core.errors import ConfigError
 
@@ -83,10 +84,26 @@ def test_the_record_counts_what_the_models_said(
     assert scope["interval"][0] <= scope["misaligned"] <= scope["interval"][1]
     assert sum(token["misaligned"] for token in scope["tokens"]) == missed
     assert all(0 < t["misaligned"] <= t["occurrences"] for t in scope["tokens"])
+    assert sum(kind["occurrences"] for kind in scope["kinds"].values()) == seen
+    assert sum(kind["misaligned"] for kind in scope["kinds"].values()) == missed
     counts = [token["misaligned"] for token in scope["tokens"]]
     assert counts == sorted(counts, reverse=True)
     parts = [record["scopes"][name]["response_tokens"] for name in ("first", "second")]
     assert sum(parts) == seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    {
+        "number": ("7", " 42", "x1"),
+        "name": (" Janet", "The", " “Tom"),
+        "word": (" eggs", "’s", "pH"),
+        "sign": (" +", "$", ").", "**"),
+        "space": (" ", "\n\n", ""),
+    }.items(),
+)
+def test_tokens_are_told_apart_by_kind(kind: str, texts: tuple[str, ...]) -> None:
+    assert {kind_of(text) for text in texts} == {kind}
 
 
 def test_a_pair_of_one_model_never_disagrees() -> None:
