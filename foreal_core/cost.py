@@ -9,6 +9,7 @@ The clock follows the last one at small batch, the first one is what the paper r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -22,7 +23,8 @@ TOKEN_KINDS: tuple[TokenKind, ...] = ("prefill", "catch_up", "decode", "verify",
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """Sizes of one model that decide what its passes cost.
+    """Sizes of one model that decide what its passes cost. A size that nobody knows is NaN; what
+    hangs on it is None in a bill.
 
     Attributes:
         name: id or path of the model.
@@ -35,12 +37,22 @@ class ModelProfile:
     """
 
     name: str
-    body_parameters: int
-    head_parameters: int
-    attention_width: int
-    weight_bytes: int
+    body_parameters: float
+    head_parameters: float
+    attention_width: float
+    weight_bytes: float
 
-    def flops(self, tokens: int, attended: int, logits: int) -> int:
+    @classmethod
+    def unknown(cls, name: str) -> ModelProfile:
+        """A model of which nothing but its name is known."""
+        return cls(name, math.nan, math.nan, math.nan, math.nan)
+
+    @property
+    def known(self) -> bool:
+        """Whether all sizes are."""
+        return not math.isnan(self.flops(1, 1, 1) + self.weight_bytes)
+
+    def flops(self, tokens: int, attended: int, logits: int) -> float:
         """FLOPs of `tokens` fed tokens that attend to `attended` positions in sum and give
         `logits` rows of logits; equals torch's FlopCounterMode at batch 1."""
         return (
@@ -91,7 +103,7 @@ class Meter:
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Part of a text in the bill's counts: computed and written FLOPs, bytes of weights, and tokens
-    that the leader wrote. A pass counts whole, whoever shares it."""
+    that the leader wrote. A pass counts whole, whoever shares it. NaN is what is not known."""
 
     flops: float = 0.0
     written_flops: float = 0.0
@@ -134,10 +146,10 @@ class Usage:
 class CostReport:
     """The cost record of one call; `to_dict` is JSON-safe and the same everywhere.
 
-    Units: FLOPs, bytes, seconds. `leader_only` is what the leader alone would have spent on this
-    same text by the same count. `cached_tokens` are those of the text that each model did not have
-    to read, as another request had. `servers` has the `Usage` of inference servers by author; it
-    is empty where the models are in this process.
+    Units: FLOPs, bytes, seconds; None where a model's sizes are not known. `leader_only` is what
+    the leader alone would have spent on this same text by the same count. `cached_tokens` are those
+    of the text that each model did not have to read, as another request had. `servers` has the
+    `Usage` of inference servers by author; it is empty where the models are in this process.
     """
 
     prompt_tokens: int
@@ -150,9 +162,9 @@ class CostReport:
     handoffs: int
     forward_tokens: dict[str, dict[str, int]]
     forward_passes: dict[str, int]
-    flops: dict[str, float]
-    flops_written: dict[str, float]
-    weight_bytes: dict[str, float]
+    flops: dict[str, float | None]
+    flops_written: dict[str, float | None]
+    weight_bytes: dict[str, float | None]
     seconds: dict[str, float]
     tokens_per_second: float
     models: dict[str, str]
@@ -236,7 +248,7 @@ def _cached_prompt(prompt: int, cached: Mapping[str, int], passes: Mapping[str, 
 
 def flops_written(
     profiles: Mapping[Author, ModelProfile], authors: Sequence[Author], first: int
-) -> dict[str, int]:
+) -> dict[str, float]:
     """FLOPs of tokens at positions `first`, first + 1, ..., each charged to its author: it was
     computed while its model looked at the tokens before it."""
     attended: dict[Author, int] = {LEADER: 0, DRAFT: 0}
@@ -251,7 +263,7 @@ def flops_written(
 
 def computed_by_one_author(
     profile: ModelProfile, read: int, length: int, completion: int, chunk: int
-) -> int:
+) -> float:
     """FLOPs of `completion` tokens behind `length` others, of which the model has read `read`: the
     last pass over the rest gives the first token, each further token is a pass."""
     if completion == 0:
@@ -276,5 +288,16 @@ def _mean_share(meters: Iterable[Meter]) -> float:
     return shared / passes if passes else 1.0
 
 
-def _with_total(by_model: Mapping[str, float], leader_only: float) -> dict[str, float]:
-    return {**by_model, "total": sum(by_model.values()), "leader_only": leader_only}
+def known(count: float) -> float | None:
+    """A count as a record has it: None where it hangs on a size that nobody knows."""
+    return None if math.isnan(count) else count
+
+
+def added(counts: Iterable[float | None]) -> float | None:
+    """A sum, which is not known where one of its parts is not."""
+    return known(sum(math.nan if one is None else one for one in counts))
+
+
+def _with_total(by_model: Mapping[str, float], leader_only: float) -> dict[str, float | None]:
+    counts = {**by_model, "total": sum(by_model.values()), "leader_only": leader_only}
+    return {name: known(count) for name, count in counts.items()}

@@ -84,7 +84,7 @@ class Ours:
             leader_tokens=sum(cost.leader_tokens for cost in costs),
             passes={
                 # Each request is charged its share of the passes that it was in.
-                author: sum(cost.weight_bytes[author] for cost in costs)
+                author: sum(cost.weight_bytes[author] or 0 for cost in costs)
                 / self.subject.profile(author).weight_bytes
                 for author in (LEADER, DRAFT)
             },

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foreal_core import ConfigError, Generation
+from foreal_core.cost import added
 from foreal_core.numbers import is_integer
 
 Record = dict[str, Any]
@@ -109,7 +110,7 @@ class CostLedger:
                 sums[name] += record[name]
             for group in _GROUPS:
                 for part in _PARTS:
-                    sums[group][part] += record[group][part]
+                    sums[group][part] = added((sums[group][part], record[group][part]))
             sums["seconds"] += record["seconds"]["total"]
             self._records.append(kept)
 
@@ -121,7 +122,8 @@ class CostLedger:
     def totals(self) -> dict[str, Any]:
         """Sums over all calls: "calls" charged, of them "stopped_early", "cache_hits", "failed"
         calls, token and sentence counts, the three cost counts by model (FLOPs, FLOPs of written
-        tokens, bytes) and "seconds" that calls took, each counted by itself."""
+        tokens, bytes; None once a call's is not known) and "seconds" that calls took, each counted
+        by itself."""
         with self._lock:
             return copy.deepcopy(self._sums)
 
@@ -141,6 +143,6 @@ class CostLedger:
         }
         for group, name in names.items():
             total, alone = totals[group]["total"], totals[group]["leader_only"]
-            share = f" = {100 * total / alone:.0f} % of the leader alone" if alone else ""
-            lines.append(f"{name}: {total:.3g}{share}")
+            share = f" = {100 * total / alone:.0f} % of the leader alone" if total and alone else ""
+            lines.append(f"{name}: {'unknown' if total is None else f'{total:.3g}'}{share}")
         return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +66,10 @@ PAIR_OPTIONS = {
     "draft_tokenizer": Annotated[
         str | None, typer.Option(help="With servers: the draft's, if it is another one.")
     ],
+    "server_api_key": Annotated[
+        str | None,
+        typer.Option(envvar="FOREAL_SERVER_API_KEY", help="With servers: the key that they want."),
+    ],
     "backend": Annotated[
         str | None, typer.Option(help="What runs their GGUF files: llama.cpp or torch.")
     ],
@@ -103,7 +107,9 @@ PAIR_OPTIONS = {
 }
 
 # The decoder's own names.
-_OF_THE_DECODER = [name for name in PAIR_OPTIONS if name not in ("leader", "draft", "batch_size")]
+_OF_THE_DECODER = [
+    name for name in PAIR_OPTIONS if name not in ("leader", "draft", "batch_size", "server_api_key")
+]
 _OF_SERVERS = ("tokenizer", "draft_tokenizer")
 
 
@@ -115,6 +121,7 @@ class PairOptions:
         leader, draft: folders or hub ids, or two addresses of servers; without a leader the bundled
             pair, whose draft may be named.
         tokenizer, draft_tokenizer: for two servers.
+        server_api_key: theirs; may be set where there are none, as it comes from the environment.
         backend, device_map, dtype: for a pair of one's own; None for the defaults of
             `from_pretrained`.
         batch_size: requests that run side by side; None for 128 with the bundled pair, whose
@@ -132,6 +139,7 @@ class PairOptions:
     draft: str | None = None
     tokenizer: str | None = None
     draft_tokenizer: str | None = None
+    server_api_key: str | None = field(default=None, repr=False)
     backend: str | None = None
     device_map: str | None = None
     dtype: str | None = None
@@ -173,7 +181,10 @@ class PairOptions:
         )
 
     def names(self) -> dict[str, str]:
-        """Names of "leader" and "draft", as the decoder will call them."""
+        """Names of "leader" and "draft", as the decoder will call them; servers are asked."""
+        if is_url(self.leader):
+            with self.load() as decoder:
+                return {str(author): name for author, name in decoder.models.items()}
         if self.leader is not None and self.draft is not None:
             return {"leader": self.leader, "draft": self.draft}
         leader, draft = pair_paths(self.draft or next(iter(DRAFTS)))
@@ -190,6 +201,8 @@ class PairOptions:
         given = {name: value for name, value in named.items() if value is not None}
         if not is_url(self.leader):  # servers have caches of their own
             given["prefix_cache"] = prefix_cache
+        elif self.server_api_key is not None:
+            given["api_key"] = self.server_api_key
         if self.leader is None or self.draft is None:
             with spinner("loading the bundled pair"):
                 hide_loading_bars()

@@ -217,9 +217,9 @@ def _add_tokens(table: Table, record: Mapping[str, Any]) -> None:
         table.add_row(f"tokens fed: {_KIND_LABELS.get(kind, kind)}", *_summed(*fed))
 
 
-def _add_count(table: Table, label: str, count: Mapping[str, float], unit: str) -> None:
-    alone = count["leader_only"]
-    ratio = f"{count['total'] / alone:.2f}" if alone else "-"
+def _add_count(table: Table, label: str, count: Mapping[str, float | None], unit: str) -> None:
+    total, alone = count["total"], count["leader_only"]
+    ratio = f"{total / alone:.2f}" if total is not None and alone else "-"
     values = [scaled(count[key], unit) for key in (LEADER, DRAFT, "total")]
     table.add_row(label, *values, scaled(alone, unit), ratio)
 

@@ -34,7 +34,7 @@ from foreal_core.engine.request import (
 )
 from foreal_core.errors import ConfigError, FoReaLError, ServerError
 from foreal_core.events import DRAFT, Author
-from foreal_core.policies import Preview
+from foreal_core.policies import Budget, Preview
 from foreal_core.request.span_request import SpanRequest
 from foreal_core.text.pair_tokenizer import PairTokenizer
 
@@ -122,6 +122,7 @@ class SpanEngine:
                 "json_schema and call_schema need both models in this process: a server starts its "
                 "grammar anew with every span. Load the pair with from_pretrained."
             )
+        self._refuse_unknown_costs(config)
         self.backend.check(config)
         seed = config.seed if config.seed is not None else secrets.randbelow(2**63)
         state = SpanRequest(
@@ -190,6 +191,18 @@ class SpanEngine:
     @property
     def _waiting(self) -> int:
         return len(self._running) - self._active
+
+    def _refuse_unknown_costs(self, config: FoReaLConfig) -> None:
+        """A budget in a count that nobody can reckon."""
+        limits = {} if config.budget is None else Budget.of(config.budget).limits
+        counts = [name for name in limits if name != "tokens"]
+        for author, profile in self.profiles.items():
+            if counts and not profile.known:
+                raise ConfigError(
+                    f"a budget of {counts[0]} needs the sizes of the {author}'s model, which are "
+                    "not known: budget tokens, give tokenizer= a folder or hub id that has the "
+                    "model's config.json too, or connect with profile=ModelProfile(...)."
+                )
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

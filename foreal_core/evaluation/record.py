@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from foreal_core.cost import added, known
 from foreal_core.evaluation.statistics import Bootstrap, Interval, wilson_interval
 
 KIND = "evaluation"
@@ -47,7 +48,8 @@ class EvaluationRecord:
         unfinished: responses that the length limit cut off.
         leader_share: share of all written tokens that the leader wrote.
         flops_written, flops, weight_bytes: sums over all answers (leader, draft, total,
-            leader_only: the leader alone on these same texts).
+            leader_only: the leader alone on these same texts); None where a model's sizes are not
+            known.
         weight_bytes_alone: bytes that the same answers read one request at a time, whatever the
             batch (leader, draft, total).
         seconds: wall clock; of an interrupted run the sum of its sittings.
@@ -67,10 +69,10 @@ class EvaluationRecord:
     completion_tokens_interval: Interval
     unfinished: int
     leader_share: float
-    flops_written: dict[str, float]
-    flops: dict[str, float]
-    weight_bytes: dict[str, float]
-    weight_bytes_alone: dict[str, float]
+    flops_written: dict[str, float | None]
+    flops: dict[str, float | None]
+    weight_bytes: dict[str, float | None]
+    weight_bytes_alone: dict[str, float | None]
     seconds: float
     machine: dict[str, Any]
     versions: dict[str, str]
@@ -81,7 +83,7 @@ class EvaluationRecord:
         return {"kind": KIND, **asdict(self)}
 
 
-def sums(answers: Sequence[Answered], bytes_per_pass: Mapping[str, int]) -> dict[str, Any]:
+def sums(answers: Sequence[Answered], bytes_per_pass: Mapping[str, float]) -> dict[str, Any]:
     """The fields of an EvaluationRecord that its answers decide.
 
     Args:
@@ -104,12 +106,12 @@ def sums(answers: Sequence[Answered], bytes_per_pass: Mapping[str, int]) -> dict
     }
 
 
-def read_alone(answered: Answered, bytes_per_pass: Mapping[str, int]) -> dict[str, float]:
+def read_alone(answered: Answered, bytes_per_pass: Mapping[str, float]) -> dict[str, float | None]:
     """Weight bytes of one answer had it been asked alone: its passes are the same in any batch."""
     passes = answered.cost["forward_passes"]
-    read: dict[str, float] = {author: passes[author] * bytes_per_pass[author] for author in passes}
-    return {**read, "total": sum(read.values())}
+    read = {author: known(passes[author] * bytes_per_pass[author]) for author in passes}
+    return {**read, "total": added(read.values())}
 
 
-def _added(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: sum(count[key] for count in counts) for key in counts[0]}
+def _added(counts: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    return {key: added(count[key] for count in counts) for key in counts[0]}

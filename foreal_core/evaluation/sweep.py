@@ -18,6 +18,7 @@ from typing import Any
 from foreal_core.config import FoReaLConfig
 from foreal_core.cost import ModelProfile
 from foreal_core.decoder import FoReaLDecoder
+from foreal_core.errors import ConfigError
 from foreal_core.evaluation.comparison import summary
 from foreal_core.evaluation.points import SWEPT, Point, unique
 from foreal_core.evaluation.record import Answered, EvaluationRecord, read_alone
@@ -120,7 +121,7 @@ def run_sweep(
         on_answer: called for each answer.
 
     Raises:
-        ConfigError: `out` holds another sweep, or is no record.
+        ConfigError: `out` holds another sweep, or is no record; or a model's sizes are not known.
         FoReaLError: see `evaluate`.
     """
     setup = sweep.setup()
@@ -150,6 +151,7 @@ def run_sweep(
             if opened is None or opened[0] != draft:
                 stack.close()
                 opened = draft, stack.enter_context(open_decoder(draft))
+                _refuse_unknown(opened[1].profiles)
             journal = out.with_name(f"{out.stem}.{_slug(label)}.{_slug(suite.name)}.jsonl")
             evaluated = evaluate(
                 opened[1],
@@ -168,6 +170,17 @@ def run_sweep(
     record["summary"] = summary(record)
     write_record(out, record)
     return record
+
+
+def _refuse_unknown(profiles: Mapping[Author, ModelProfile]) -> None:
+    """A sweep's figures are shares of what a token of the leader costs."""
+    for author, profile in profiles.items():
+        if not profile.known:
+            raise ConfigError(
+                f"the sizes of the {author}'s model {profile.name!r} are not known, and a sweep "
+                "compares costs: give tokenizer= a folder or hub id that has the model's "
+                "config.json too, or connect with profile=ModelProfile(...)."
+            )
 
 
 def _slug(text: str) -> str:
@@ -201,7 +214,7 @@ def _compact(record: EvaluationRecord, profiles: Mapping[Author, ModelProfile]) 
     answers = record.answers
     leader = profiles[LEADER]
     token, read = leader.flops(1, 0, 1), leader.weight_bytes
-    per_pass: dict[str, int] = {author: one.weight_bytes for author, one in profiles.items()}
+    per_pass: dict[str, float] = {author: one.weight_bytes for author, one in profiles.items()}
     load = record.machine["load_average"]
     return {
         "started": record.started,
@@ -209,13 +222,19 @@ def _compact(record: EvaluationRecord, profiles: Mapping[Author, ModelProfile]) 
         "seconds": float(f"{record.seconds:.4g}"),
         "unfinished": record.unfinished,
         "leader_tokens": sum(answered.cost["leader_tokens"] for answered in answers),
-        "weight_bytes_in_batch": record.weight_bytes["total"] / read,
+        "weight_bytes_in_batch": _shares(record.weight_bytes, read),
         "correct": "".join("01"[answered.correct] for answered in answers),
         "tokens": [answered.cost["completion_tokens"] for answered in answers],
-        "flops_written": [_short(one.cost["flops_written"]["total"] / token) for one in answers],
-        "flops": [_short(one.cost["flops"]["total"] / token) for one in answers],
-        "weight_bytes": [_short(read_alone(one, per_pass)["total"] / read) for one in answers],
+        "flops_written": [_short(_shares(one.cost["flops_written"], token)) for one in answers],
+        "flops": [_short(_shares(one.cost["flops"], token)) for one in answers],
+        "weight_bytes": [_short(_shares(read_alone(one, per_pass), read)) for one in answers],
     }
+
+
+def _shares(count: Mapping[str, float | None], unit: float) -> float:
+    total = count["total"]
+    assert total is not None  # models of unknown sizes were refused
+    return total / unit
 
 
 def _short(value: float) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,7 +186,7 @@ def _model(
         tokenizer=tokenizer,
         rows=rows,
         ends=_ends(generation, config, tokenizer),
-        profile=options.profile or _profile(author, config, facts),
+        profile=options.profile or _profile(config, facts),
         recommended=recommended_sampling(SimpleNamespace(generation_config=generation)),
     )
 
@@ -229,22 +231,26 @@ def _ends(*holders: Any) -> frozenset[int]:
     return frozenset()
 
 
-def _profile(author: Author, config: Any, facts: Facts) -> ModelProfile:
-    """Sizes by a configuration, without weights."""
+def _profile(config: Any, facts: Facts) -> ModelProfile:
+    """Sizes by a configuration, without weights; NaN what it does not tell."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from foreal_core.backends.local.profile import profile_model
 
     name = facts.source or facts.model
-    if config is not None and getattr(config, "quantization_config", None) is None:
-        try:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
-            return profile_model(model, name)
-        except Exception:  # a model of its own kind
-            pass
-    raise ConfigError(
-        f"the sizes of the {author}'s model {name!r} are not known here, and FLOPs and bytes hang "
-        f"on them: give {author}_kwargs={{'profile': ModelProfile(...)}}."
-    )
+    if config is None:
+        return ModelProfile.unknown(name)
+    plain = copy.deepcopy(config)
+    quantized = getattr(plain, "quantization_config", None) is not None
+    if quantized:
+        del plain.quantization_config
+    try:
+        with torch.device("meta"):
+            found = profile_model(AutoModelForCausalLM.from_config(plain), name)
+    except Exception:  # a model of its own kind
+        return ModelProfile.unknown(name)
+    # A GGUF file's types and those of a quantised model are not those of the configuration.
+    if quantized or facts.dialect == "llama.cpp":
+        return replace(found, weight_bytes=math.nan)
+    return found

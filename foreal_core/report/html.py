@@ -153,8 +153,9 @@ def _summary(record: Mapping[str, Any]) -> str:
     )
 
 
-def _row(name: str, count: Mapping[str, float]) -> str:
-    ratio = f"{count['total'] / count['leader_only']:.2f}" if count["leader_only"] else "–"
+def _row(name: str, count: Mapping[str, float | None]) -> str:
+    total, alone = count["total"], count["leader_only"]
+    ratio = f"{total / alone:.2f}" if total is not None and alone else "–"
     values = "".join(
         f"<td>{scaled(count[key])}</td>" for key in ("leader", "draft", "total", "leader_only")
     )

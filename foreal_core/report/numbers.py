@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 
-def scaled(value: float, unit: str = "") -> str:
-    """Three digits and an SI prefix: 1.23 G."""
+def scaled(value: float | None, unit: str = "") -> str:
+    """Three digits and an SI prefix: 1.23 G; "unknown" for None."""
+    if value is None:
+        return "unknown"
     for prefix in ("", "k", "M", "G", "T", "P", "E"):
         if abs(value) < 999.5 or prefix == "E":
             break

@@ -36,7 +36,7 @@ class Ledger:
         self._states = states
         self._profiles = profiles
         self._added = 0  # tokens in the sum
-        self._written_flops = 0
+        self._written_flops = 0.0
 
     @property
     def written(self) -> int:
@@ -54,7 +54,7 @@ class Ledger:
         new, first = text.authors[self._added :], text.prompt_length + self._added
         self._written_flops += sum(flops_written(self._profiles, new, first).values())
         self._added += len(new)
-        flops = weight_bytes = 0
+        flops = weight_bytes = 0.0
         for author, state in self._states.items():
             profile, meter = self._profiles[author], state.meter
             flops += profile.flops(meter.tokens, meter.attended, meter.logits)
@@ -65,8 +65,8 @@ class Ledger:
                 whole, rest = (
                     self._written_by(author, read, text.prompt_length, 1) for read in (0, known)
                 )
-                flops += int(whole.flops - rest.flops)
-                weight_bytes += int(whole.weight_bytes - rest.weight_bytes)
+                flops += whole.flops - rest.flops
+                weight_bytes += whole.weight_bytes - rest.weight_bytes
         return Cost(flops, self._written_flops, weight_bytes, text.leader_tokens)
 
     def leader_alone(self, tokens: int) -> Cost:

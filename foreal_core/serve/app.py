@@ -21,6 +21,7 @@ from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from foreal_core.cost import known
 from foreal_core.serve.answers import public_names
 from foreal_core.serve.endpoints import Endpoints
 from foreal_core.serve.errors import ApiError, ClientLeft, of
@@ -109,7 +110,10 @@ def _model_record(service: Service) -> dict[str, Any]:
             "settings": service.defaults.settings.to_dict(),
             # What a written token costs each author, prompt apart: the page's running bill.
             "cost": {
-                author: {"flops": one.flops(1, 0, 1), "weight_bytes": one.weight_bytes}
+                author: {
+                    "flops": known(one.flops(1, 0, 1)),
+                    "weight_bytes": known(one.weight_bytes),
+                }
                 for author, one in decoder.profiles.items()
             },
         },

@@ -114,9 +114,10 @@ class Metrics:
         for model in _AUTHORS:
             self._passes.labels(model).inc(cost.forward_passes[model])
         for name, field in _COUNTS.items():
-            count: Mapping[str, float] = getattr(cost, field)
+            count: Mapping[str, float | None] = getattr(cost, field)
             for model in (*_AUTHORS, "leader_only"):
-                self._counts[name].labels(model).inc(count[model])
+                if (amount := count[model]) is not None:
+                    self._counts[name].labels(model).inc(amount)
         seconds, tokens = cost.seconds, cost.completion_tokens
         self._queue.observe(seconds["queued"])
         self._total.observe(seconds["total"])

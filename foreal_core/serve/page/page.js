@@ -64,6 +64,7 @@ class Bill {
     const written = leader + draft;
     const record = this.record;
     const each = pair.foreal.cost;
+    const known = each.leader.flops !== null && each.draft.flops !== null;
     const estimate = {
       total: leader * each.leader.flops + draft * each.draft.flops,
       leader_only: written * each.leader.flops,
@@ -78,7 +79,7 @@ class Bill {
       ["first token", this.first === null ? "…" : `${(this.first / 1000).toFixed(2)} s`],
       ["tokens per second", written && seconds ? (written / seconds).toFixed(0) : "…"],
       ["Of what the leader needs for as many tokens:", ""],
-      ["written FLOPs", record ? amount(record.flops_written) : written ? `~ ${amount(estimate)}` : "…"],
+      ["written FLOPs", record ? amount(record.flops_written) : written && known ? `~ ${amount(estimate)}` : "…"],
       ["computed FLOPs", amount(record?.flops)],
       ["weight bytes", amount(record?.weight_bytes)],
     ];
@@ -102,6 +103,7 @@ class Bill {
 
 // A count of the bill and what it is of the leader's for as many tokens.
 function amount(count) {
+  if (count?.total === null) return "unknown";
   if (!count?.total) return "…";
   const tier = Math.min(Math.floor(Math.log10(count.total) / 3), 6);
   const short = Number((count.total / 1000 ** tier).toPrecision(3));
