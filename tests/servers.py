@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,11 +29,15 @@ class FakeServer:
         follows: its model.
         ends: ids that end a text.
         rows: ids that it knows.
+        port: where it listens; 0 for a free one.
+        tls: its certificate; without one it speaks plain HTTP.
 
     Attributes:
+        context: tokens of prompt and completion together, at most.
         faults: what goes wrong with the next requests, first to last; each a name below.
         asked: bodies of the requests for spans, in order.
         open, most_open: connections that are open, and were at most at once.
+        writing: answers that are being written.
         broken_off: answers whose client left before their end.
         incremental: messages of SGLang's dialect have the new ids alone.
         pause: what a token takes: awaited before each.
@@ -44,19 +49,28 @@ class FakeServer:
     """
 
     def __init__(
-        self, dialect: str, follows: Next, *, ends: Sequence[int], rows: int, name: str = "m"
+        self,
+        dialect: str,
+        follows: Next,
+        *,
+        ends: Sequence[int],
+        rows: int,
+        name: str = "m",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.dialect, self.follows, self.ends, self.rows = dialect, follows, set(ends), rows
         self.name = name
         self.root = f"/elsewhere/{name}"  # what it was started with
+        self.context = 512
         self.faults: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.open = self.most_open = self.broken_off = 0
+        self.open = self.most_open = self.broken_off = self.writing = 0
         self.incremental = False  # SGLang with --stream-output
         self.pause: Callable[[], Any] | None = None
         self.draws: Callable[[Sequence[int], int], int] | None = None
-        self.port = 0
+        self.port, self._tls = port, tls
         self._read: list[list[int]] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -68,7 +82,7 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Listens, on the same port as before."""
@@ -96,7 +110,7 @@ class FakeServer:
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(
-            self._connected, "127.0.0.1", self.port, backlog=1024
+            self._connected, "127.0.0.1", self.port, backlog=1024, ssl=self._tls
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -156,7 +170,9 @@ class FakeServer:
         if fault == "hang":
             await reader.read(1)  # until the client leaves
             raise Dropped
+        self.writing += 1
         answer = asyncio.ensure_future(self._span(path, body, fault, int(at or -1), writer))
+        answer.add_done_callback(self._written)
         left = asyncio.ensure_future(reader.read(1))
         done, _ = await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
         left.cancel()
@@ -166,6 +182,9 @@ class FakeServer:
         answer.cancel()
         self.broken_off += 1
         raise Dropped
+
+    def _written(self, answer: asyncio.Future[None]) -> None:
+        self.writing -= 1
 
     def _plain(self, writer: asyncio.StreamWriter, status: int, found: Any) -> None:
         text = json.dumps(found).encode()
@@ -181,9 +200,11 @@ class FakeServer:
         if path == "/v1/models":
             if owner == "llamacpp":
                 return {"data": [model | {"meta": {"n_vocab": self.rows, "n_ctx": 2048}}]}
-            return {"data": [model | {"max_model_len": 512}]}
+            return {"data": [model | {"max_model_len": self.context}]}
+        if path == "/state":
+            return {"open": self.open, "writing": self.writing}
         if path == "/props" and owner == "llamacpp":
-            settings = {"default_generation_settings": {"n_ctx": 512}}
+            settings = {"default_generation_settings": {"n_ctx": self.context}}
             return {**settings, "total_slots": 8, "model_path": f"/elsewhere/{self.name}"}
         return None
 

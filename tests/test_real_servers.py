@@ -1,10 +1,10 @@
-"""Real vLLM servers write what two models in this process write.
+"""Real servers write what two models in this process write.
 
     FOREAL_VLLM_PYTHON=/path/to/venv/bin/python pytest -s tests/test_real_servers.py
 
-starts two servers (float32, greedy texts repeat themselves there only) and takes minutes. Other
-models by FOREAL_VLLM_LEADER and FOREAL_VLLM_DRAFT; two servers that run already by addresses there,
-with FOREAL_VLLM_MODELS the two folders with a comma between them.
+starts two vLLM servers (float32, greedy texts repeat themselves there only) and takes minutes.
+Other models by FOREAL_VLLM_LEADER and FOREAL_VLLM_DRAFT; two servers that run already, of vLLM or
+others, by addresses there, with FOREAL_VLLM_MODELS the two folders with a comma between them.
 """
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ def addresses() -> Iterator[tuple[tuple[str, str], tuple[Path, Path]]]:
     bundled = pair_paths()
     folders = tuple(Path(name or path) for name, path in zip(named, bundled, strict=True))
     ports = [_free_port(), _free_port()]
-    running = [
-        _started(folder, port, core)
-        for core, (folder, port) in enumerate(zip(folders, ports, strict=True))
-    ]
+    running: list[subprocess.Popen[bytes]] = []
     try:
-        for process, port in zip(running, ports, strict=True):
-            _wait_for(process, port)
+        # One after the other: most of a start is work for the processor.
+        for core, (folder, port) in enumerate(zip(folders, ports, strict=True)):
+            running.append(_started(folder, port, core))
+            _wait_for(running[-1], port)
         yield tuple(f"http://127.0.0.1:{port}" for port in ports), folders
     finally:
         for process in running:
@@ -92,6 +91,7 @@ def _started(folder: Path, port: int, core: int) -> subprocess.Popen[bytes]:
             # Each would bind itself to the first core.
             "VLLM_CPU_OMP_THREADS_BIND": str(core % cores),
             "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
         },
     )
 
@@ -133,12 +133,13 @@ def test_greedy_texts_authors_and_sentences_are_those_of_this_process(
         ]
         written = [future.result() for future in futures]
         seconds = time.perf_counter() - begun
+        here = [
+            local.submit(prompt, config) for prompt, config in zip(prompts, configs, strict=True)
+        ]
         different = [
             number
-            for number, (one, prompt, config) in enumerate(
-                zip(written, prompts, configs, strict=True)
-            )
-            if shape(one) != shape(local.generate(prompt, config))
+            for number, (one, other) in enumerate(zip(written, here, strict=True))
+            if shape(one) != shape(other.result())
         ]
     bills = [counts for one in written for counts in one.cost.servers.values()]
     sums = {name: sum(bill[name] or 0 for bill in bills) for name in bills[0]}

@@ -4,12 +4,16 @@ addresses stand for models."""
 from __future__ import annotations
 
 import json
+import shutil
+import ssl
+import subprocess
 from pathlib import Path
 
 import pytest
 from server_pairs import CONFIG, DRAFT, LEADER, PROFILE, connect, scripted, two_servers
+from servers import FakeServer
 from span_requests import shape
-from toy import EOS, pair, scripted_pair, token_id
+from toy import EOS, pair, scripted_pair, token_id, vocabulary
 from transformers import GenerationConfig
 
 from foreal_core import ConfigError, FoReaLDecoder, ServerError
@@ -83,8 +87,8 @@ def test_sizes_and_tokenizer_come_from_what_the_server_was_started_with(folder: 
         two_servers(scripted(LEADER), scripted(DRAFT)) as servers,
         FoReaLDecoder(two.leader, two.draft, two.tokenizer) as local,
     ):
-        with pytest.raises(ConfigError, match="the sizes of the draft's model"):
-            FoReaLDecoder.connect(servers[0].url, servers[1].url, tokenizer=str(folder))
+        with FoReaLDecoder.connect(*(s.url for s in servers), tokenizer=str(folder)) as decoder:
+            assert [one.known for one in decoder.profiles.values()] == [True, False]
         for server in servers:
             server.root = str(folder)
         with FoReaLDecoder.connect(servers[0].url, servers[1].url) as decoder:
@@ -99,7 +103,7 @@ def test_sizes_and_tokenizer_come_from_what_the_server_was_started_with(folder: 
 
 
 def test_addresses_stand_for_models_wherever_a_pair_is_named(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from foreal_core.chat.pairs import DecoderSource
     from foreal_core.cli import main
@@ -117,7 +121,9 @@ def test_addresses_stand_for_models_wherever_a_pair_is_named(
         source.get().close()
         pair_options = ["--leader", leader, "--draft", draft, "--tokenizer", str(folder)]
         written = ["generate", " so", "--raw-prompt", "--max-new-tokens", "8", "--policy", "leader"]
+        monkeypatch.setenv("FOREAL_SERVER_API_KEY", "of the servers")
         assert main([*written, "--json", *pair_options]) == 0
+        assert servers[0].keys[-1] == servers[1].keys[-1] == "Bearer of the servers"
         assert json.loads(capsys.readouterr().out)["text"].startswith(" we add x is 1.")
         assert main([*written, *pair_options, "--dtype", "float32"]) != 0
         assert "servers have their models loaded" in capsys.readouterr().err
@@ -136,3 +142,37 @@ async def test_it_connects_and_writes_inside_a_running_loop() -> None:
     ):
         written = await decoder.agenerate(" so", **CONFIG)
     assert len(written.token_ids) == 30
+
+
+def test_certificates_are_checked_as_httpx_does_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = _certificate(tmp_path)
+    two = scripted_pair(LEADER, DRAFT)
+    ends, rows = [token_id(EOS)], len(vocabulary())
+    with (
+        FakeServer("vllm", scripted(LEADER), ends=ends, rows=rows, tls=tls) as leader,
+        FakeServer("vllm", scripted(DRAFT), ends=ends, rows=rows, tls=tls) as draft,
+    ):
+        servers, trusted = [leader, draft], str(tmp_path / "cert.pem")
+        with pytest.raises(ServerError, match=r"https://127.* CERTIFICATE_VERIFY_FAILED"):
+            connect(servers, two.tokenizer)
+        for verify in (trusted, ssl.create_default_context(cafile=trusted), False):
+            with connect(servers, two.tokenizer, verify=verify) as decoder:
+                assert decoder.generate(" so", policy="leader", max_new_tokens=2).text == " we add"
+        monkeypatch.setenv("SSL_CERT_FILE", trusted)
+        with connect(servers, two.tokenizer) as decoder:
+            assert decoder.generate(" so", policy="draft", max_new_tokens=2).text == " we add"
+
+
+def _certificate(folder: Path) -> ssl.SSLContext:
+    """A new one for this machine, signed by itself."""
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("needs openssl")
+    names = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"))
+    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    subprocess.run([openssl, "req", "-x509", *kind, *names, *files], check=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context

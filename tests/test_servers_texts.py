@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
-import torch
-from server_pairs import CONFIG, DIALECTS, DRAFT, LEADER, connect, scripted, two_servers
-from servers import Next
+from server_pairs import CONFIG, DIALECTS, DRAFT, LEADER, computed, connect, scripted, two_servers
 from span_requests import random_script, shape, span_settings
 from toy import PROMPTS, Pair, fresh_pair, pair, scripted_pair, token_id
 
 from foreal_core import FoReaLConfig, FoReaLDecoder
-
-
-def computed(model: Any) -> Next:
-    """A model's greedy choice, computed anew each time."""
-
-    @torch.no_grad()
-    def follows(text: Sequence[int]) -> int:
-        return int(model(torch.tensor([list(text)])).logits[0, -1].argmax())
-
-    return follows
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
