@@ -37,6 +37,7 @@ from foreal_core.records import provenance
 from foreal_core.records.files import write_record
 
 _SEED = 24
+_TRIES = 3
 
 
 @dataclass
@@ -106,7 +107,10 @@ class _Direct:
         return asyncio.run(self._all(requests))
 
     async def _all(self, requests: Sequence[Sequence[_Span]]) -> float:
-        limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # Servers close idle connections after 5 s.
+        limits = self._httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0
+        )
         async with self._httpx.AsyncClient(timeout=None, limits=limits) as http:
             begun = time.perf_counter()
             await asyncio.gather(*(self._request(http, spans) for spans in requests))
@@ -129,21 +133,29 @@ class _Direct:
         server = self._servers[span.author]
         dialect, url = server.dialect, server.client.options.url + server.dialect.path
         ids, left = list(span.ids), span.taken
+        failures = 0
         while left > 0:
             most = min(span.until.tokens, dialect.most or span.until.tokens)
             ask = Ask(server.facts.model, ids, most, span.until.stop_ids, self._config, 0)
             have = 0
-            async with http.stream("POST", url, json=dialect.body(ask)) as answer:
-                async for line in answer.aiter_lines():
-                    data = line.removeprefix("data:").strip()
-                    if data and data != "[DONE]":
-                        piece = dialect.piece(json.loads(data), ask, have)
-                        have += len(piece.ids)
-                        ids += piece.ids
-                        # One that this package read to its end is read to its end.
-                        if have >= left and left < most:
-                            break
-            left -= max(have, 1)
+            try:
+                async with http.stream("POST", url, json=dialect.body(ask)) as answer:
+                    async for line in answer.aiter_lines():
+                        data = line.removeprefix("data:").strip()
+                        if data and data != "[DONE]":
+                            piece = dialect.piece(json.loads(data), ask, have)
+                            have += len(piece.ids)
+                            ids += piece.ids
+                            # One that this package read to its end is read to its end.
+                            if have >= left and left < most:
+                                break
+            except self._httpx.TransportError:
+                failures += 1
+                if failures > _TRIES:
+                    raise
+            else:
+                have = max(have, 1)
+            left -= have
 
 
 def measure_servers(
@@ -160,11 +172,11 @@ def measure_servers(
     prompts = [decoder.encode(messages=task.messages) for task in tasks]
     direct = _Direct(inner, config)
 
-    def through(speculate: bool) -> tuple[list[Generation], float, list[list[_Span]]]:
+    def through() -> tuple[list[Generation], float, list[list[_Span]]]:
         engine.backend = watched = _Watched(inner)
         begun = time.perf_counter()
         futures = [
-            decoder.submit(prompt, config, seed=problem_seed(_SEED, number), speculate=speculate)
+            decoder.submit(prompt, config, seed=problem_seed(_SEED, number))
             for number, prompt in enumerate(prompts)
         ]
         texts = [future.result() for future in futures]
@@ -172,18 +184,20 @@ def measure_servers(
         decoder.check_integrity()
         return texts, seconds, list(watched.spans.values())
 
-    cold, _, _ = through(True)
+    cold, _, _ = through()
     timed: list[dict[str, Any]] = []
     for _ in range(rounds):
-        texts, seconds, spans = through(True)
-        careful, careful_seconds, careful_spans = through(False)
+        texts, seconds, spans = through()
+        directly = direct.seconds(spans)
+        stretches = direct.seconds(_stretches(texts, prompts))
         timed.append(
             {
-                "speculate": _round(texts, seconds, direct.seconds(spans)),
-                "no speculation": _round(careful, careful_seconds, direct.seconds(careful_spans)),
-                "stretches alone": _speed(texts, direct.seconds(_stretches(texts, prompts))),
-                "same texts": [one.token_ids for one in texts]
-                == [one.token_ids for one in careful],
+                **_counts(texts),
+                "tokens_per_second": _speed(texts, seconds),
+                "direct_tokens_per_second": _speed(texts, directly),
+                "stretches_alone_tokens_per_second": _speed(texts, stretches),
+                "of_direct": directly / seconds,
+                "same_texts": [one.token_ids for one in texts] == [one.token_ids for one in cold],
             }
         )
     return {
@@ -195,21 +209,9 @@ def measure_servers(
         "prompt_tokens": sum(map(len, prompts)) / len(prompts),
         "cold": _counts(cold),
         "rounds": timed,
-        "of_direct": {
-            name: median(one[name]["of_direct"] for one in timed)
-            for name in ("speculate", "no speculation")
-        },
+        "of_direct": median(one["of_direct"] for one in timed),
         "machine": provenance.machine(),
         "versions": provenance.versions(),
-    }
-
-
-def _round(texts: Sequence[Generation], seconds: float, direct: float) -> dict[str, Any]:
-    return {
-        **_counts(texts),
-        "tokens_per_second": _speed(texts, seconds),
-        "direct_tokens_per_second": _speed(texts, direct),
-        "of_direct": direct / seconds,
     }
 
 
