@@ -233,21 +233,8 @@ def _counts(texts: Sequence[Generation]) -> dict[str, Any]:
         "sentences": sentences,
         "requests_per_sentence": sums["requests"] / sentences,
         "cached_share": sums["cached_tokens"] / counted if counted else None,
-        "cached_share_without_first_reading": _after_first(texts),
         **sums,
     }
-
-
-def _after_first(texts: Sequence[Generation]) -> float | None:
-    """The share of what was sent that was cached, the prompt's first reading by each model apart:
-    nothing but its own text can be in a cache."""
-    cached = counted = 0.0
-    for text in texts:
-        for counts in text.cost.servers.values():
-            if counts["cached_tokens"] is not None:
-                cached += counts["cached_tokens"]
-                counted += (counts["counted_tokens"] or 0) - text.cost.prompt_tokens
-    return cached / counted if counted > 0 else None
 
 
 def _stretches(texts: Sequence[Generation], prompts: Sequence[Sequence[int]]) -> list[list[_Span]]:
