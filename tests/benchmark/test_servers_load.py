@@ -24,4 +24,4 @@ def test_it_drives_servers_directly_with_the_same_spans(
     assert timed["same_texts"]
     assert record["cold"]["tokens"] == timed["tokens"] > 0
     assert timed["of_direct"] > 0 < timed["stretches_alone_tokens_per_second"]
-    assert 0 < record["cold"]["cached_share"] < 1
+    assert record["cold"]["requests_per_sentence"] > 0
