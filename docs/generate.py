@@ -122,6 +122,39 @@ def _prose(text: str) -> str:
 # -- from records --------------------------------------------------------------------------------
 
 
+def real_equality() -> str:
+    """Real models against transformers' `generate`: `tests/real_equality.py`."""
+    rows = []
+    for sources in _load("records/real-equality.json").values():
+        for source, row in sources.items():
+            runs = row["runs"].values()
+            names = dict.fromkeys((row["leader"], row["draft"]))
+            rows.append(
+                (
+                    " and ".join(names) + (" with itself" if len(names) == 1 else ""),
+                    source,
+                    f"{row['prompts']} ({sum(row['tokens'].values())} tokens)",
+                    ", ".join(f"`{name}`" for name in row["runs"]),
+                    f"{sum(run['equal'] for run in runs)} of {row['prompts'] * len(runs)}",
+                )
+            )
+    return _table(("pair", "from", "prompts", "settings", "equal texts"), rows)
+
+
+def sentence_ends() -> str:
+    """Sentence ends of real texts, as they were judged: `tests/real_texts.py`."""
+    rows = []
+    for model, one in _load("records/sentence-ends.json").items():
+        for kind, ends in one["ends"].items():
+            wrong = [place for place in one["wrong"] if place["kind"] == kind]
+            before = sum(place["times"] for place in wrong)
+            left = sum(place["times"] for place in wrong if not place["mended"])
+            shown = ", ".join(f"`{_prose(place['text'])}`" for place in wrong)
+            rows.append((model, kind, str(ends), str(before), str(left), shown))
+    head = ("model", "text", "ends", "wrong before", "wrong now", "where (before)")
+    return _table(head, rows)
+
+
 def sweep(record: str) -> str:
     """The table of a sweep as `foreal sweep` prints it."""
     from foreal_core.report.table import sweep_table
@@ -374,6 +407,7 @@ def _printed(command: list[str]) -> str:
 
 _BLOCKS: tuple[Callable[..., str], ...] = (
     *(settings, policies, families, commands),
+    *(real_equality, sentence_ends),
     *(sweep, sweep_columns, results, oracle, targets, times_as_fast, grounded),
     *(tree_summarize, contexts, natural_speed, kinds, under_load),
     *(http_overhead,),

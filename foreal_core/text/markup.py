@@ -37,7 +37,7 @@ class MarkupReader:
     Attributes:
         span: what the place is inside of; "" for plain text.
         url: it is inside an address.
-        tail: the last three characters.
+        tail: the last characters of the line.
         word: the tail of letters, digits, "." and "_".
         line: how the line, or the cell of a table, begins, blanks aside.
     """
@@ -139,7 +139,7 @@ class MarkupReader:
 
     def _read_word(self, text: str) -> None:
         """What reading `text` character by character comes to."""
-        self.tail = (self.tail + text)[-3:]
+        self.tail = (self.tail + text)[-LINE_LIMIT:]
         self.word = text[1:][-WORD_LIMIT:]
         self.url = False
         if len(self.line) < LINE_LIMIT:
@@ -174,14 +174,14 @@ class MarkupReader:
             self._dollar = True
 
     def _remember(self, char: str) -> None:
-        self.tail = self.tail[-2:] + char
+        self.tail = (self.tail + char)[-LINE_LIMIT:]
         if char.isalnum() or char in "._":
             self.word = (self.word + char)[-WORD_LIMIT:]
             self.url = char.isascii() and (self.url or self.word.lower() == "www.")
         else:
             dotted = char == "/" and "." in self.word.strip(".")
             ends = char.isspace() or not char.isascii() or char in "<>\"'()[]{}"
-            self.url = not ends and (self.url or dotted or self.tail == "://")
+            self.url = not ends and (self.url or dotted or self.tail.endswith("://"))
             self.word = ""
         if char == "|" and self.line[:1] == "|":
             self.line = "|"

@@ -26,6 +26,8 @@ _DOTS: Final = ".․﹒．"
 # Directly after a mark or its closers: the sentence goes on.
 _GO_ON: Final = ",;:-/@=_，、；："
 _TERMINAL = regex.compile(r"\p{Sentence_Terminal}")
+# After a factorial: the formula goes on.
+_GO_ON_WITH_FORMULA = regex.compile(r"[\p{Sm}\p{Ll}\p{Nd}(\[*/^·-]")
 
 
 def _words(*rows: str) -> frozenset[str]:
@@ -48,12 +50,20 @@ _MAY_END: Final = _words(
 # An abbreviation only where a number follows: "No. 5" against "Is it prime? No. Then".
 _BEFORE_NUMBER: Final = _words("no nos nr p pp ch sec vol art par ex")
 
+# Doubts that white space does not settle.
+_LOOK_PAST_BLANKS: Final = ("capital", "number", "letter", "factorial")
+
+# German: "am 3. Mai", "im 19. Jahrhundert"; but "I am 3. Then".
+_ORDINAL = re.compile(
+    r"(?<!\w)(?:[Vv]om|[Zz]u[mr]|[Ii]m|[Bb]eim|[Dd](?:er|ie|as|e[mns])|(?<!\bI )[Aa]m) \d{1,3}\Z"
+)
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
 _ENUMERATION = re.compile(r"[>#*_+\-|\s]*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z])")
 
 # Why a mark is pending: what follows must tell. "mark": "!" and "?", which stand in code and
-# addresses too. "wide": marks of other scripts, which nothing but closers can delay.
-_Doubt = Literal["dot", "mark", "wide", "url", "capital", "number"]
+# addresses too. "wide": marks of other scripts, which nothing but closers can delay. "factorial":
+# "!" after what may be a number. "letter": a variable or one of "d. h.".
+_Doubt = Literal["dot", "mark", "wide", "url", "capital", "number", "letter", "factorial"]
 
 
 class Boundary(enum.Enum):
@@ -96,12 +106,14 @@ class SentenceBoundaryDetector:
       next. So every mark that ends a text is pending until the next text. After such closers a
       lower-case letter means that the sentence goes on.
     - A "." ends nothing in a decimal, a dotted name ("example.com", "foo.bar()"), an abbreviation,
-      a single initial ("J.") or an enumeration at the start of a sentence, line or cell ("1.",
-      "2.3.", "a."). White space, a capital, a script without capitals or a bracket after it settle
-      it as an end; a digit, a lower-case letter, "_", another mark or one of ",;:-/@=" directly
-      after it do not. "etc.", "No." and their like and an ellipsis look past white space.
+      a single initial ("J."), a German ordinal ("am 3. Mai") or an enumeration at the start of a
+      sentence, line or cell ("1.", "2.3.", "a."). White space, a capital, a script without capitals
+      or a bracket after it settle it as an end; a digit, a lower-case letter, "_", another mark or
+      one of ",;:-/@=" directly after it do not. "etc.", "No." and their like, an
+      ellipsis and a single letter ("d. h.", "z. B.") look past white space.
     - Inside code and mathematics (see `MarkupReader`) marks end nothing; in an amount of money they
-      count as usual, save the factorial in "$5!".
+      count as usual, save the factorial in "$5!". In plain text a "!" after a number, a variable or
+      a bracket is a factorial where a formula or a lower-case word follows.
     - A newline ends a sentence that has begun, whatever stands before it. White space and lines
       that hold no letter and no digit make no sentence: they belong to the sentence before. What
       opens something (see `MarkupReader.end_line`) belongs to what follows.
@@ -202,14 +214,17 @@ class SentenceBoundaryDetector:
             return "url"
         if mark == ".":
             return self._judge_dot()
-        factorial = mark == "!" and self._markup.span == "amount" and last.isdigit()
-        return None if factorial else "mark"
+        if mark == "!" and self._markup.span == "amount":
+            return None if last.isdigit() else "mark"
+        word = self._markup.word
+        is_term = last.isdecimal() or last == ")" or (len(word) == 1 and word.isascii())
+        return "factorial" if mark == "!" and is_term else "mark"
 
     def _judge_dot(self) -> _Doubt | None:
         if any(map(_ENUMERATION.fullmatch, (self._markup.line, self._present))):
             return None
         word = self._markup.word.strip("_")
-        if len(word) == 1 and word.isupper():
+        if (len(word) == 1 and word.isupper()) or _ORDINAL.search(self._markup.tail):
             return None
         folded = word.lower()
         if folded in _BEFORE_NUMBER:
@@ -218,7 +233,7 @@ class SentenceBoundaryDetector:
             return "capital"
         if word in _TITLES or folded in _ABBREVIATIONS or _DOTTED.fullmatch(word):
             return None
-        return "dot"
+        return "letter" if len(word) == 1 and word.islower() else "dot"
 
     def _is_continued_by(self, stem: str, tail: int) -> bool:
         """Whether a text only adds marks, closers or white space to the pending mark."""
@@ -243,6 +258,11 @@ class SentenceBoundaryDetector:
             return True
         if doubt == "number":
             return not following.isdecimal() and following not in "(#"
+        if doubt == "letter":
+            example = following == "B" and self._markup.tail.rstrip().endswith("z.")
+            return not (following.islower() or example)
+        if doubt == "factorial":
+            return not _GO_ON_WITH_FORMULA.match(following)
         if doubt == "capital":
             return following.isalpha() and not following.islower()
         return not (self._closer and following.islower())
@@ -263,6 +283,8 @@ class SentenceBoundaryDetector:
             return False
         if doubt == "number":
             return first not in "(#"
+        if doubt == "factorial":
+            return not _GO_ON_WITH_FORMULA.match(first)
         return doubt != "capital" or first.isalpha()
 
     def _ends_in(self, blank: str) -> bool:
@@ -270,7 +292,7 @@ class SentenceBoundaryDetector:
         if not blank or self._doubt is None:
             return False
         self._spaced = True
-        return self._doubt not in ("capital", "number") and not self._closer
+        return self._doubt not in _LOOK_PAST_BLANKS and not self._closer
 
     # -- lines ----------------------------------------------------------------------------------
 
