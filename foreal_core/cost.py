@@ -93,6 +93,17 @@ class Meter:
         self.attended += fed * (start + fed)
         self.logits += logits
 
+    def record_repeated(self, start: int, fed: int, logits: int, known: int) -> None:
+        """Of a pass over `fed` tokens after `start` cached ones, what it would not have done with
+        the first `known` in the cache."""
+        end = start + fed
+        new = max(end - known, 0)
+        self.tokens += fed - new
+        self.attended += (fed - new) * end
+        if new == 0:
+            self.passes += 1
+            self.logits += logits
+
     def record_discarded(self, kinds: Sequence[TokenKind]) -> None:
         """Fed tokens that left the text again."""
         for kind in kinds:

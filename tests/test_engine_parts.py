@@ -95,6 +95,30 @@ def test_rows_are_unique_and_given_in_the_order_of_coming(
         assert scheduler.everyone() == [*scheduler.active, *queue]
 
 
+def test_until_what_was_set_back_is_over_one_joins_for_each_that_ends() -> None:
+    scheduler: Scheduler[Asked] = Scheduler(4)
+    first, large, second, *later = (Asked(number) for number in range(7))
+    for one in (first, large, second, *later):
+        scheduler.add(one)
+    scheduler.remove(later[0])
+    scheduler.admit()
+    scheduler.set_back(large)
+    assert large.row == -1
+    assert scheduler.admit() == []
+    scheduler.remove(first)
+    assert scheduler.admit() == [large]
+    scheduler.set_back(large)
+    for one in list(scheduler.active):
+        scheduler.remove(one)
+        if scheduler.active:
+            assert scheduler.admit() == [large]
+            scheduler.set_back(large)
+    assert scheduler.admit() == [large] == scheduler.active
+    assert scheduler.admit() == []
+    scheduler.remove(large)
+    assert scheduler.admit() == later[2:]
+
+
 # -- passes that fail -------------------------------------------------------------------------
 
 

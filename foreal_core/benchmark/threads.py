@@ -1,5 +1,5 @@
-"""What a second CPU thread gains: the engine against transformers' `generate`, at each number of
-threads, alone and while the user's own thread computes between calls:
+"""What a second CPU thread gains: the engine against transformers' `generate` and llama.cpp, at
+each number of threads, alone and while the user's own thread computes between calls:
 `python -m foreal_core.benchmark.threads --model FOLDER`."""
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.benchmark.ratios import clocked
 from foreal_core.decoder import FoReaLDecoder
+from foreal_core.extras import extra_module
 from foreal_core.records import provenance
 
 _PROMPT = "Write a long story about a lighthouse keeper who finds a map."
@@ -27,12 +28,21 @@ _PASSAGE, _WIDTH, _LAYERS = 256, 384, 12
 
 
 def measure_threads(
-    name: str, *, dtype: str, threads: Sequence[int], tokens: int, repeats: int
+    name: str,
+    *,
+    dtype: str,
+    threads: Sequence[int],
+    tokens: int,
+    repeats: int,
+    gguf: str | None = None,
 ) -> dict[str, Any]:
     """Tokens per second of the leader alone, greedy, everything in turn within each repeat.
 
+    Args:
+        gguf: a GGUF file of the same weights and precision, for llama.cpp.
+
     Returns a record, JSON-safe: medians by way and number of threads, and the ratios of the engine
-    to `generate` and of each number of threads to the first.
+    to the others and of each number of threads to the first.
     """
     tokenizer = AutoTokenizer.from_pretrained(name)
     ours = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
@@ -65,6 +75,8 @@ def measure_threads(
             ways["engine", count] = write
             ways["engine, user computes", count] = partial(_after, embedding, passage, write)
             ways["generate", count] = partial(_generate, theirs, prompt, tokens)
+            if gguf is not None:
+                ways["llama.cpp", count] = partial(_llama, _opened(gguf, count), prompt, tokens)
         taken: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
         for repeat in range(repeats + 1):
             for way, run in ways.items():
@@ -75,9 +87,11 @@ def measure_threads(
                     taken[way].append(tokens / seconds)
     speed = {way: median(each) for way, each in taken.items()}
     first = threads[0]
+    peers = ("generate", *(["llama.cpp"] if gguf else []))
     return {
         "kind": "threads",
         "model": name,
+        "gguf": gguf,
         "dtype": dtype,
         "tokens": tokens,
         "repeats": repeats,
@@ -87,9 +101,10 @@ def measure_threads(
         },
         "ratios": {
             **{
-                f"{way} / generate, {count} threads": speed[way, count] / speed["generate", count]
+                f"{way} / {peer}, {count} threads": speed[way, count] / speed[peer, count]
                 for way, count in ways
-                if way != "generate"
+                for peer in peers
+                if way not in peers
             },
             **{
                 f"{way}, {count} threads / {first}": speed[way, count] / speed[way, first]
@@ -119,11 +134,27 @@ def _generate(model: Any, prompt: Sequence[int], tokens: int) -> None:
     )
 
 
+def _opened(gguf: str, threads: int) -> Any:
+    library = extra_module("llama_cpp", "llama-cpp", "gguf")
+    return library.Llama(
+        gguf, n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False
+    )
+
+
+def _llama(model: Any, prompt: Sequence[int], tokens: int) -> None:
+    model.reset()  # else it would go on with the prompt that it has read
+    ids = prompt
+    for _ in range(tokens):
+        model.eval(ids)
+        ids = [model.sample(temp=0.0)]
+
+
 def main() -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a folder or hub id")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16, float32, ...")
+    parser.add_argument("--gguf", help="a GGUF file of the same weights and precision")
     parser.add_argument("--threads", type=int, action="append", help="repeat it for several")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
@@ -134,6 +165,7 @@ def main() -> None:
         threads=arguments.threads or [1, 2],
         tokens=arguments.tokens,
         repeats=arguments.repeats,
+        gguf=arguments.gguf,
     )
     print(json.dumps(record, indent=1))
 

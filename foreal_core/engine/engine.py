@@ -33,7 +33,7 @@ from foreal_core.engine.request import (
     closed_error,
 )
 from foreal_core.engine.scheduler import Scheduler
-from foreal_core.errors import FoReaLError, NonFiniteLogitsError
+from foreal_core.errors import FoReaLError, NonFiniteLogitsError, OutOfMemoryError
 from foreal_core.events import Author
 from foreal_core.request.draws import Draws
 from foreal_core.request.sequence import Sequence
@@ -149,13 +149,8 @@ class Engine:
         """Rows in use, requests that wait for one, rows that are free, tokens in all rows."""
         self._process.refuse_another()
         with self._wake:
-            return {
-                "active": len(self._scheduler.active),
-                "queued": self._scheduler.waiting,
-                "free_rows": self._scheduler.free,
-                "max_batch_size": self.max_batch_size,
-                "tokens": sum(len(one.state.tokens) for one in self._scheduler.active),
-            }
+            tokens = sum(len(one.state.tokens) for one in self._scheduler.active)
+            return {**self._scheduler.counts(), "tokens": tokens}
 
     @property
     def static_shapes(self) -> bool:
@@ -285,16 +280,16 @@ class Engine:
 
     def _fit(self, requests: SequenceOf[Request[Sequence]]) -> bool:
         """Whether all of them can be written to their ends without running out of memory."""
-        longest = max(request.state.limit for request in requests)
-        return self.executor.fits(len(requests), longest)
+        return self.executor.fits(len(requests), max(one.state.limit for one in requests))
 
     def _postprocess(self, author: Author, result: Result) -> None:
         """Turns draws into text and events, and ends requests that are over."""
         by_row = {request.row: request for request in self._scheduler.active}
         requests = [by_row[part.chunk.row] for part in result.parts]
+        if isinstance(result.error, OutOfMemoryError) and not requests[0].has_all:
+            return self._set_back(requests[0])
         if result.error is not None:
-            self._fail(requests, result.error)
-            return
+            return self._fail(requests, result.error)
         for ahead, one_round in enumerate(result.rounds):
             rows = len(one_round.parts)
             for part, draws in zip(one_round.parts, one_round.draws, strict=True):
@@ -305,6 +300,18 @@ class Engine:
             heard = request.on_events is not None or request.state.finish_reason is not None
             if heard and request.row >= 0:
                 self._guarded(request, self._deliver, request)
+
+    def _set_back(self, request: Request[Sequence]) -> None:
+        """Has a request for which there is no memory start again, at last alone in empty memory."""
+        request.has_all = len(self._scheduler.active) == 1
+        for state in request.state.states.values():
+            state.restart()
+        self.executor.free(request.row)
+        with self._wake:
+            self._scheduler.set_back(request)
+        if request.has_all:
+            self.executor.shrink()
+        self._passes.forget()  # what was lacking was no smaller pass
 
     def _take(
         self, author: Author, part: RowPass, draws: Draws, rows: int, ran_ahead: bool

@@ -87,6 +87,7 @@ class Request(Generic[S]):
     Attributes:
         row: the cache row; -1 while it waits and once it is over.
         over: whether its end was told.
+        has_all: whether it has the device for itself, as no memory was left for it before.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Request(Generic[S]):
         self.on_end = on_end
         self.row = -1
         self.over = False
+        self.has_all = False
         self._on_cancel = on_cancel
 
     def cancel(self) -> None:

@@ -40,6 +40,8 @@ class Scheduler(Generic[R]):
         self.active: list[R] = []
         self._waiting: dict[int, R] = {}  # by identity, in the order in which they came
         self._free = list(range(rows))
+        self._set_back: set[int] = set()  # by identity, until they are over
+        self._places = 0  # how many may join while there are such
         self._in_a_row: dict[Author, int] = {LEADER: 0, DRAFT: 0}
 
     @property
@@ -56,6 +58,15 @@ class Scheduler(Generic[R]):
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self.active and not self._waiting
+
+    def counts(self) -> dict[str, int]:
+        """Rows in use, requests that wait for one, rows that are free, all rows."""
+        return {
+            "active": len(self.active),
+            "queued": self.waiting,
+            "free_rows": self.free,
+            "max_batch_size": self.rows,
+        }
 
     def everyone(self) -> list[R]:
         """All requests, running and waiting."""
@@ -76,8 +87,9 @@ class Scheduler(Generic[R]):
         while self._waiting and self._free:
             request = next(iter(self._waiting.values()))
             others = [*self.active, *admitted]
-            if others and not fit([*others, request]):
+            if others and (self._is_full or not fit([*others, request])):
                 break
+            self._places = max(self._places - 1, 0)
             del self._waiting[id(request)]
             request.row = heapq.heappop(self._free)
             admitted.append(request)
@@ -86,16 +98,33 @@ class Scheduler(Generic[R]):
             self.active.sort(key=lambda one: one.row)
         return admitted
 
+    def set_back(self, request: R) -> None:
+        """Puts a running request, for which there was no memory, in front of those that wait. Until
+        it is over, one joins for each that ends: what does not fit beside others is alone at last,
+        whoever comes meanwhile."""
+        self._take_row(request)
+        self._waiting = {id(request): request, **self._waiting}
+        self._set_back.add(id(request))
+        self._places = 0
+
     def remove(self, request: R) -> bool:
         """Takes a request out, waiting or running; False where it is not known any more."""
-        if self._waiting.pop(id(request), None) is not None:
-            return True
-        if request.row < 0 or request not in self.active:
-            return False
+        if self._waiting.pop(id(request), None) is None:
+            if request.row < 0 or request not in self.active:
+                return False
+            self._take_row(request)
+            self._places += 1
+        self._set_back.discard(id(request))
+        return True
+
+    @property
+    def _is_full(self) -> bool:
+        return bool(self._set_back) and self._places == 0
+
+    def _take_row(self, request: R) -> None:
         self.active.remove(request)
         heapq.heappush(self._free, request.row)
         request.row = -1
-        return True
 
     def next_author(self, waits_for: Iterable[Author]) -> Author:
         """The model that serves more rows for what its pass costs, so that leader rows gather while

@@ -17,8 +17,9 @@ class Clock:
     ended: float | None = None
 
     def start(self) -> None:
-        """The request leaves the queue."""
-        self.admitted = time.perf_counter()
+        """The request leaves the queue, for the first time or again."""
+        if self.admitted is None:
+            self.admitted = time.perf_counter()
 
     def note_token(self) -> None:
         """The first token shows."""

@@ -56,12 +56,16 @@ class Ledger:
         self._added += len(new)
         flops = weight_bytes = 0.0
         for author, state in self._states.items():
-            profile, meter = self._profiles[author], state.meter
-            flops += profile.flops(meter.tokens, meter.attended, meter.logits)
-            weight_bytes += profile.weight_bytes * meter.passes
+            profile, meter, again = self._profiles[author], state.meter, state.again
+            flops += profile.flops(
+                meter.tokens - again.tokens,
+                meter.attended - again.attended,
+                meter.logits - again.logits,
+            )
+            weight_bytes += profile.weight_bytes * (meter.passes - again.passes)
             # What others have read of the prompt is no saving of this text, which is the same
             # without them.
-            if meter.passes and (known := min(meter.cached, text.prompt_length - 1)):
+            if meter.passes and (known := min(state.spared, text.prompt_length - 1)):
                 whole, rest = (
                     self._written_by(author, read, text.prompt_length, 1) for read in (0, known)
                 )
@@ -79,7 +83,7 @@ class Ledger:
         length = len(self._transcript.tokens) + after
         # The next token comes from reading the one before it, once more if need be.
         state = self._states[author]
-        read = min(state.length, length - 1) if state.meter.passes else 0
+        read = min(state.known, length - 1) if state.meter.passes else 0
         return self._written_by(author, read, length, tokens)
 
     def _written_by(self, author: Author, read: int, length: int, tokens: int) -> Cost:

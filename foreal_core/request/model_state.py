@@ -29,12 +29,16 @@ class ModelState:
     Attributes:
         kinds: why each position in the model's cache was fed, behind those that were taken over.
         meter: what all passes cost.
+        lost: positions that were in the cache when the row was lost.
+        again: what passes over those cost: no part of what the text would cost alone.
         checkpoint: see above.
     """
 
     def __init__(self, *, recurrent: bool = False) -> None:
         self.kinds: list[TokenKind] = []
         self.meter = Meter()
+        self.lost = 0
+        self.again = Meter()
         self.checkpoint = 0
         self._recurrent = recurrent
         self._begun = 0  # where the last pass began
@@ -53,6 +57,8 @@ class ModelState:
         so many rows of logits."""
         self._begun = start = self.length
         self.meter.record_pass(start, kinds, logits, rows)
+        if start < self.lost:
+            self.again.record_repeated(start, len(kinds), logits, self.lost)
         self.kinds += kinds
 
     def wasted(self, start: int, tokens: int, logits: int, rows: int) -> None:
@@ -65,6 +71,8 @@ class ModelState:
     def roll_back(self, length: int) -> None:
         """Keeps only what was computed from the first `length` tokens, or of fewer where the model
         cannot be put back to there."""
+        self.lost = min(self.lost, length)
+        self.again.cached = min(self.again.cached, length)
         if self.meter.cached + len(self.kinds) <= length:
             return
         if self._recurrent:
@@ -79,10 +87,27 @@ class ModelState:
         # What is computed after all was no gain.
         self.meter.cached = min(self.meter.cached, length)
 
+    def restart(self) -> None:
+        """The row is lost, and all of it is to be read again."""
+        lost, cached = (self.lost, self.again.cached) if self.lost else (0, self.meter.cached)
+        lost = max(lost, self.length)
+        self.roll_back(0)
+        self.lost, self.again.cached = lost, cached
+
     def settle(self, length: int) -> None:
         """The first `length` tokens of the text will not be taken back."""
         if self._recurrent and (here := self.length) <= length:
             self.checkpoint = here
+
+    @property
+    def known(self) -> int:
+        """Positions that were in the cache, those included that were lost."""
+        return max(self.length, self.lost)
+
+    @property
+    def spared(self) -> int:
+        """Positions that others had read, when the model first came to the text."""
+        return self.again.cached if self.lost else self.meter.cached
 
     def lags(self, length: int) -> bool:
         """Whether so much of a text of `length` tokens lies behind the checkpoint that it should be

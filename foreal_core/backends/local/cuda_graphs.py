@@ -31,6 +31,7 @@ from torch import Tensor
 from foreal_core.backends.local.chunks import Chunk, wanted_columns, wanted_logits
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.kv_cache import SPARE_SLOTS, RowCache
+from foreal_core.backends.local.memory import out_of_memory
 from foreal_core.backends.local.slabs import power_of_two
 
 _logger = logging.getLogger(__name__)
@@ -186,7 +187,9 @@ class CudaGraphs:
             cache.compact()  # else a straggler in the last line would have all lines computed
         end = max(chunk.start for chunk in chunks) + width
         view = next((view for view in self._views() if view >= end), cache.slots)
-        return Shape(self._lines(cache.lines), width, 1 if columns == 1 else width, view)
+        # Memory that has shrunk may hold fewer lines than there are steps.
+        lines = min(self._lines(cache.lines), cache.held[0])
+        return Shape(lines, width, 1 if columns == 1 else width, view)
 
     def _lines(self, rows: int) -> int:
         return next((step for step in self._rows if step >= rows), self._rows[-1])
@@ -237,9 +240,9 @@ class CudaGraphs:
 
         try:
             captured = _Captured(inputs, self._captured(run))
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             self.works = False
             self.clear()
             warnings.warn(
