@@ -183,7 +183,7 @@ def _wave(
             seen["no room"] += 1
             continue
         end = prompt[-1] + 1
-        seen["GAPS"] += written.token_ids != list(range(end, end + len(written.token_ids)))
+        seen["GAPS"] += written.token_ids != tuple(range(end, end + len(written.token_ids)))
         seen["whole" if cancel_after is None else "cancelled"] += 1
         seen["tokens"] += len(written.token_ids)
         seen["taken over"] += written.cost.cached_prompt_tokens > 0
