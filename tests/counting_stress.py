@@ -153,7 +153,7 @@ def _take_memory(rng: Random, device: CappedDevice) -> None:
     device.caps = iter(())
     device.limit(_PLENTY)
     if rng.random() < 0.6:
-        caps = [device.need(rng.randint(30, 4 * CONTEXT)) for _ in range(rng.randint(1, 20))]
+        caps = [device.need(rng.randint(20, 2 * CONTEXT)) for _ in range(rng.randint(1, 20))]
         device.limit(caps[0])
         device.caps = iter(caps)
 
