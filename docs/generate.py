@@ -327,6 +327,29 @@ def contexts(record: str) -> str:
     return _table(("context", *(f"{context:,}" for context in known)), rows)
 
 
+def gguf_speed(*records: str) -> str:
+    """Pairs of GGUF files: the engine beside the library, and mixed texts beside the leader."""
+    rows = []
+    for one in (one for record in records for one in _load(record)["pairs"]):
+        ways, speed = one["ways"], one["tokens_per_second"]
+        leader = ways["leader"]["seconds_per_token"]
+        over = {name: way["seconds_per_token"] / leader for name, way in ways.items()}
+        library = max(way["over_library"]["median"] for way in ways.values())
+        rows.append(
+            (
+                f"{one['file_type']}, {one['threads']}",
+                *(f"{speed[f'engine, {count}']['median']:.1f}" for count in (1, 8)),
+                *(f"{one['engine_over_library'][count]['median']:.2f}" for count in ("1", "8")),
+                *(f"{over[name]:.2f}" for name in ("draft", "foreal", "even, p=0.6", "review")),
+                f"{library:.2f}",
+                f"{max(ratio['median'] for ratio in one['proposals_over_none'].values()):.2f}",
+            )
+        )
+    heads = ("files, threads", "tokens/s, 1 request", "8 requests", "of the library, 1", "8")
+    times = ("draft alone", "FoReaL, p=1", "even, p=0.6", "review")
+    return _table((*heads, *times, "over its passes", "proposals over none"), rows)
+
+
 def under_load(record: str) -> str:
     """What became of the requests of clients that behave well and badly."""
     run = _load(record)
@@ -407,7 +430,7 @@ def _printed(command: list[str]) -> str:
 
 _BLOCKS: tuple[Callable[..., str], ...] = (
     *(settings, policies, families, commands),
-    *(real_equality, sentence_ends),
+    *(real_equality, sentence_ends, gguf_speed),
     *(sweep, sweep_columns, results, oracle, targets, times_as_fast, grounded),
     *(tree_summarize, contexts, natural_speed, kinds, under_load),
     *(http_overhead,),

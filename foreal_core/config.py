@@ -37,8 +37,8 @@ class FoReaLConfig:
             every mark and newline for an end.
         max_new_tokens: tokens written at most (>= 1); the context may end the text earlier.
         sampling: "given" draws by the values below; "model" by those that the leader's files
-            recommend (generation_config.json), where a value below is left at its default. A call
-            that overrides the temperature draws by what is given again.
+            recommend (generation_config.json, or a GGUF file itself), where a value below is left
+            at its default. A call that overrides the temperature draws by what is given again.
         temperature: 0 is greedy; above 0 each token is drawn from its author's own distribution.
         top_p: nucleus, in (0, 1]; 1 keeps everything.
         top_k: most likely tokens kept (>= 0); 0 keeps everything.

@@ -51,6 +51,7 @@ def write_gguf(
     merges: Sequence[str] = ("t h",),
     architecture: str | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
+    sampling: Mapping[str, float] | None = None,
 ) -> Path:
     """Writes a Qwen2 or Llama model in float32.
 
@@ -59,6 +60,7 @@ def write_gguf(
         merges: of the tokenizer.
         architecture: what the file claims to be; by default what the model is.
         weights: in place of the model's own, by the names in the file.
+        sampling: what the file recommends, by its own names.
     """
     import gguf
 
@@ -78,6 +80,8 @@ def write_gguf(
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_vocab_size(config.vocab_size)
+    for name, value in (sampling or {}).items():
+        writer.add_float32(f"general.sampling.{name}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])

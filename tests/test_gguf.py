@@ -29,7 +29,6 @@ from foreal_core import (
     FoReaLConfig,
     FoReaLDecoder,
     ModelLoadError,
-    NonFiniteLogitsError,
     OutOfMemoryError,
 )
 from foreal_core.backends.llama_cpp import context
@@ -196,32 +195,6 @@ def test_cancelled_requests_leave_nothing(decoders: dict[str, FoReaLDecoder]) ->
     decoder.check_integrity()
 
 
-def test_not_a_number_stays_with_its_request(folders: Folders, tmp_path: Path) -> None:
-    two = fresh_pair("qwen2")
-    embeddings = two.leader.get_input_embeddings().weight.numpy().copy()
-    [broken] = two.tokenizer("!").input_ids
-    embeddings[broken] = np.nan
-    shutil.copytree(folders["qwen2"], tmp_path, dirs_exist_ok=True)
-    write_gguf(
-        tmp_path / "leader.gguf",
-        two.leader,
-        two.tokenizer,
-        weights={"token_embd.weight": embeddings},
-    )
-    settings = FoReaLConfig(policy="leader", max_new_tokens=20, logit_bias={broken: -100.0})
-    # Flash attention does not look at other requests' positions at all.
-    own = {"flash_attn": True, "type_k": "f16", "type_v": "f16"}
-    with load(tmp_path, own=own) as decoder, load(folders["qwen2"], own=own) as sound:
-        well = [decoder.submit(prompt, settings) for prompt in (PROMPTS[0], PROMPTS[2])]
-        for _ in range(3):
-            with pytest.raises(NonFiniteLogitsError):
-                decoder.generate("the sum is 4!", settings)
-        well += [decoder.submit(prompt, settings) for prompt in (PROMPTS[0], PROMPTS[2])]
-        texts = [one.result().text for one in well]
-        decoder.check_integrity()
-        assert texts == [sound.generate(p, settings).text for p in (PROMPTS[0], PROMPTS[2])] * 2
-
-
 def test_no_memory_for_a_cache_names_the_sizes(
     decoders: dict[str, FoReaLDecoder], folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +207,20 @@ def test_no_memory_for_a_cache_names_the_sizes(
             decoder.generate("Wait", GREEDY).text == decoders["qwen2"].generate("Wait", GREEDY).text
         )
         decoder.check_integrity()
+
+
+def test_a_file_says_how_to_sample(folders: Folders, tmp_path: Path) -> None:
+    shutil.copytree(folders["qwen2"], tmp_path, dirs_exist_ok=True)
+    told = {"temp": 0.5, "top_p": 0.25, "penalty_repeat": 1.5, "mirostat": 2.0}
+    two = pair("qwen2")
+    write_gguf(tmp_path / "leader.gguf", two.leader, two.tokenizer, sampling=told)
+    expected = {"temperature": 0.5, "top_p": 0.25, "repetition_penalty": 1.5}
+    with load(tmp_path) as decoder, load(folders["qwen2"]) as silent:
+        assert decoder.recommended_sampling == expected
+        assert silent.recommended_sampling == {}
+        drawn = decoder.generate("Wait", sampling="model", seed=5, max_new_tokens=8)
+        given = decoder.generate("Wait", **expected, seed=5, max_new_tokens=8)
+        assert drawn.token_ids == given.token_ids
 
 
 def test_what_is_wrong_with_a_file_is_said(folders: Folders, tmp_path: Path) -> None:

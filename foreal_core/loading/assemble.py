@@ -12,6 +12,7 @@ from foreal_core.backends.llama_cpp.model import LlamaModel
 from foreal_core.backends.llama_cpp.runner import LlamaRunner
 from foreal_core.backends.local.executor import LocalExecutor, Runner
 from foreal_core.backends.local.prefix_cache import PrefixCache
+from foreal_core.backends.local.prefixes import Prefixes
 from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.backends.local.support import longest_text
 from foreal_core.backends.local.threads import give_back_threads
@@ -76,7 +77,13 @@ def assemble_models(
             if isinstance(model, LlamaModel):
                 _refuse_shapes(author, static_shapes, compile)
                 runners.append(
-                    LlamaRunner(model, max_rows=rows, max_slots=context, threads=threads)
+                    LlamaRunner(
+                        model,
+                        max_rows=rows,
+                        max_slots=context,
+                        threads=threads,
+                        prefix_cache=prefix_cache,
+                    )
                 )
                 continue
             runners.append(
@@ -104,9 +111,9 @@ def assemble_models(
         raise
     by_author: dict[Author, Runner] = {LEADER: leader_runner, DRAFT: draft_runner}
     prefixes = {
-        author: PrefixCache(runner.cache, pass_tokens=runner.pass_tokens)
+        author: found
         for author, runner in by_author.items()
-        if prefix_cache and isinstance(runner, ModelRunner) and not runner.recurrent
+        if prefix_cache and (found := _prefixes(runner)) is not None
     }
     engine = Engine(
         LocalExecutor(by_author, pair, threads=threads, prefixes=prefixes),
@@ -119,6 +126,15 @@ def assemble_models(
     # Of the thread that loaded and packed the models; the engine computes in one of its own.
     give_back_threads()
     return Assembled(engine, pair, leader_runner.vocab_size, recommended_sampling(leader))
+
+
+def _prefixes(runner: Runner) -> Prefixes | None:
+    """Where requests of a model start from what others have read."""
+    if isinstance(runner, LlamaRunner):
+        return runner.prefixes
+    if isinstance(runner, ModelRunner) and not runner.recurrent:
+        return PrefixCache(runner.cache, pass_tokens=runner.pass_tokens)
+    return None
 
 
 def assemble_backend(

@@ -1,14 +1,14 @@
 """One model's KV cache in llama.cpp: sequences that grow, are cut and go.
 
 All sequences share a pool of cells (`kv_unified`), so that a pass takes any rows at any positions
-as one batch. The pool grows with what is in it: llama.cpp makes it once and for good, so a larger
-one is made and the sequences are moved.
+as one batch, and rows that begin alike hold the same cells. The pool grows with what is in it:
+llama.cpp makes it once and for good, so a larger one is made and the sequences are moved.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,21 +38,32 @@ class LlamaContext:
 
     Args:
         model: whose.
-        most_rows: sequences, their ids from 0 on.
+        most_rows: requests at a time.
         most_cells: positions of one sequence.
         threads: CPU threads of a pass where the model's options do not say; torch's own number
             where None.
+        spare: sequences beyond those of requests, which want no logits.
+        give_back: asked when the pool is full, before it grows: cuts a sequence that is not needed
+            and says whether there was one.
     """
 
     def __init__(
-        self, model: LlamaModel, *, most_rows: int, most_cells: int, threads: int | None
+        self,
+        model: LlamaModel,
+        *,
+        most_rows: int,
+        most_cells: int,
+        threads: int | None,
+        spare: int = 0,
+        give_back: Callable[[], bool] | None = None,
     ) -> None:
         self.model = model
         self.lengths: dict[int, int] = {}  # row -> positions, of those that have any
         self._library = library()
-        self._most_rows = most_rows
+        self._most_rows = most_rows + spare
         self._most_cells = most_cells
         self._threads = threads
+        self._give_back = give_back
         self._most_logits = max(_LEAST_LOGITS, 2 * most_rows)
         self._apart = model.options.deterministic
         self._handle: Any = None
@@ -79,16 +90,22 @@ class LlamaContext:
         """
         for chunk in chunks:
             self.cut(chunk.row, chunk.start)
-        self._make_room(chunks)
+        sizes = [len(chunk.tokens) for chunk in chunks]
+        new = max(sizes) if self._apart else sum(sizes)
+        cells = self._cells_for(new)  # one call takes no more tokens than there are cells
+        if not self._handle:
+            self._open(cells)
+        elif cells > self._cells:
+            self._remake(cells)
         try:
             first, *others = self._pieces(chunks)
-            logits = self._decode(first)
+            logits = self._decode(first, new)
             if others:
-                kept = [logits.copy(), *(self._decode(piece).copy() for piece in others)]
+                kept = [logits.copy(), *(self._decode(piece, new).copy() for piece in others)]
                 logits = np.concatenate(kept)
         except BaseException:
             # Some of it may be in the cache; the pass can be repeated.
-            for chunk in chunks:
+            for chunk in chunks if self._handle else ():
                 self._cut(chunk.row, chunk.start)
             raise
         for chunk in chunks:
@@ -114,6 +131,18 @@ class LlamaContext:
         if length == 0:
             del self.lengths[row]
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Gives a row that holds nothing the first positions of another: the same cells of the
+        pool, or a copy where rows are apart."""
+        if self._apart:
+            # `seq_cp` would put it off to the next pass, and `_remake` might come before that.
+            self._put_state(target, self._state(source))
+            self.lengths[target] = self.lengths[source]
+            self.cut(target, length)
+            return
+        self._library.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        self.lengths[target] = length
+
     def clean(self) -> None:
         """Makes the pool anew, and with it what free cells hold: NaN there would reach others."""
         if self._handle:
@@ -131,58 +160,73 @@ class LlamaContext:
         self._handle, self._cells = None, 0
         self.lengths.clear()
 
-    def left_over(self) -> str:
-        """Sequences that llama.cpp still holds; "" where none."""
+    def left_over(self, known: Collection[int] = ()) -> str:
+        """Sequences that llama.cpp holds beyond those `known`, or otherwise than we think; "" where
+        none."""
         if self._handle is None:
             return ""
         ends = (
             self._library.llama_memory_seq_pos_max(self._memory, row)
             for row in range(self._most_rows)
         )
-        held = {row: end + 1 for row, end in enumerate(ends) if end >= 0}
+        held = {
+            row: end + 1
+            for row, end in enumerate(ends)
+            if end >= 0 and not (row in known and end + 1 == self.lengths.get(row))
+        }
         return ", ".join(f"{length} positions of row {row}" for row, length in held.items())
 
     # -- the pool -----------------------------------------------------------------------------
 
-    def _make_room(self, chunks: Sequence[Chunk]) -> None:
-        after = {**self.lengths, **{chunk.row: chunk.end for chunk in chunks}}
-        needed = max(after.values()) if self._apart else sum(after.values())
-        if self._handle and needed <= self._cells:
-            return
+    def _cells_for(self, needed: int) -> int:
         cells = max(self._cells, _LEAST_CELLS)
         while cells < needed:
             cells *= 2
         most = self._most_cells * (1 if self._apart else self._most_rows)
-        self._remake(max(min(cells, most), needed))
+        return max(min(cells, most), needed)
+
+    def _grow(self, new: int) -> None:
+        """The pool is full, and so many positions are to come at most."""
+        self._remake(self._cells_for(self._cells + new))
 
     def _remake(self, cells: int) -> None:
         """A pool of so many cells with the same sequences in it."""
-        former = self._cells
-        saved = {row: (length, self._save(row)) for row, length in self.lengths.items()}
+        former, lengths, state = self._cells, dict(self.lengths), self._state()
         # The old one goes first: there may be no room for both.
         self.close()
         try:
             self._open(cells)
         except OutOfMemoryError:
-            if former:
-                self._open(former)
-                self._restore(saved)
+            self._open(former)
+            self._put_state(None, state)
+            self.lengths.update(lengths)
             raise
-        self._restore(saved)
+        self._put_state(None, state)
+        self.lengths.update(lengths)
 
-    def _save(self, row: int) -> Any:
-        size = self._library.llama_state_seq_get_size(self._handle, row)
-        state = (ctypes.c_uint8 * size)()
-        if self._library.llama_state_seq_get_data(self._handle, state, size, row) != size:
-            raise FoReaLError(f"llama.cpp does not give out the state of row {row}.")
+    def _state(self, row: int | None = None) -> Any:
+        """All that is held of a row, or of all rows and what they share."""
+        library, handle = self._library, self._handle
+        if row is None:
+            size = library.llama_state_get_size(handle)
+            state = (ctypes.c_uint8 * size)()
+            written = library.llama_state_get_data(handle, state, size)
+        else:
+            size = library.llama_state_seq_get_size(handle, row)
+            state = (ctypes.c_uint8 * size)()
+            written = library.llama_state_seq_get_data(handle, state, size, row)
+        if written != size:
+            raise FoReaLError(f"llama.cpp does not give out the state of {self.model.name}.")
         return state
 
-    def _restore(self, saved: dict[int, tuple[int, Any]]) -> None:
-        for row, (length, state) in saved.items():
-            size = len(state)
-            if self._library.llama_state_seq_set_data(self._handle, state, size, row) == 0:
-                raise FoReaLError(f"llama.cpp does not take the state of row {row} back.")
-            self.lengths[row] = length
+    def _put_state(self, row: int | None, state: Any) -> None:
+        library, handle, size = self._library, self._handle, len(state)
+        if row is None:
+            read = library.llama_state_set_data(handle, state, size)
+        else:
+            read = library.llama_state_seq_set_data(handle, state, size, row)
+        if read == 0:
+            raise FoReaLError(f"llama.cpp does not take the state of {self.model.name} back.")
 
     def _size(self, cells: int) -> int:
         return cells * (self._most_rows if self._apart else 1) * self.model.cache_bytes
@@ -255,11 +299,16 @@ class LlamaContext:
                 start, tokens, logits = start + len(part), tokens + len(part), logits + keep
         return pieces
 
-    def _decode(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """[sum of keep, V] of one call."""
+    def _decode(self, chunks: Sequence[Chunk], new: int) -> np.ndarray:
+        """[sum of keep, V] of one call; `new` positions are to come at most, these included."""
+        batch = self._batch.filled(chunks)
         forget_what_was_said()
-        code = self._library.llama_decode(self._handle, self._batch.filled(chunks))
-        if code in (_NO_ROOM, _NO_MEMORY):
+        # The library knows how many cells are free: rows that begin alike share theirs.
+        while (code := self._library.llama_decode(self._handle, batch)) == _NO_ROOM:
+            if self._give_back is None or not self._give_back():
+                self._grow(new)
+            forget_what_was_said()
+        if code == _NO_MEMORY:
             raise OutOfMemoryError(what_was_said() or f"llama.cpp ended a pass with {code}")
         if code != 0:
             raise FoReaLError(f"llama.cpp ended a pass with {code}: {what_was_said()}")

@@ -57,6 +57,9 @@ class LlamaModel:
         parameters = self._library.llama_model_default_params()
         parameters.n_gpu_layers = options.n_gpu_layers
         parameters.main_gpu = options.main_gpu
+        if options.use_mmap is not None:
+            mode = "MMAP" if options.use_mmap else "NONE"
+            parameters.load_mode = getattr(self._library, f"LLAMA_LOAD_MODE_{mode}")
         forget_what_was_said()
         self.handle = self._library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.handle:

@@ -20,6 +20,7 @@ class LlamaOptions:
     Attributes:
         n_gpu_layers: layers on the GPU, -1 for all; 0 without a GPU or a library built for one.
         main_gpu: which GPU, where there are several.
+        use_mmap: map the file into memory, or read it; None leaves it to the library.
         n_threads: CPU threads of a pass over one token; None for the decoder's `threads`, or
             torch's own number.
         n_threads_batch: of longer passes; None for the same.
@@ -33,6 +34,7 @@ class LlamaOptions:
 
     n_gpu_layers: int = -1
     main_gpu: int = 0
+    use_mmap: bool | None = None
     n_threads: int | None = None
     n_threads_batch: int | None = None
     n_ubatch: int = 512
@@ -102,6 +104,7 @@ def _is_type(value: Any) -> str:
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "n_gpu_layers": lambda value: "" if is_integer(value) and value >= -1 else "an integer >= -1",
     "main_gpu": lambda value: "" if is_integer(value) and value >= 0 else "an integer >= 0",
+    "use_mmap": _may_be_none(_is_bool),
     "n_threads": _may_be_none(_is_count),
     "n_threads_batch": _may_be_none(_is_count),
     "flash_attn": _may_be_none(_is_bool),

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foreal_core.backends.llama_cpp.context import BATCH, LlamaContext
+from foreal_core.backends.llama_cpp.context import BATCH
 from foreal_core.backends.llama_cpp.model import LlamaModel
+from foreal_core.backends.llama_cpp.rows import MOST_SEQUENCES, LlamaPrefixes, LlamaRows
+from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.errors import ConfigError, FoReaLError
 from foreal_core.request.chunk import Chunk
-
-_MOST_ROWS = 256  # LLAMA_MAX_SEQ
 
 
 class LlamaRunner:
@@ -23,8 +23,10 @@ class LlamaRunner:
         max_rows: requests at a time.
         max_slots: positions of a row.
         threads: CPU threads of a pass where the model's options do not say.
+        prefix_cache: whether texts of requests that are over are kept for others.
 
     Attributes:
+        prefixes: those texts; None without.
         deterministic: whether its logits hang on nothing but the ids; otherwise they are rounded
             differently by how many tokens share a pass.
         pass_tokens: a reckoning for two cores, until passes were measured
@@ -40,21 +42,32 @@ class LlamaRunner:
     pass_tokens = 1.0
 
     def __init__(
-        self, model: LlamaModel, *, max_rows: int, max_slots: int, threads: int | None = None
+        self,
+        model: LlamaModel,
+        *,
+        max_rows: int,
+        max_slots: int,
+        threads: int | None = None,
+        prefix_cache: bool = False,
     ) -> None:
-        if max_rows > _MOST_ROWS:
+        if max_rows > MOST_SEQUENCES:
             raise ConfigError(
-                f"max_batch_size={max_rows} is not allowed: llama.cpp runs at most {_MOST_ROWS} "
-                "sequences side by side."
+                f"max_batch_size={max_rows} is not allowed: llama.cpp runs at most "
+                f"{MOST_SEQUENCES} sequences side by side."
             )
         self.profile = model.profile
         self.deterministic = model.options.deterministic
         self.vocab_size = model.vocab_size
-        self._context = LlamaContext(
-            model, most_rows=max_rows, most_cells=max_slots, threads=threads
+        self._rows = LlamaRows(
+            model, most_rows=max_rows, most_cells=max_slots, threads=threads, keeps=prefix_cache
         )
         # Rows whose last pass gave no finite logits that would vouch for their cache.
         self._doubtful: set[int] = set()
+        self.prefixes = (
+            LlamaPrefixes(self._rows, pass_tokens=self.pass_tokens, doubtful=self._doubtful)
+            if prefix_cache
+            else None
+        )
 
     def groups(self, lengths: Sequence[int], most: int) -> list[range]:
         groups: list[range] = []
@@ -70,7 +83,7 @@ class LlamaRunner:
         if drawn is not None:
             raise FoReaLError("llama.cpp takes no tokens that are still on a device.")
         self._doubtful.update(chunk.row for chunk in chunks)
-        logits = torch.from_numpy(self._context.feed(chunks))
+        logits = torch.from_numpy(self._rows.feed(chunks))
         first = 0
         for chunk in chunks:
             last = first + chunk.keep
@@ -80,29 +93,31 @@ class LlamaRunner:
         return logits
 
     def need(self, rows: int, positions: int) -> dict[torch.device, tuple[int, int]]:
-        if not self._context.model.on_host:
+        context = self._rows.context
+        if not context.model.on_host:
             return {}  # how much is free is llama.cpp's own to know
-        size = rows * positions * self._context.model.cache_bytes
-        return {torch.device("cpu"): (size, self._context.bytes_held)}
+        size = rows * positions * context.model.cache_bytes
+        return {torch.device("cpu"): (size, context.bytes_held)}
 
     def wipe(self, row: int) -> None:
         if row in self._doubtful:
             self.free(row)
-            self._context.clean()
+            self._rows.context.clean()
 
     def free(self, row: int) -> None:
         self._doubtful.discard(row)
-        self._context.cut(row, 0)
+        self._rows.free(row)
 
     def rest(self) -> None:
-        self._context.rest()
+        # llama.cpp's workers are torch's: the library finds the OpenMP that torch has loaded.
+        give_back_threads()
+        self._rows.rest()
 
     def shrink(self) -> None:
-        if not self._context.lengths:
-            self._context.close()
+        self._rows.shrink()
 
     def left_over(self) -> str:
-        return self._context.left_over()
+        return self._rows.left_over()
 
     def restore(self) -> None:
-        self._context.close()
+        self._rows.close()

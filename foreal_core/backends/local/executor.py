@@ -23,7 +23,7 @@ from foreal_core.backends.base import Round, RowPass
 from foreal_core.backends.local.device import to_device
 from foreal_core.backends.local.memory import free_memory, out_of_memory
 from foreal_core.backends.local.pass_costs import PassCosts
-from foreal_core.backends.local.prefix_cache import PrefixCache
+from foreal_core.backends.local.prefixes import Prefixes
 from foreal_core.backends.local.sampling import draw_on_device, to_host
 from foreal_core.backends.local.threads import use_threads
 from foreal_core.config import FoReaLConfig
@@ -130,7 +130,7 @@ class LocalExecutor:
         tokenizer: PairTokenizer,
         *,
         threads: int | None = None,
-        prefixes: Mapping[Author, PrefixCache] | None = None,
+        prefixes: Mapping[Author, Prefixes] | None = None,
     ) -> None:
         self.runners = dict(runners)
         self._prefixes = dict(prefixes or {})

@@ -1,31 +1,24 @@
-"""What a row need not read: the beginning of its text, where another row has read it.
+"""Beginnings of texts as slots that were copied out of the rows of a `RowCache`.
 
-A row that holds nothing starts from the slots of the longest beginning of its text that a running
-row holds, or that a row held whose request is over. The latter are copied out of the row when its
-request ends (`PrefixTree`), as far as they are not there yet. Keys and values depend on the tokens
-before them alone, so what is taken over is what would have been computed, up to the rounding of
-another batch.
+What a row holds is copied when its request ends (`PrefixTree`), as far as it is not there yet.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
 
 import torch
 
 from foreal_core.backends.local.kv_cache import RowCache
 from foreal_core.backends.local.memory import free_memory, out_of_memory
-from foreal_core.backends.local.prefix_tree import PrefixTree, Slots, common_prefix, part_of
+from foreal_core.backends.local.prefix_tree import PrefixTree, Slots, part_of
+from foreal_core.backends.local.prefixes import LEAST, Prefixes
 from foreal_core.errors import OutOfMemoryError
 
-# Fewer tokens are read about as fast as they are looked up and copied.
-_LEAST = 16
 # Of a device's free memory, what one model's texts may take: one part in so many.
 _SHARE = 8
 
 
-class PrefixCache:
-    """Beginnings of texts that one model has read.
+class PrefixCache(Prefixes):
+    """Beginnings of texts that one model of transformers has read.
 
     Args:
         cache: the model's rows.
@@ -33,44 +26,20 @@ class PrefixCache:
     """
 
     def __init__(self, cache: RowCache, *, pass_tokens: float) -> None:
+        super().__init__(pass_tokens=pass_tokens)
         self._cache = cache
-        self._pass_tokens = pass_tokens
         self._tree = PrefixTree()
 
-    def begin(
-        self,
-        row: int,
-        text: list[int],
-        running: Mapping[int, list[int]],
-        coming: Iterable[list[int]],
-    ) -> int | None:
-        """Gives a row that holds nothing the longest beginning of a text that there is.
+    def kept(self, text: list[int]) -> int:
+        return sum(same for _, same in self._tree.find(text))
 
-        Args:
-            text: what the row is to read.
-            running: other rows, and what each of them holds.
-            coming: what some of them will hold after the pass that is being put together.
-
-        Returns how many positions the row holds now; None if waiting for that pass is worth a pass:
-        it reads more of this text than is there.
-        """
-        text = text[:-1]  # the last is read in any case, for the logits after it
-        pieces = self._tree.find(text)
-        length, source = sum(same for _, same in pieces), -1
-        for other, held in running.items():
-            if (same := common_prefix(text, held)) > length:
-                length, source = same, other
-        best = max((common_prefix(text, one) for one in coming), default=0)
-        if best - length > self._pass_tokens:
-            return None
-        if length < _LEAST:
-            return 0
+    def take(self, row: int, source: int | None, text: list[int], length: int) -> bool:
         try:
             self._cache.place([row], [len(text)])
         except OutOfMemoryError:
-            return 0  # its first pass says what is lacking
-        if source >= 0:
-            pieces = [(self._cache.views(source), length)]
+            return False  # its first pass says what is lacking
+        of_row = [] if source is None else [(self._cache.views(source), length)]
+        pieces = of_row or self._tree.find(text)
         at = 0
         line = self._cache.views(row)
         for slots, same in pieces:
@@ -78,13 +47,12 @@ class PrefixCache:
                 for new, old in zip(into, slots[layer], strict=True):
                     new[:, at : at + same] = old[:, :same]
             at += same
-        return length
+        return True
 
     def keep(self, row: int, text: list[int]) -> None:
-        """Copies what a row holds, the slots of `text`, before the row is freed."""
         most = self._room()
         text = text[:most]
-        if len(text) < _LEAST:
+        if len(text) < LEAST:
             return
         line = self._cache.views(row)
 
@@ -101,11 +69,9 @@ class PrefixCache:
             self.clear()
 
     def bytes_held(self, device: torch.device) -> int:
-        """What the texts take there."""
         return self._tree.tokens * self._cache.sizes().get(device, 0)
 
     def clear(self) -> bool:
-        """Forgets all texts; whether there were any."""
         held = self._tree.tokens > 0
         self._tree.clear()
         return held

@@ -1,0 +1,70 @@
+"""A pair of GGUF files beside the library alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from gguf_files import needs_llama_cpp, write_gguf
+from test_gguf import PRE_TOKENIZERS
+from tokenizers.normalizers import NFC
+from toy import build_model
+from transformers import AutoTokenizer
+
+from foreal_core.demo import pair_paths
+
+pytestmark = needs_llama_cpp
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with the bundled pair's vocabulary and template."""
+    made = AutoTokenizer.from_pretrained(pair_paths()[0])
+    made.backend_tokenizer.pre_tokenizer = PRE_TOKENIZERS["qwen2"]
+    made.backend_tokenizer.normalizer = NFC()
+    merges = json.loads(made.backend_tokenizer.to_str())["model"]["merges"]
+    path = tmp_path_factory.mktemp("benchmark") / "tiny.gguf"
+    model = build_model("llama", vocab_size=len(made))
+    return write_gguf(path, model, made, pre="qwen2", merges=[" ".join(one) for one in merges])
+
+
+def test_a_record_of_a_pair(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foreal_core.benchmark import gguf
+
+    asked = ["--leader", str(file), "--draft", str(file), "--threads", "1", "--tokens", "6"]
+    asked += ["--together", "3", "--repeats", "1", "--torch-leader", str(pair_paths()[0])]
+    monkeypatch.setattr(sys, "argv", ["gguf", *asked])
+    gguf.main()
+    record = json.loads(capsys.readouterr().out)
+    [measured] = record["pairs"]
+    assert set(measured["ways"]) == set(gguf.WAYS)
+    for name, way in measured["ways"].items():
+        [run] = way["runs"]
+        assert run["seconds"] > 0
+        assert run["library_seconds"] > 0
+        if name in ("leader", "draft"):
+            other = "draft" if name == "leader" else "leader"
+            assert run["passes"] == {name: 6, other: 0}
+            # Every token of prompt and text but the last was read once.
+            assert run["tokens_read"][name] == measured["prompt_tokens"] + 5
+    [torch] = record["torch"]
+    assert torch["tokens_per_second"]["median"] > 0
+    out = tmp_path / "record.json"
+    monkeypatch.setattr(sys, "argv", ["gguf", *asked[:-2], "--out", str(out)])
+    gguf.main()
+    assert json.loads(out.read_text())["kind"] == "gguf"
+
+
+def test_a_missing_file_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foreal_core.benchmark import gguf
+
+    monkeypatch.setattr(sys, "argv", ["gguf", "--leader", "none.gguf", "--draft", "none.gguf"])
+    with pytest.raises(SystemExit):
+        gguf.main()
+    assert "there is no file 'none.gguf'" in capsys.readouterr().err
