@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foreal_core.backends.llama_cpp.library import library
 from foreal_core.backends.llama_cpp.model import LlamaModel
@@ -128,9 +129,9 @@ def measure_pair(
 
 def measure_torch(folder: str, *, threads: int, tokens: int, repeats: int) -> Record:
     """Tokens per second of a leader alone in torch, in bfloat16."""
-    with FoReaLDecoder.from_pretrained(
-        folder, folder, dtype=torch.bfloat16, threads=threads, max_batch_size=1
-    ) as decoder:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with FoReaLDecoder(model, model, tokenizer, threads=threads, max_batch_size=1) as decoder:
         values = [
             _speed(_written(decoder, [_CHAT], 8 if repeat == 0 else tokens, {"policy": "leader"}))
             for repeat in range(repeats + 1)
