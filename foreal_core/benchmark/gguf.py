@@ -98,8 +98,8 @@ def measure_pair(
                 continue
             for name, value in figures.items():
                 taken.setdefault(name, []).append(value)
-            for name, value in found.items():
-                ways[name].append(value)
+            for name, run in found.items():
+                ways[name].append(run)
     return {
         "file_type": _file_type(first),
         "leader": Path(leader).name,
@@ -162,9 +162,10 @@ def _written(
     decoder: FoReaLDecoder, prompts: Sequence[str], tokens: int, way: Mapping[str, Any]
 ) -> list[Generation]:
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return decoder.generate(
+    written: list[Generation] = decoder.generate(
         messages=chats, max_new_tokens=tokens, min_tokens=tokens, temperature=0.0, **way
     )
+    return written
 
 
 def _speed(written: Sequence[Generation]) -> float:
