@@ -160,20 +160,25 @@ def _ratios(cell: Any, columns: Any, baselines: dict[str, str]) -> list[list[str
     ]
 
 
-def kinds(record: str) -> str:
-    """Where the models part along the leader's own texts, by kind of token."""
-    of = _load(record)["scopes"]["all"]["kinds"]
-    parted = sum(one["misaligned"] for one in of.values())
+def misaligned(record: str) -> str:
+    """How often the draft misses the leader's token, by its place in the sentence and its part of
+    the response."""
+    scope = _load(record)["scopes"]["all"]
+
+    def shares(curve: dict[str, Any], bounds: list[tuple[int, int]]) -> list[str]:
+        told = []
+        for start, end in bounds:
+            counts = curve["count"][start:end]
+            missed = sum(rate * n for rate, n in zip(curve["rate"][start:end], counts, strict=True))
+            told.append(f"{missed / sum(counts):.1%}")
+        return told
+
+    places, parts = [(0, 1), (1, 5), (5, 15), (15, 30)], [(0, 5), (5, 10), (10, 15), (15, 20)]
     rows = [
-        (
-            kind,
-            one["occurrences"],
-            f"{one['misaligned'] / one['occurrences']:.1%}",
-            f"{one['misaligned'] / parted:.0%}",
-        )
-        for kind, one in sorted(of.items(), key=lambda item: -item[1]["misaligned"])
+        ("token 1 / 2 to 5 / 6 to 15 / 16 to 30 of a sentence", *shares(scope["local"], places)),
+        ("quarter 1 / 2 / 3 / 4 of a response", *shares(scope["global"], parts)),
     ]
-    return table(("the leader's token is a", "tokens", "missed by the draft", "of all"), rows)
+    return table(("missed by the draft", "first", "second", "third", "fourth"), rows)
 
 
 def grounded(record: str) -> str:
@@ -298,6 +303,6 @@ def prose(text: str) -> str:
 
 BLOCKS: tuple[Callable[..., str], ...] = (
     *(sweep, sweep_columns, results, oracle, targets, times_as_fast, grounded, tree_summarize),
-    *(contexts, natural_speed, kinds, gguf_speed, under_load, http_overhead),
+    *(contexts, natural_speed, misaligned, gguf_speed, under_load, http_overhead),
     *(real_equality, sentence_ends),
 )

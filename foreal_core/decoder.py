@@ -16,6 +16,7 @@ from foreal_core.engine.spans import SpanEngine
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author
 from foreal_core.loading.assemble import Assembled, assemble_backend, assemble_models
+from foreal_core.loading.heap import lean_heap
 from foreal_core.loading.pair import load_pair
 from foreal_core.loading.servers import assemble_servers
 from foreal_core.prompts import Prompts
@@ -211,28 +212,29 @@ class FoReaLDecoder(Calls):
         Raises:
             ModelLoadError: a model or tokenizer cannot be loaded; the message says which and why.
         """
-        pair = load_pair(
-            leader,
-            draft,
-            backend=backend,
-            common={"device_map": device_map, "dtype": dtype, **hf_kwargs},
-            leader_kwargs=leader_kwargs or {},
-            draft_kwargs=draft_kwargs or {},
-        )
-        return cls(
-            pair.leader,
-            pair.draft,
-            pair.tokenizer,
-            draft_tokenizer=pair.draft_tokenizer,
-            max_batch_size=max_batch_size,
-            max_context=max_context,
-            max_queue=max_queue,
-            static_shapes=static_shapes,
-            compile=compile,
-            threads=threads,
-            gpu_memory_utilization=gpu_memory_utilization,
-            prefix_cache=prefix_cache,
-        )
+        with lean_heap():
+            pair = load_pair(
+                leader,
+                draft,
+                backend=backend,
+                common={"device_map": device_map, "dtype": dtype, **hf_kwargs},
+                leader_kwargs=leader_kwargs or {},
+                draft_kwargs=draft_kwargs or {},
+            )
+            return cls(
+                pair.leader,
+                pair.draft,
+                pair.tokenizer,
+                draft_tokenizer=pair.draft_tokenizer,
+                max_batch_size=max_batch_size,
+                max_context=max_context,
+                max_queue=max_queue,
+                static_shapes=static_shapes,
+                compile=compile,
+                threads=threads,
+                gpu_memory_utilization=gpu_memory_utilization,
+                prefix_cache=prefix_cache,
+            )
 
     @classmethod
     def connect(
