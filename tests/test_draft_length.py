@@ -51,7 +51,7 @@ def test_a_draft_that_is_never_right_proposes_less_and_less(cheap_draft: None) -
 
 def test_nothing_is_proposed_where_the_models_part(cheap_draft: None) -> None:
     # Sentences of eight words, of which the draft knows all but the second.
-    words = [" we", " add", " then", " the", " sum", " is", " x", "."]
+    words = [" we", " add", " then", " the", " sum", " is", " so", "."]
     leader = dict(zip([".", *words], words, strict=False))
     two = scripted_pair(leader, leader | {" we": " a", " a": " a"})
     settings = {"lead_probability": 1.0, "lead_count": 99, "hit_threshold": 0}
@@ -115,7 +115,7 @@ def test_what_falls_more_often_is_judged_sooner(
 
 
 def test_a_review_settles_for_stretches_of_what_stands(cheap_draft: None) -> None:
-    words = [" we", " add", " then", " the", " sum", " is", " x", "."]
+    words = [" we", " add", " then", " the", " sum", " is", " so", "."]
     leader = dict(zip([".", *words], words, strict=False))
     often, never = {" add": " a", " is": " a", " a": " a"}, {}
     settled = []
