@@ -11,7 +11,9 @@ from foreal_core.chat.messages import user_message
 from foreal_core.cli.bar import counting_bar
 from foreal_core.cli.common import (
     ALL_BUNDLED,
+    BoundaryOption,
     CommandConsole,
+    LengthOption,
     PairOptions,
     ProblemSeedOption,
     SuitesOption,
@@ -20,7 +22,7 @@ from foreal_core.cli.common import (
 )
 from foreal_core.cli.settings import takes_pair
 from foreal_core.cli.terminal import analysis_view
-from foreal_core.config import FoReaLConfig, SentenceBoundaryMode
+from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError
 from foreal_core.extras import extra_module
 from foreal_core.records.files import write_record
@@ -47,12 +49,8 @@ def analyze(
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Do not apply the chat template.")
     ] = False,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Length of a response at most.")
-    ] = FoReaLConfig.max_new_tokens,
-    sentence_boundary: Annotated[
-        SentenceBoundaryMode, typer.Option(help="What ends a sentence.")
-    ] = FoReaLConfig.sentence_boundary,
+    max_new_tokens: LengthOption = FoReaLConfig.max_new_tokens,
+    sentence_boundary: BoundaryOption = FoReaLConfig.sentence_boundary,
     out: Annotated[Path | None, typer.Option(help="Write the record to this JSON file.")] = None,
     plots: Annotated[
         Path | None, typer.Option(help="A folder for the figures, as SVG and PNG.")

@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 
 from foreal_core.backends.servers.options import is_url
 from foreal_core.cli.terminal import LiveText
-from foreal_core.config import FoReaLConfig
+from foreal_core.config import FoReaLConfig, SentenceBoundaryMode
 from foreal_core.demo import DRAFTS, pair_paths
 from foreal_core.errors import ConfigError
 
@@ -56,6 +56,8 @@ QuestionsOption = Annotated[
     typer.Option(min=1, help="The first so many questions of each. [default: 300 bundled]"),
 ]
 ProblemSeedOption = Annotated[int, typer.Option(help="Which bundled problems are asked.")]
+LengthOption = Annotated[int, typer.Option(help="Length of a response at most.")]
+BoundaryOption = Annotated[SentenceBoundaryMode, typer.Option(help="What ends a sentence.")]
 # By the fields of PairOptions; those behind the first two say how the pair is loaded.
 PAIR_OPTIONS = {
     "leader": LeaderOption,

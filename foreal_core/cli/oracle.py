@@ -10,7 +10,9 @@ import typer
 from foreal_core.cli.bar import counting_bar
 from foreal_core.cli.common import (
     ALL_BUNDLED,
+    BoundaryOption,
     CommandConsole,
+    LengthOption,
     PairOptions,
     ProblemSeedOption,
     SuitesOption,
@@ -19,7 +21,7 @@ from foreal_core.cli.common import (
 )
 from foreal_core.cli.settings import takes_pair
 from foreal_core.cli.terminal import oracle_view
-from foreal_core.config import FoReaLConfig, SentenceBoundaryMode
+from foreal_core.config import FoReaLConfig
 
 
 @takes_pair()
@@ -34,12 +36,8 @@ def oracle(
     hit_threshold: Annotated[
         int, typer.Option(help="k, as in the other commands.")
     ] = FoReaLConfig.hit_threshold,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Length of a response at most.")
-    ] = FoReaLConfig.max_new_tokens,
-    sentence_boundary: Annotated[
-        SentenceBoundaryMode, typer.Option(help="What ends a sentence.")
-    ] = FoReaLConfig.sentence_boundary,
+    max_new_tokens: LengthOption = FoReaLConfig.max_new_tokens,
+    sentence_boundary: BoundaryOption = FoReaLConfig.sentence_boundary,
     out: Annotated[
         Path | None,
         typer.Option(help="The JSON record; an interrupted search goes on from it."),
