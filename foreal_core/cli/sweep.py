@@ -55,6 +55,13 @@ def sweep(
             help="A setting and its values, such as lead_count=5,15,25; repeat it for a product."
         ),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Names of runs out of these, such as 'review *'; repeat it for several. The "
+            "leader alone is always one."
+        ),
+    ] = None,
     leader: LeaderOption = None,
     draft: Annotated[
         list[str] | None,
@@ -82,12 +89,13 @@ def sweep(
     pairs = _pairs(leader, draft, preset, loading)
     first = next(iter(pairs.values()))
     from foreal_core.evaluation import load_suites
-    from foreal_core.evaluation.points import PRESETS, grid as points_of
+    from foreal_core.evaluation.points import PRESETS, grid as points_of, only as only_points
     from foreal_core.evaluation.sweep import Sweep, run_sweep
     from foreal_core.report.table import sweep_table
 
     points = PRESETS[preset](list(pairs), base) if preset else []
     points += [point for name in pairs if values for point in points_of(name, base, values)]
+    points = only_points({one.label(list(pairs), base): one for one in points}, only or "*")
     suites = load_suites(suite.split(","), count=count, seed=problem_seed)
     first.use_threads()  # before the record notes how many there are
     planned = Sweep(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from foreal_core.config import FoReaLConfig
+from foreal_core.errors import ConfigError
 
 # The settings that make a difference under each policy, of those that sweeps are about.
 _STEERING = ("lead_count", "lead_probability", "hit_threshold", "hit_window")
@@ -192,6 +194,22 @@ PRESETS: Mapping[str, Callable[[Sequence[str], FoReaLConfig], list[Point]]] = {
     "control": control,
     "short": short,
 }
+
+
+def only(points: Mapping[str, Point], patterns: Sequence[str]) -> list[Point]:
+    """The points whose labels fit a pattern (* and ? stand for anything), in their own order.
+
+    Raises:
+        ConfigError: nothing fits a pattern.
+    """
+    for pattern in patterns:
+        if not fnmatch.filter(points, pattern):
+            raise ConfigError(f"no run is called {pattern!r}; there are: {', '.join(points)}.")
+    return [
+        point
+        for label, point in points.items()
+        if any(fnmatch.fnmatchcase(label, pattern) for pattern in patterns)
+    ]
 
 
 def unique(points: Iterable[Point]) -> list[Point]:

@@ -144,6 +144,7 @@ def test_sweep_prints_a_table_and_draws(
         (["sweep", "--out", "x.json", *GRID, "--suite", "ledger,ledger"], "called ledger"),
         (["analyze", "--suite", "ledger,ledger"], "called ledger"),
         (["eval", "--suite", "ledger", "--out", "/proc/x.json"], "/proc cannot be written to"),
+        (["sweep", "--out", "x.json", *GRID, "--only", "review*"], "no run is called 'review*'"),
         (["sweep", "--out", "x.json", "--preset", "paper", "--leader", "L"], "--draft"),
         (["sweep", "--out", "x.json", "--preset", "paper", "--plots", "no/plots"], "no/plots"),
     ],

@@ -15,7 +15,7 @@ from foreal_core import FoReaLConfig, FoReaLDecoder
 from foreal_core.errors import ConfigError
 from foreal_core.evaluation import Suite
 from foreal_core.evaluation.comparison import summary
-from foreal_core.evaluation.points import Point, comparison, grid, paper, unique
+from foreal_core.evaluation.points import Point, comparison, grid, only, paper, short, unique
 from foreal_core.evaluation.sweep import Part, Sweep, run_sweep
 from foreal_core.report.table import sweep_table
 
@@ -58,6 +58,22 @@ def test_the_papers_points_and_the_controls() -> None:
     assert len(paper(["own"], BASE)) == 25
     judged = comparison(drafts, BASE)
     assert len(set(judged)) == len(judged) == 11 and set(judged) <= set(points)
+
+
+def test_some_of_the_points_are_taken_by_name() -> None:
+    points = {point.label(["own"], BASE): point for point in short(["own"], BASE)}
+    taken = only(points, ["FoReaL*", "review tolerance=0.?", "draft alone"])
+    assert [point.label(["own"], BASE) for point in taken] == [
+        "draft alone",
+        "review tolerance=0.3",
+        "review tolerance=0.6",
+        "FoReaL n=15 p=1.0",
+        "FoReaL n=15 p=0.6",
+        "FoReaL n=5 p=1.0",
+    ]
+    assert only(points, ["*"]) == list(points.values())
+    with pytest.raises(ConfigError, match=r"no run is called 'foreal'.*leader alone, draft alone"):
+        only(points, ["FoReaL*", "foreal"])
 
 
 def test_what_makes_no_difference_makes_no_point() -> None:
