@@ -21,7 +21,9 @@ _FENCE = re.compile(r"(`{3,}|~{3,})\s*")
 _NUMBER = r"[*_]{0,3}[(\[]?(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z]|[ivxIVX]{2,5})[.)\]:]+[*_]{0,3}"
 _ITEM = re.compile(rf"[>\s]*(?:#{{1,6}}|(?:[-*+•◦▪‣–]\s*)?(?:{_NUMBER}|\[[ xX]\])?)")
 _OPENING = re.compile(r"\\begin\{[A-Za-z]+\*?\}(?:[\[{].*[\]}])?|<[A-Za-z][^<>]*>")
-_CLOSING = regex.compile(r"\\end\{[A-Za-z]+\*?\}[.,;:]?|</[A-Za-z][^<>]*>")
+_CLOSING_TAG = r"</[A-Za-z][^<>]*>"
+_CLOSING_TAGS = re.compile(rf"(?:{_CLOSING_TAG}\s*)+")
+_CLOSING = regex.compile(rf"\\end\{{[A-Za-z]+\*?\}}[.,;:]?|{_CLOSING_TAG}")
 
 
 class MarkupReader:
@@ -187,6 +189,11 @@ class MarkupReader:
             self.line = "|"
         elif len(self.line) < LINE_LIMIT and (self.line or not char.isspace()):
             self.line += char
+
+
+def without_closing_tags(start: str) -> str:
+    """How a sentence begins behind the tags that close something ("</em></strong>")."""
+    return start[found.end() :] if (found := _CLOSING_TAGS.match(start)) else start
 
 
 def may_close(start: str) -> bool:

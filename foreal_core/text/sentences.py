@@ -17,7 +17,7 @@ import regex
 
 from foreal_core.config import SentenceBoundaryMode
 from foreal_core.errors import ConfigError
-from foreal_core.text.markup import LINE_LIMIT, MarkupReader, may_close
+from foreal_core.text.markup import LINE_LIMIT, MarkupReader, may_close, without_closing_tags
 
 _PAPER_MARKS: Final = (".", "!", "?", "。", "！", "？")
 _ELLIPSIS: Final = "…"
@@ -58,7 +58,9 @@ _ORDINAL = re.compile(
     r"(?<!\w)(?:[Vv]om|[Zz]u[mr]|[Ii]m|[Bb]eim|[Dd](?:er|ie|as|e[mns])|(?<!\bI )[Aa]m) \d{1,3}\Z"
 )
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
-_ENUMERATION = re.compile(r"[>#*_+\-|\s]*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z])")
+_ENUMERATION = re.compile(
+    r"(?:[>#*_+\-|\s]|<[A-Za-z][^<>]*>)*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z])"
+)
 
 # Why a mark is pending: what follows must tell. "mark": "!" and "?", which stand in code and
 # addresses too. "wide": marks of other scripts, which nothing but closers can delay. "factorial":
@@ -107,16 +109,17 @@ class SentenceBoundaryDetector:
       lower-case letter means that the sentence goes on.
     - A "." ends nothing in a decimal, a dotted name ("example.com", "foo.bar()"), an abbreviation,
       a single initial ("J."), a German ordinal ("am 3. Mai") or an enumeration at the start of a
-      sentence, line or cell ("1.", "2.3.", "a."). White space, a capital, a script without capitals
+      sentence, line or cell ("1.", "2.3.", "a.", "<b>1.</b>"). White space, a capital, a script without capitals
       or a bracket after it settle it as an end; a digit, a lower-case letter, "_", another mark or
       one of ",;:-/@=" directly after it do not. "etc.", "No." and their like, an
-      ellipsis and a single letter ("d. h.", "z. B.") look past white space.
+      ellipsis and a single letter ("d. h.", "z. B.", "p. m.") look past white space.
     - Inside code and mathematics (see `MarkupReader`) marks end nothing; in an amount of money they
       count as usual, save the factorial in "$5!". In plain text a "!" after a number, a variable or
       a bracket is a factorial where a formula or a lower-case word follows.
-    - A newline ends a sentence that has begun, whatever stands before it. White space and lines
-      that hold no letter and no digit make no sentence: they belong to the sentence before. What
-      opens something (see `MarkupReader.end_line`) belongs to what follows.
+    - A newline ends a sentence that has begun, whatever stands before it. White space, lines that
+      hold no letter and no digit, and tags that close something ("</em>") make no sentence: they
+      belong to the sentence before. What opens something (see `MarkupReader.end_line`) belongs to
+      what follows.
 
     What has been decided depends on the text alone, not on its cuts. Everything kept is bounded;
     a feed costs O(len(text)).
@@ -257,7 +260,8 @@ class SentenceBoundaryDetector:
         if "\n" in text[: len(text) - len(text.lstrip())] or doubt == "wide":
             return True
         if doubt == "number":
-            return not following.isdecimal() and following not in "(#"
+            afternoon = following.islower() and self._markup.tail.rstrip().endswith(" p.")
+            return not (following.isdecimal() or following in "(#" or afternoon)
         if doubt == "letter":
             example = following == "B" and self._markup.tail.rstrip().endswith("z.")
             return not (following.islower() or example)
@@ -311,6 +315,9 @@ class SentenceBoundaryDetector:
         if len(self._present) < LINE_LIMIT:
             self._present = (self._present + text).lstrip()[:LINE_LIMIT]
         self._content = self._content or any(map(str.isalnum, text))
+        behind = without_closing_tags(self._present)
+        if behind != self._present:
+            self._present, self._content = behind, any(map(str.isalnum, behind))
 
     def _end_line(self) -> bool:
         kind = self._markup.end_line(self._present, content=self._content)
