@@ -1,11 +1,12 @@
 """How much memory it takes to load a pair: one command (Linux).
 
-    python benchmarks/load_memory.py LEADER DRAFT [--dtype bfloat16] [--out FILE]
+    python benchmarks/load_memory.py LEADER DRAFT [--dtype bfloat16] [--backend torch] [--out FILE]
 
-A process of its own loads the pair and says what its weights are; this one reads its
-`/proc/PID/status` meanwhile, every few milliseconds. `RssAnon` is private memory, `RssFile` mapped
-files, whose clean pages the kernel takes back where somebody needs them. What the process has
-before it loads (Python, torch) is subtracted.
+A process of its own loads the pair and says how many bytes its weights are: the parameters of
+torch's models, the files of llama.cpp's. This one reads its `/proc/PID/status` meanwhile, every few
+milliseconds. `RssAnon` is private memory, `RssFile` mapped files, whose clean pages the kernel
+takes back where somebody needs them. What the process has before it loads (Python, torch) is
+subtracted.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ import transformers
 KINDS = ("RssAnon", "RssFile")
 _INTERVAL = 0.005  # seconds
 _LOAD = """
-import sys
+import os, sys
 import torch
 import transformers.models.auto.modeling_auto
 from foreal_core import FoReaLDecoder
-leader, draft, dtype = sys.argv[1:]
+leader, draft, dtype, backend = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-backend = "torch" if leader.endswith(".gguf") else None
-decoder = FoReaLDecoder.from_pretrained(leader, draft, dtype=dtype, backend=backend)
-print(sum(p.numel() * p.element_size() for m in decoder.transformers_models.values()
-          for p in m.parameters()), flush=True)
+decoder = FoReaLDecoder.from_pretrained(leader, draft, dtype=dtype, backend=backend or None)
+models = decoder.transformers_models.values()
+weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+print(weights or os.path.getsize(leader) + os.path.getsize(draft), flush=True)
 sys.stdin.readline()
 """
 
@@ -47,9 +48,9 @@ def resident(pid: int) -> dict[str, int]:
     return {kind: int(fields[kind].split()[0]) * 1024 for kind in KINDS}
 
 
-def measure(leader: str, draft: str, dtype: str) -> dict[str, Any]:
+def measure(leader: str, draft: str, dtype: str, backend: str) -> dict[str, Any]:
     """Peaks while loading, and what is held after it, in bytes."""
-    command = [sys.executable, "-c", _LOAD, leader, draft, dtype]
+    command = [sys.executable, "-c", _LOAD, leader, draft, dtype, backend]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -70,6 +71,9 @@ def measure(leader: str, draft: str, dtype: str) -> dict[str, Any]:
         held = resident(child.pid)
     weights = int(loaded)
     return {
+        "leader": Path(leader).name,
+        "draft": Path(draft).name,
+        "backend": backend or "torch",
         "dtype": dtype,
         "weights": weights,
         "samples": samples,
@@ -83,17 +87,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("leader")
     parser.add_argument("draft")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="bfloat16", help="of torch's models")
+    parser.add_argument("--backend", default="", help="of GGUF files: torch or llama.cpp")
     parser.add_argument("--out", type=Path, help="a record, to which this row is added")
     asked = parser.parse_args()
-    row = measure(asked.leader, asked.draft, asked.dtype)
-    names = [Path(name).name for name in (asked.leader, asked.draft)]
-    print(json.dumps({" and ".join(names): row}, indent=1))
+    row = measure(asked.leader, asked.draft, asked.dtype, asked.backend)
+    print(json.dumps(row, indent=1))
     if asked.out is not None:
-        record = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+        record = json.loads(asked.out.read_text()) if asked.out.exists() else []
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        record[" and ".join(names)] = {**row, "versions": versions, "cores": os.cpu_count()}
-        asked.out.write_text(json.dumps(record, indent=1) + "\n")
+        row = {**row, "versions": versions, "cores": os.cpu_count()}
+        named = ("leader", "draft", "backend", "dtype")
+        record = [one for one in record if any(one[name] != row[name] for name in named)]
+        asked.out.write_text(json.dumps([*record, row], indent=1) + "\n")
     return 0
 
 

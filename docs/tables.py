@@ -31,6 +31,38 @@ def real_equality() -> str:
     return table(("pair", "from", "prompts", "settings", "equal texts"), rows)
 
 
+def load_memory() -> str:
+    """Private memory while a pair is loaded: `benchmarks/load_memory.py`."""
+    rows = []
+    for one in _load("records/load-memory.json"):
+        names = " and ".join(dict.fromkeys((one["leader"], one["draft"])))
+        of_torch = one["backend"] == "torch"
+        anonymous, mapped = (one["peak"][kind] / one["weights"] for kind in ("RssAnon", "RssFile"))
+        held = one["held"]["RssAnon"] / one["weights"]
+        rows.append(
+            (
+                names + (" with itself" if one["leader"] == one["draft"] else ""),
+                f"{one['backend']}, {one['dtype']}" if of_torch else one["backend"],
+                f"{one['weights'] / 1e9:.2f}",
+                *(f"{share:.2f}" for share in (anonymous, mapped, held)),
+            )
+        )
+    heads = ("pair", "run by", "weights, GB", "private, peak", "mapped, peak", "private, loaded")
+    return table(heads, rows)
+
+
+def checkpoint_passes() -> str:
+    """Passes under the rules of checkpoints over those without: `tests/checkpoint_passes.py`."""
+    rows = []
+    for pair, one in _load("records/checkpoint-passes.json").items():
+        free, bound = (one["passes"][rule] for rule in ("anywhere", "checkpoints"))
+        counts = (f"{bound[name]} / {free[name]} = {one['ratio'][name]:.2f}" for name in free)
+        size, texts = f"{one['leader_by_draft']:.1f}", f"{one['texts']} ({one['tokens']} tokens)"
+        rows.append((pair, size, texts, *counts))
+    heads = ("pair", "leader by draft", "texts", "passes of the leader", "of the draft")
+    return table(heads, rows)
+
+
 def sentence_ends() -> str:
     """Sentence ends of real texts, as they were judged: `tests/real_texts.py`."""
     rows = []
@@ -304,5 +336,5 @@ def prose(text: str) -> str:
 BLOCKS: tuple[Callable[..., str], ...] = (
     *(sweep, sweep_columns, results, oracle, targets, times_as_fast, grounded, tree_summarize),
     *(contexts, natural_speed, misaligned, gguf_speed, under_load, http_overhead),
-    *(real_equality, sentence_ends),
+    *(real_equality, sentence_ends, load_memory, checkpoint_passes),
 )

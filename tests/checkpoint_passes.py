@@ -61,7 +61,8 @@ def compare(pair: str) -> dict[str, Any]:
                 {name: sum(one.cost.forward_passes[name] for one in written) for name in AUTHORS}
             )
         weights = {
-            name: profile.weight_bytes for name, profile in decoder._engine.executor.profiles.items()
+            name: profile.weight_bytes
+            for name, profile in decoder._engine.executor.profiles.items()
         }
     if texts[0] != texts[1]:
         raise ValueError(f"{pair}: the rules of checkpoints changed a text")

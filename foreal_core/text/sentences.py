@@ -58,9 +58,7 @@ _ORDINAL = re.compile(
     r"(?<!\w)(?:[Vv]om|[Zz]u[mr]|[Ii]m|[Bb]eim|[Dd](?:er|ie|as|e[mns])|(?<!\bI )[Aa]m) \d{1,3}\Z"
 )
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
-_ENUMERATION = re.compile(
-    r"(?:[>#*_+\-|\s]|<[A-Za-z][^<>]*>)*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z])"
-)
+_ENUMERATION = re.compile(r"(?:[>#*_+\-|\s]|<[A-Za-z][^<>]*>)*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z])")
 
 # Why a mark is pending: what follows must tell. "mark": "!" and "?", which stand in code and
 # addresses too. "wide": marks of other scripts, which nothing but closers can delay. "factorial":
@@ -109,9 +107,9 @@ class SentenceBoundaryDetector:
       lower-case letter means that the sentence goes on.
     - A "." ends nothing in a decimal, a dotted name ("example.com", "foo.bar()"), an abbreviation,
       a single initial ("J."), a German ordinal ("am 3. Mai") or an enumeration at the start of a
-      sentence, line or cell ("1.", "2.3.", "a.", "<b>1.</b>"). White space, a capital, a script without capitals
-      or a bracket after it settle it as an end; a digit, a lower-case letter, "_", another mark or
-      one of ",;:-/@=" directly after it do not. "etc.", "No." and their like, an
+      sentence, line or cell ("1.", "2.3.", "a.", "<b>1.</b>"). White space, a capital, a script
+      without capitals or a bracket after it settle it as an end; a digit, a lower-case letter, "_",
+      another mark or one of ",;:-/@=" directly after it do not. "etc.", "No." and their like, an
       ellipsis and a single letter ("d. h.", "z. B.", "p. m.") look past white space.
     - Inside code and mathematics (see `MarkupReader`) marks end nothing; in an amount of money they
       count as usual, save the factorial in "$5!". In plain text a "!" after a number, a variable or
