@@ -115,7 +115,7 @@ def test_what_fits_alone_never_fails(
                         assert written.token_ids == expected
                     assert written.token_ids == expected[: len(written.token_ids)]
                 decoder.check_integrity()
-                assert device.slabs == device.held
+                assert device.tells_the_truth
                 assert static or device.held == 0
             device.limit(PLENTY)
             device.caps = iter(())
@@ -133,6 +133,30 @@ def assert_true(said: str, most: int) -> None:
     assert told["are needed"] <= most * rounded
     if "an unknown amount is free" not in said:
         assert told["are held"] + told["is free"] <= told["are needed"] * rounded
+
+
+def test_rows_share_passes_again_once_memory_came_back(
+    alone: Callable[[Asked], Generation],
+) -> None:
+    """While requests always wait, so that the decoder never rests."""
+    own = FoReaLConfig(policy="leader", max_new_tokens=20, min_tokens=20, temperature=0.0)
+    requests = [Asked((*asked(seed).prompt[:20],), own, None) for seed in range(90)]
+    expected = [alone(one).token_ids for one in requests]
+    with made() as decoder:
+        device = CappedDevice(decoder)
+        with device.installed():
+            device.rows = 2
+            streams = [decoder.stream(list(one.prompt), one.config) for one in requests]
+            for _ in streams[0]:
+                pass
+            ran = len(device.widths)
+            assert max(device.widths) <= 2
+            device.rows = ROWS
+            for stream in streams:
+                for _ in stream:
+                    pass
+        assert [stream.result.token_ids for stream in streams] == expected
+        assert max(device.widths[ran:]) == ROWS
 
 
 def test_a_pair_that_counts_leaves_no_gap() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from waiting import wait_until
 
 from foreal_core import ConfigError, CostReport, FoReaLConfig, FoReaLDecoder, Generation
 from foreal_core.backends.local import prefix_cache
-from foreal_core.backends.local.prefix_tree import PrefixTree, Slots, common_prefix
+from foreal_core.backends.local.prefix_tree import PrefixTree, Slots, common_prefix, part_of
 from foreal_core.backends.local.runner import ModelRunner
 from foreal_core.engine import engine
 
@@ -82,6 +84,43 @@ def test_the_tree_holds_what_was_added_last(
         for part, expected in enumerate(whole[layer]):
             found = torch.cat([slots[layer][part][:, :same] for slots, same in pieces], 1)
             assert torch.equal(found, expected)
+
+
+class Piece:
+    """Stands in for keys or values [heads, slots, dim]."""
+
+    alive: ClassVar[WeakSet[Piece]] = WeakSet()
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.alive.add(self)
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Piece:
+        return Piece(len(range(self.length)[index[1]]))
+
+    def clone(self) -> Piece:
+        return Piece(self.length)
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=TEXTS, most=st.integers(12, 40))
+def test_what_is_forgotten_gives_its_memory_back_at_once(texts: list[list[int]], most: int) -> None:
+    """Also where no garbage collector comes by."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        Piece.alive.clear()
+        tree = PrefixTree()
+        for text in texts:
+            row: Any = {0: (Piece(len(text)), Piece(len(text)))}
+            tree.add(text, partial(part_of, row, end=len(text)), most)
+            del row
+            assert sum(piece.length for piece in list(Piece.alive)) == 2 * tree.tokens
+        tree.clear()
+        assert not list(Piece.alive)
+    finally:
+        if collects:
+            gc.enable()
 
 
 # -- texts ----------------------------------------------------------------------------------------

@@ -92,3 +92,52 @@ def test_nothing_of_a_failed_pass_is_held_while_others_run() -> None:
     executor = CappedExecutor(0)
     assert None not in run(executor, [1] * 8).values()
     assert set(executor.held_at_passes) == {0}
+
+
+class Shared:
+    """A device that others take memory of: passes of more than `fits` rows fail."""
+
+    def __init__(self) -> None:
+        self.fits = 0
+        self.failed = 0
+        self.largest = 0
+
+    groups = CappedExecutor.groups
+
+    def run(self, author: Author, parts: list[RowPass]) -> list[Round]:
+        if len(parts) > self.fits:
+            self.failed += 1
+            raise OutOfMemoryError("the device is full")
+        self.largest = max(self.largest, len(parts))
+        return [Round(parts, [Draws([1], [1], [True]) for _ in parts])]
+
+    def shrink(self) -> None:
+        """There is nothing."""
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(2, 16), fits=st.integers(1, 15), short=st.integers(1, 600))
+def test_rows_come_back_with_the_memory(rows: int, fits: int, short: int) -> None:
+    """Under a load that never ends, and at little cost as long as memory is short."""
+    patience, device = 64, Shared()
+    passes = PassRunner(cast(Any, device), rows)
+    parts = [RowPass(cast(Any, None), Chunk(row, 0, [1], 1)) for row in range(rows)]
+
+    def step() -> None:
+        device.largest = 0
+        results = list(passes.run("leader", parts))
+        assert sum(len(one.parts) for one in results) == rows
+        assert all(one.error is None for one in results)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda: 0)
+        device.fits = fits
+        for _ in range(short):
+            step()
+        doublings = (rows - 1).bit_length()
+        tries = 1 + doublings + (short // patience).bit_length()
+        assert device.failed <= tries * rows
+        device.fits = rows
+        for _ in range(short + patience * (1 + doublings)):
+            step()
+        assert device.largest == rows

@@ -3,6 +3,9 @@
 A node holds a run of tokens and each layer's slots for them. Children differ in their first token,
 so a text is found by walking from the root. What was used longest ago is forgotten first, leaf by
 leaf: an inner node is never older than what follows it.
+
+Nodes do not know their parents: without cycles, what is forgotten gives its memory back at once,
+and not when the garbage collector comes by.
 """
 
 from __future__ import annotations
@@ -19,12 +22,11 @@ _BLOCK = 64
 
 
 class _Node:
-    """A run of tokens; `parent` is None for the root, which has none."""
+    """A run of tokens; the root has none."""
 
-    def __init__(self, tokens: list[int], slots: Slots, parent: _Node | None, used: int) -> None:
+    def __init__(self, tokens: list[int], slots: Slots, used: int) -> None:
         self.tokens = tokens
         self.slots = slots
-        self.parent = parent
         self.used = used
         self.children: dict[int, _Node] = {}
 
@@ -42,7 +44,7 @@ class PrefixTree:
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._root = _Node([], {}, None, next(self._clock))
+        self._root = _Node([], {}, next(self._clock))
         self.tokens = 0
 
     def find(self, tokens: list[int]) -> list[tuple[Slots, int]]:
@@ -77,7 +79,7 @@ class PrefixTree:
         if slots is None:
             return
         parent = self._node_at(tokens, held)
-        leaf = _Node(tokens[held:], slots, parent, next(self._clock))
+        leaf = _Node(tokens[held:], slots, next(self._clock))
         parent.children[tokens[held]] = leaf
         self.tokens += len(leaf.tokens)
 
@@ -88,37 +90,37 @@ class PrefixTree:
         """The node that ends behind the first `length` tokens, which are held."""
         node, at = self._root, 0
         while at < length:
-            node = node.children[tokens[at]]
+            parent, node = node, node.children[tokens[at]]
             at += len(node.tokens)
             if at > length:
-                return _split(node, len(node.tokens) - (at - length))
+                return _split(parent, node, len(node.tokens) - (at - length))
         return node
 
     def _forget_down_to(self, most: int) -> None:
         while self.tokens > most:
-            leaf = min(self._leaves(), key=lambda node: node.used)
-            assert leaf.parent is not None
-            del leaf.parent.children[leaf.tokens[0]]
+            parent, leaf = min(self._leaves(), key=lambda found: found[1].used)
+            del parent.children[leaf.tokens[0]]
             self.tokens -= len(leaf.tokens)
 
-    def _leaves(self) -> Iterator[_Node]:
+    def _leaves(self) -> Iterator[tuple[_Node, _Node]]:
+        """Each with its parent."""
         waiting = [self._root]
         while waiting:
-            node = waiting.pop()
-            if node.children:
-                waiting += node.children.values()
-            else:
-                yield node
+            parent = waiting.pop()
+            for node in parent.children.values():
+                if node.children:
+                    waiting.append(node)
+                else:
+                    yield parent, node
 
 
-def _split(node: _Node, length: int) -> _Node:
+def _split(parent: _Node, node: _Node, length: int) -> _Node:
     """Cuts a node's first tokens off into a parent of their own, which is given back. Both get
     memory of their own, so that one can be forgotten without the other."""
-    assert node.parent is not None
     head, tail = part_of(node.slots, 0, length), part_of(node.slots, length, len(node.tokens))
-    upper = _Node(node.tokens[:length], head, node.parent, node.used)
-    node.parent.children[node.tokens[0]] = upper
-    node.tokens, node.slots, node.parent = node.tokens[length:], tail, upper
+    upper = _Node(node.tokens[:length], head, node.used)
+    parent.children[node.tokens[0]] = upper
+    node.tokens, node.slots = node.tokens[length:], tail
     upper.children[node.tokens[0]] = node
     return upper
 
