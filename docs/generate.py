@@ -25,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # a test loads this file by its path
 
+import real_tables
 import tables
 from tables import ROOT, prose, table
 
@@ -147,6 +148,7 @@ def _printed(command: list[str]) -> str:
 _BLOCKS: tuple[Callable[..., str], ...] = (
     *(settings, policies, families, commands),
     *tables.BLOCKS,
+    *real_tables.BLOCKS,
     *(output, output_above),
 )
 MAKERS = {made.__name__.replace("_", "-"): made for made in _BLOCKS}
