@@ -1,4 +1,4 @@
-"""Draws the figures of the natural pair from its records: python docs/figures.py
+"""Draws the figures of real models from their records: python docs/figures.py
 
 `foreal sweep` and `foreal analyze` draw theirs where they run (`--plots`); these stand for
 records that came from runs of several days and machines.
@@ -23,8 +23,10 @@ from foreal_core.report.style import SERIES, panels, save
 FIGURES = Path(__file__).parent / "figures"
 SWEEP = "records/natural-gsm8k-2026-11-29.json"
 SPEED = "records/natural-speed-2026-11-29.json"
-MISALIGNMENT = "records/natural-misalignment-2026-11-29.json"
-KEPT = {"accuracy-cost": "natural-accuracy-cost", "misalignment": "natural-misalignment"}
+MISALIGNMENT = {
+    "natural-misalignment": "records/natural-misalignment-2026-11-29.json",
+    "smollm2-misalignment": "records/smollm2-misalignment-2026-11-29.json",
+}
 
 
 def seconds_plot(folder: Path) -> None:
@@ -57,11 +59,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as drawn:
         folder = Path(drawn)
         sweep_plots(load(SWEEP), folder)
-        misalignment_plots(load(MISALIGNMENT), folder)
-        for name, kept in KEPT.items():
-            (folder / f"{name}.svg").replace(folder / f"{kept}.svg")
+        (folder / "accuracy-cost.svg").replace(folder / "natural-accuracy-cost.svg")
+        for figure, record in MISALIGNMENT.items():
+            misalignment_plots(load(record), folder)
+            (folder / "misalignment.svg").replace(folder / f"{figure}.svg")
         seconds_plot(folder)
-        for figure in (*KEPT.values(), "natural-accuracy-seconds"):
+        for figure in ("natural-accuracy-cost", "natural-accuracy-seconds", *MISALIGNMENT):
             text = (folder / f"{figure}.svg").read_text(encoding="utf-8")
             (FIGURES / f"{figure}.svg").write_text(text, encoding="utf-8")
 

@@ -44,4 +44,21 @@ def natural_seconds(sweep: str, speed: str) -> str:
     return table(("run", "accuracy", "tokens", "seconds for a solution, leader alone = 1"), rows)
 
 
-BLOCKS: tuple[Callable[..., str], ...] = (natural_seconds,)
+def missed_kinds(*records: str) -> str:
+    """How often the draft misses the leader's token, by what kind of token it is."""
+    kinds = ("number", "sign", "name", "word", "space")
+    rows = []
+    for record in map(load, records):
+        found = record["scopes"]["all"]["kinds"]
+        of = (found.get(kind, {"occurrences": 0, "misaligned": 0}) for kind in kinds)
+        shares = (
+            f"{one['misaligned'] / one['occurrences']:.1%} of {one['occurrences']:,}"
+            if one["occurrences"]
+            else ""
+            for one in of
+        )
+        rows.append((record["models"]["leader"]["name"], *shares))
+    return table(("leader", *kinds), rows)
+
+
+BLOCKS: tuple[Callable[..., str], ...] = (natural_seconds, missed_kinds)
