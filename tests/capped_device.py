@@ -32,6 +32,7 @@ class CappedDevice:
         caps: the caps that follow, one with each pass; then the last one stays.
         rows: rows of a pass for which there is room beside the caches.
         widths: the rows of each pass that ran.
+        refused: how often memory was asked for that there was not.
         known: whether anybody can ask how much is free.
     """
 
@@ -45,6 +46,7 @@ class CappedDevice:
         self.caps: Iterator[int] = iter(())
         self.rows = 2**40
         self.widths: list[int] = []
+        self.refused = 0
         self.known = True
 
     def need(self, positions: int) -> int:
@@ -94,6 +96,7 @@ class CappedDevice:
 
         def made(layer: LayerMemory, lines: int, slots: int) -> Slabs:
             if layer.bytes(lines, slots) > self.free:
+                self.refused += 1
                 raise torch.OutOfMemoryError("the device is full")
             slabs = empty(layer, lines, slots)
             self._slabs += map(weakref.ref, slabs)

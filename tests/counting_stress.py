@@ -124,6 +124,7 @@ def live(requests: int, seed: int, *, say: bool = True) -> Counter[str]:
                 seconds = time.perf_counter() - start
                 print(f"{seconds:.0f} s, {megabytes():.0f} MB: {dict(seen)}", flush=True)
     gc.collect()
+    seen["allocations refused"] = sum(device.refused for device, _, _ in pairs)
     seen["bytes left"] = sum(device.slabs for device, _, _ in pairs)
     return seen
 
@@ -149,11 +150,15 @@ def _made(
 
 
 def _take_memory(rng: Random, device: CappedDevice) -> None:
-    """For a wave: plenty, or as much as so many positions of one request take, pass after pass."""
+    """For a wave: plenty, or as much as so many positions of one request take, pass after pass; the
+    few of a small share are too few for some requests."""
     device.caps = iter(())
     device.limit(_PLENTY)
     if rng.random() < 0.6:
-        caps = [device.need(rng.randint(20, 2 * CONTEXT)) for _ in range(rng.randint(1, 20))]
+        share = rng.choice((1, 1, 1, 4))
+        caps = [
+            device.need(rng.randint(20, 2 * CONTEXT)) // share for _ in range(rng.randint(1, 20))
+        ]
         device.limit(caps[0])
         device.caps = iter(caps)
 

@@ -44,14 +44,8 @@ class Run:
 
 
 class Method(Protocol):
-    """One method of writing.
+    """One method of writing."""
 
-    Attributes:
-        learns: whether its first pass of each shape is slower, so that it needs a warm-up.
-    """
-
-    @property
-    def learns(self) -> bool: ...
     def run(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Run:
         """Continues all prompts together, greedily; `seeds` are the gates' seeds."""
         ...
@@ -64,11 +58,6 @@ class Ours:
     subject: Subject
     decoder: FoReaLDecoder
     settings: dict[str, Any]
-
-    @property
-    def learns(self) -> bool:
-        """With static shapes: a graph is captured at a shape's first pass."""
-        return self.decoder.static_shapes
 
     def run(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Run:
         """See `Method`."""
@@ -108,7 +97,6 @@ class Transformers:
     subject: Subject
     author: Author
     proposed: int | str | None = None
-    learns = False
 
     def run(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Run:
         """See `Method`."""

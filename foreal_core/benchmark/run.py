@@ -116,9 +116,8 @@ def _taken(
     warm_up: bool = False,
 ) -> Record:
     """One measurement: every call of the case, timed and graded."""
-    limit = case.limit
-    if warm_up and not method.learns:
-        limit = min(limit, _WARM_UP_TOKENS)
+    # Passes of fixed shapes are captured when the decoder is made.
+    limit = min(case.limit, _WARM_UP_TOKENS) if warm_up else case.limit
     runs: list[Run] = []
     answers: list[Record] = []
     read = 0.0

@@ -1,6 +1,7 @@
 """What a second CPU thread gains: the engine against transformers' `generate` and llama.cpp, at
 each number of threads, alone and while the user's own thread computes between calls:
-`python -m foreal_core.benchmark.threads --model FOLDER`."""
+`python -m foreal_core.benchmark.threads --model FOLDER`. With `--gguf FILE` the engine runs that
+file as well, through llama.cpp."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.benchmark.ratios import clocked
 from foreal_core.decoder import FoReaLDecoder
+from foreal_core.events import LEADER
 from foreal_core.extras import extra_module
+from foreal_core.loading.gguf import GGUFSource
 from foreal_core.records import provenance
 
 _PROMPT = "Write a long story about a lighthouse keeper who finds a map."
@@ -39,7 +42,8 @@ def measure_threads(
     """Tokens per second of the leader alone, greedy, everything in turn within each repeat.
 
     Args:
-        gguf: a GGUF file of the same weights and precision, for llama.cpp.
+        gguf: a GGUF file of the same weights and precision, for llama.cpp and for the engine over
+            it.
 
     Returns a record, JSON-safe: medians by way and number of threads, and the ratios of the engine
     to the others and of each number of threads to the first.
@@ -52,30 +56,36 @@ def measure_threads(
         *(torch.nn.Linear(_WIDTH, _WIDTH) for _ in range(_LAYERS))
     ).requires_grad_(False)
     passage = torch.randn(_PASSAGE, _WIDTH)
+    file = None if gguf is None else GGUFSource(LEADER, gguf, {}).load(None, None)[0]
     with ExitStack() as open_decoders:
-        ways: dict[tuple[str, int], Callable[[], object]] = {}
-        for count in threads:
+
+        def written_by(model: Any, count: int) -> Callable[[], object]:
             decoder = FoReaLDecoder(
-                ours,
-                ours,
+                model,
+                model,
                 tokenizer,
                 max_batch_size=1,
-                max_context=2048,
+                max_context=len(prompt) + tokens,
                 threads=count,
                 prefix_cache=False,
             )
             open_decoders.enter_context(decoder)
-            write = partial(
+            return partial(
                 decoder.generate,
                 prompt,
                 policy="leader",
                 max_new_tokens=tokens,
                 min_tokens=tokens,
             )
+
+        ways: dict[tuple[str, int], Callable[[], object]] = {}
+        for count in threads:
+            write = written_by(ours, count)
             ways["engine", count] = write
             ways["engine, user computes", count] = partial(_after, embedding, passage, write)
             ways["generate", count] = partial(_generate, theirs, prompt, tokens)
             if gguf is not None:
+                ways["engine, GGUF", count] = written_by(file, count)
                 ways["llama.cpp", count] = partial(_llama, _opened(gguf, count), prompt, tokens)
         taken: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
         for repeat in range(repeats + 1):

@@ -68,3 +68,18 @@ def test_a_missing_file_ends_the_command(
     with pytest.raises(SystemExit):
         gguf.main()
     assert "there is no file 'none.gguf'" in capsys.readouterr().err
+
+
+def test_the_engine_over_a_file_beside_the_library(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foreal_core.benchmark import threads
+
+    asked = ["--model", str(pair_paths()[0]), "--gguf", str(file), "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["threads", *asked, "--tokens", "3", "--repeats", "1"])
+    threads.main()
+    record = json.loads(capsys.readouterr().out)
+    ways = ("engine", "engine, user computes", "engine, GGUF", "generate", "llama.cpp")
+    assert set(record["tokens_per_second"]) == {f"{way}, 1 threads" for way in ways}
+    for peer in ("generate", "llama.cpp"):
+        assert record["ratios"][f"engine, GGUF / {peer}, 1 threads"] > 0
