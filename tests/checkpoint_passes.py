@@ -52,7 +52,7 @@ def compare(pair: str) -> dict[str, Any]:
     leader, draft = models_of(pair)
     tokenizer = AutoTokenizer.from_pretrained(pair_paths()[0])
     with FoReaLDecoder(leader, draft, tokenizer, prefix_cache=False) as decoder:
-        texts, passes = [], []
+        texts, passes, read = [], [], []
         for recurrent in (frozenset(), frozenset(AUTHORS)):
             decoder._engine.executor.recurrent = recurrent
             written = [decoder.generate(messages=one, config=ASKED, seed=1) for one in asked]
@@ -60,6 +60,7 @@ def compare(pair: str) -> dict[str, Any]:
             passes.append(
                 {name: sum(one.cost.forward_passes[name] for one in written) for name in AUTHORS}
             )
+            read.append(sum(one.cost.flops["leader"] for one in written))
         weights = {
             name: profile.weight_bytes
             for name, profile in decoder._engine.executor.profiles.items()
@@ -73,6 +74,7 @@ def compare(pair: str) -> dict[str, Any]:
         "leader_by_draft": round(weights["leader"] / weights["draft"], 2),
         "passes": {"anywhere": free, "checkpoints": bound},
         "ratio": {name: round(bound[name] / free[name], 3) for name in AUTHORS},
+        "leader_flops_ratio": round(read[1] / read[0], 3),
     }
 
 

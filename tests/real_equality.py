@@ -2,6 +2,7 @@
 
     python tests/real_equality.py FOLDER                   all, into records/real-equality.json
     python tests/real_equality.py FOLDER smollm2 gemma3    these alone; the record keeps the others
+    python tests/real_equality.py FOLDER pair --prompts 2 --tokens 40    a shorter run; it says so
 
 FOLDER holds each model twice: NAME/, as transformers saves it, and NAME.gguf, which transformers
 dequantises (`backend="torch"`). In float32, greedy, five prompts of 120 tokens are written by
@@ -85,34 +86,36 @@ def source_of(folder: Path, name: str, source: str) -> str:
     return str(folder / (f"{name}.gguf" if source == "gguf" else name))
 
 
-def prompts_of(folder: Path, name: str, source: str) -> list[list[int]]:
-    """The questions as the model's template shows them; as they are where there is none."""
+def prompts_of(folder: Path, name: str, source: str, count: int) -> list[list[int]]:
+    """The first questions as the model's template shows them; as they are where there is none."""
     place, options = _as_loaded(folder, name, source)
     tokenizer = AutoTokenizer.from_pretrained(place, **options)
     if tokenizer.chat_template is None:
-        return [tokenizer(text).input_ids for text in QUESTIONS]
+        return [tokenizer(text).input_ids for text in QUESTIONS[:count]]
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
         )
-        for text in QUESTIONS
+        for text in QUESTIONS[:count]
     ]
 
 
 @torch.inference_mode()
-def generated(folder: Path, name: str, source: str, prompts: Sequence[list[int]]) -> list[Text]:
+def generated(
+    folder: Path, name: str, source: str, prompts: Sequence[list[int]], tokens: int
+) -> list[Text]:
     """What transformers writes, each prompt by itself."""
     place, options = _as_loaded(folder, name, source)
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
-    return [_written(model, prompt) for prompt in prompts]
+    return [_written(model, prompt, tokens) for prompt in prompts]
 
 
-def _written(model: Any, prompt: list[int]) -> Text:
+def _written(model: Any, prompt: list[int], tokens: int) -> Text:
     written = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         do_sample=False,
-        max_new_tokens=TOKENS,
+        max_new_tokens=tokens,
         return_dict_in_generate=True,
         output_logits=True,
     )
@@ -148,14 +151,17 @@ def runs_of(leader: str, draft: str) -> Iterator[tuple[str, str, dict[str, Any]]
             yield name, "leader", settings
 
 
-def compare(folder: Path, pair: str, source: str) -> Iterator[dict[str, Any]]:
-    """What one pair from one kind of file wrote, after each of its runs."""
+def compare(
+    folder: Path, pair: str, source: str, *, count: int = len(QUESTIONS), tokens: int = TOKENS
+) -> Iterator[dict[str, Any]]:
+    """What one pair from one kind of file wrote, after each of its runs: to `count` prompts at most
+    `tokens` tokens each."""
     leader, draft = PAIRS[pair]
-    prompts = prompts_of(folder, leader, source)
+    prompts = prompts_of(folder, leader, source, count)
     start = time.perf_counter()
     expected: Mapping[str, list[Text]] = {}
     for name in dict.fromkeys((leader, draft)):
-        expected = {**expected, name: generated(folder, name, source, prompts)}
+        expected = {**expected, name: generated(folder, name, source, prompts, tokens)}
         gc.collect()
     print(f"{pair}, {source}: generate took {time.perf_counter() - start:.0f} s", flush=True)
     runs: dict[str, Any] = {}
@@ -163,6 +169,7 @@ def compare(folder: Path, pair: str, source: str) -> Iterator[dict[str, Any]]:
         "leader": leader,
         "draft": draft,
         "prompts": len(prompts),
+        "max_new_tokens": tokens,
         "tokens": {name: sum(len(one.ids) for one in texts) for name, texts in expected.items()},
         "smallest_gap": min(min(one.gaps) for texts in expected.values() for one in texts),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -178,7 +185,7 @@ def compare(folder: Path, pair: str, source: str) -> Iterator[dict[str, Any]]:
     ) as decoder:
         for name, role, settings in runs_of(leader, draft):
             start = time.perf_counter()
-            written = decoder.generate(prompts, max_new_tokens=TOKENS, **settings)
+            written = decoder.generate(prompts, max_new_tokens=tokens, **settings)
             own = {"leader": leader, "draft": draft}[role]
             apart = list(differences(written, expected[own]))
             runs[name] = {"text of": role, "equal": len(prompts) - len(apart), "apart": apart}
@@ -192,6 +199,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where the models are")
     parser.add_argument("pair", nargs="*", help=f"of {', '.join(PAIRS)}; all by default")
     parser.add_argument("--source", choices=SOURCES, help="both by default")
+    parser.add_argument("--prompts", type=int, default=len(QUESTIONS))
+    parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RECORD)
     asked = parser.parse_args()
@@ -201,7 +210,9 @@ def main() -> int:
     wrong = 0
     for pair in asked.pair or PAIRS:
         for source in [asked.source] if asked.source else SOURCES:
-            for row in compare(asked.folder, pair, source):
+            for row in compare(
+                asked.folder, pair, source, count=asked.prompts, tokens=asked.tokens
+            ):
                 record.setdefault(pair, {})[source] = row
                 asked.out.write_text(json.dumps(record, indent=1) + "\n")
             wrong += sum(bool(run["apart"]) for run in row["runs"].values())
