@@ -61,4 +61,62 @@ def missed_kinds(*records: str) -> str:
     return table(("leader", *kinds), rows)
 
 
-BLOCKS: tuple[Callable[..., str], ...] = (natural_seconds, missed_kinds)
+def wrong_tokens(record: str) -> str:
+    """Who wrote the first wrong token of answers that the leader alone gets right."""
+    answers = load(record)["answers"]
+    places = dict.fromkeys(one["place"] for one in answers)
+    rows = []
+    for run in (*dict.fromkeys(one["run"] for one in answers), "together"):
+        own = [one for one in answers if run in (one["run"], "together")]
+        counts = [sum(one["place"] == place for one in own) for place in places]
+        shares = (
+            sum(one["ratio"] == 1 for one in own),
+            sum(0.6 <= one["ratio"] < 1 for one in own),
+            sum(one["right_from_before"] for one in own),
+            sum(one["right_from_after"] for one in own),
+        )
+        rows.append((run, *map(str, (len(own), *counts, *shares))))
+    heads = ("the leader's first choice too", "0.6 as likely", "right from before", "from after")
+    return table(("run", "answers", *places, *heads), rows)
+
+
+def wrong_kinds(record: str) -> str:
+    """What the first wrong tokens are."""
+    answers = load(record)["answers"]
+    kinds = dict.fromkeys(one["kind"] for one in answers)
+    rows = []
+    for kind in sorted(kinds, key=lambda kind: -sum(one["kind"] == kind for one in answers)):
+        own = [one for one in answers if one["kind"] == kind]
+        by = [sum(one["author"] == author for one in own) for author in ("draft", "leader")]
+        rows.append((kind, *map(str, (len(own), *by))))
+    return table(("the first wrong token is", "answers", "the draft's", "the leader's"), rows)
+
+
+def real_use(record: str) -> str:
+    """Right answers by kind of task, and the bill of all of them."""
+    runs = load(record)["runs"]
+    rows = []
+    for name, done in runs.items():
+        kinds = dict.fromkeys(one["kind"] for one in done)
+        right = []
+        for kind in kinds:
+            own = [one for one in done if one["kind"] == kind]
+            right.append(f"{sum(one['right'] for one in own)} of {len(own)}")
+        bills = [one["bill"] for one in done]
+        tokens, led = (
+            sum(bill[count] for bill in bills) for count in ("completion_tokens", "leader_tokens")
+        )
+        ratios = (
+            sum(bill[count]["total"] for bill in bills)
+            / sum(bill[count]["leader_only"] for bill in bills)
+            for count in ("flops_written", "flops", "weight_bytes")
+        )
+        shares = (f"{ratio:.2f}" for ratio in ratios)
+        rows.append((name, *right, f"{tokens:,}", f"{led / tokens:.0%}", *shares))
+    heads = ("tokens", "by the leader", "written FLOPs", "computed FLOPs", "weight bytes")
+    return table(("run", *kinds, *heads), rows)
+
+
+BLOCKS: tuple[Callable[..., str], ...] = (
+    *(natural_seconds, missed_kinds, wrong_tokens, wrong_kinds, real_use),
+)
