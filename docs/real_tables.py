@@ -62,21 +62,21 @@ def missed_kinds(*records: str) -> str:
 
 
 def wrong_tokens(record: str) -> str:
-    """Who wrote the first wrong token of answers that the leader alone gets right."""
+    """Who wrote the first wrong token of answers that the leader alone gets right, and what the
+    leader makes of it: of those that were asked."""
     answers = load(record)["answers"]
     places = dict.fromkeys(one["place"] for one in answers)
     rows = []
     for run in (*dict.fromkeys(one["run"] for one in answers), "together"):
         own = [one for one in answers if run in (one["run"], "together")]
-        counts = [sum(one["place"] == place for one in own) for place in places]
-        shares = (
-            sum(one["ratio"] == 1 for one in own),
-            sum(0.6 <= one["ratio"] < 1 for one in own),
-            sum(one["right_from_before"] for one in own),
-            sum(one["right_from_after"] for one in own),
-        )
-        rows.append((run, *map(str, (len(own), *counts, *shares))))
-    heads = ("the leader's first choice too", "0.6 as likely", "right from before", "from after")
+        counts = [str(sum(one["place"] == place for one in own)) for place in places]
+        judged = [one["ratio"] for one in own if "ratio" in one]
+        shares = [f"{sum(ratio >= limit for ratio in judged)} of {len(judged)}" for limit in (1, 0.6)]
+        for side in ("right_from_before", "right_from_after"):
+            ends = [one[side] for one in own if side in one]
+            shares.append(f"{sum(ends)} of {len(ends)}")
+        rows.append((run, str(len(own)), *counts, *shares))
+    heads = ("the leader's choice too", "at least 0.6 as likely", "right from before", "from after")
     return table(("run", "answers", *places, *heads), rows)
 
 
