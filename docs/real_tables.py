@@ -71,7 +71,9 @@ def wrong_tokens(record: str) -> str:
         own = [one for one in answers if run in (one["run"], "together")]
         counts = [str(sum(one["place"] == place for one in own)) for place in places]
         judged = [one["ratio"] for one in own if "ratio" in one]
-        shares = [f"{sum(ratio >= limit for ratio in judged)} of {len(judged)}" for limit in (1, 0.6)]
+        shares = [
+            f"{sum(ratio >= limit for ratio in judged)} of {len(judged)}" for limit in (1, 0.6)
+        ]
         for side in ("right_from_before", "right_from_after"):
             ends = [one[side] for one in own if side in one]
             shares.append(f"{sum(ends)} of {len(ends)}")
