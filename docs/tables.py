@@ -192,6 +192,57 @@ def _ratios(cell: Any, columns: Any, baselines: dict[str, str]) -> list[list[str
     ]
 
 
+def reckoned(record: str) -> str:
+    """One request: what the passes of each way of writing cost as they were measured one by one,
+    beside what they took together, as shares of the leader alone."""
+    run = _load(record)
+    cost = {
+        (one["model"], one["new_tokens"]): one["seconds"]
+        for one in run["passes"]
+        if one["batch"] == 1
+    }
+    widths = sorted({width for _, width in cost})
+    ways: dict[str, dict[str, list[float]]] = {}
+    for one in run["measurements"]:
+        if one["batch"] != 1 or one["method"].startswith("transformers"):
+            continue
+        answer = one["answers"][0]
+        written, passes = answer["tokens"], one["passes"]
+        # The leader reads all of the text; its mean pass as the next one that was measured.
+        mean = written / passes["leader"]
+        width = next(width for width in widths if width >= mean - 0.5)
+        asked = (passes["leader"] - 1) * cost["leader", width]
+        asked += max(0.0, passes["draft"] - 1) * cost["draft", 1]
+        counted = {
+            "leader": passes["leader"] / written,
+            "draft": passes["draft"] / written,
+            "share": one["leader_tokens"] / written,
+            "reckoned": (answer["first_token"] + asked) / written,
+            "taken": one["seconds"][0] / written,
+        }
+        way = ways.setdefault(one["method"], {name: [] for name in counted})
+        for name, value in counted.items():
+            way[name].append(value)
+    middle = {way: {name: median(all_) for name, all_ in one.items()} for way, one in ways.items()}
+    base = middle["leader"]
+    # Where the draft wrote the rest, token by token, and nothing were read or thrown away.
+    ratio = cost["draft", 1] / cost["leader", 1]
+    rows = [
+        (
+            way,
+            f"{one['share']:.0%}",
+            f"{one['leader']:.2f}",
+            f"{one['draft']:.2f}",
+            f"{1 / (one['share'] + (1 - one['share']) * ratio):.2f}",
+            f"{base['reckoned'] / one['reckoned']:.2f}",
+            f"{base['taken'] / one['taken']:.2f}",
+        )
+        for way, one in middle.items()
+    ]
+    head = ("run", "by the leader", "its passes per token", "the draft's", "by that share alone")
+    return table((*head, "by its passes", "measured"), rows)
+
+
 def misaligned(record: str) -> str:
     """How often the draft misses the leader's token, by its place in the sentence and its part of
     the response."""
@@ -335,6 +386,6 @@ def prose(text: str) -> str:
 
 BLOCKS: tuple[Callable[..., str], ...] = (
     *(sweep, sweep_columns, results, oracle, targets, times_as_fast, grounded, tree_summarize),
-    *(contexts, natural_speed, misaligned, gguf_speed, under_load, http_overhead),
+    *(contexts, natural_speed, reckoned, misaligned, gguf_speed, under_load, http_overhead),
     *(real_equality, sentence_ends, load_memory, checkpoint_passes),
 )

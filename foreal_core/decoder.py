@@ -200,7 +200,8 @@ class FoReaLDecoder(Calls):
             backend: what runs GGUF files: "llama.cpp" (extra `llama-cpp`), "torch", which
                 dequantises them, or None for the first, and for the other where a file is named
                 by `gguf_file` and llama.cpp is missing.
-            device_map, dtype: as in transformers' `from_pretrained`, for both models.
+            device_map, dtype: as in transformers' `from_pretrained`, for both models; a GGUF file
+                that llama.cpp runs has no dtype, so of a mixed pair it is the other model's.
             max_batch_size, max_context, max_queue, static_shapes, compile, threads,
                 gpu_memory_utilization, prefix_cache: see the class.
             leader_kwargs, draft_kwargs: further `from_pretrained` arguments for one model

@@ -296,6 +296,18 @@ PRE_TOKENIZERS = {
     "qwen2": _split(_QWEN2),
     "llama-bpe": _split(_QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")),
 }
+
+
+def write_bundled_like(path: Path) -> Path:
+    """Writes a tiny model with the bundled pair's vocabulary and template."""
+    made = AutoTokenizer.from_pretrained(pair_paths()[0])
+    made.backend_tokenizer.pre_tokenizer = PRE_TOKENIZERS["qwen2"]
+    made.backend_tokenizer.normalizer = NFC()
+    merges = json.loads(made.backend_tokenizer.to_str())["model"]["merges"]
+    model = build_model("llama", vocab_size=len(made))
+    return write_gguf(path, model, made, pre="qwen2", merges=[" ".join(one) for one in merges])
+
+
 Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 
 

@@ -48,6 +48,7 @@ def load_pair(
     Args:
         backend: what runs GGUF files: "llama.cpp", "torch", or None for the first where it is
             installed.
+        common: for both; a dtype for those that transformers loads, if it loads one.
 
     Raises:
         ConfigError: an argument that a GGUF file does not take, or no llama.cpp to run it.
@@ -55,9 +56,15 @@ def load_pair(
             how much it needs.
     """
     # What is small first: a missing model or one too large is found before gigabytes are read.
-    sources = [
-        _source_of(role, name, {**common, **own}, backend)
-        for role, name, own in (("leader", leader, leader_kwargs), ("draft", draft, draft_kwargs))
+    asked = (("leader", leader, leader_kwargs), ("draft", draft, draft_kwargs))
+    in_llama = [runs_in_llama_cpp(name, {**common, **own}, backend) for _, name, own in asked]
+    # Where no model has a dtype, giving one is an error.
+    of_files = {k: v for k, v in common.items() if k != "dtype" or all(in_llama)}
+    sources: list[_Source] = [
+        GGUFSource(role, name, {**of_files, **own})
+        if is_file
+        else _Transformers(role, *as_transformers_names(name, {**common, **own}))
+        for (role, name, own), is_file in zip(asked, in_llama, strict=True)
     ]
     needs = [source.need() for source in sources]
     known = [need for need in needs if need is not None]
@@ -83,12 +90,6 @@ class _Source(Protocol):
     def load(self, need: Need | None, place: int | None) -> tuple[Any, Any]:
         """The model, on the CUDA device `place` if that is given, and its tokenizer."""
         ...
-
-
-def _source_of(role: str, name: str, options: dict[str, Any], backend: str | None) -> _Source:
-    if runs_in_llama_cpp(name, options, backend):
-        return GGUFSource(role, name, options)
-    return _Transformers(role, *as_transformers_names(name, options))
 
 
 class _Transformers:

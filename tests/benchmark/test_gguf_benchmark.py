@@ -7,11 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from gguf_files import needs_llama_cpp, write_gguf
-from test_gguf import PRE_TOKENIZERS
-from tokenizers.normalizers import NFC
-from toy import build_model
-from transformers import AutoTokenizer
+from gguf_files import needs_llama_cpp
+from test_gguf import write_bundled_like
 
 from foreal_core.demo import pair_paths
 
@@ -20,14 +17,7 @@ pytestmark = needs_llama_cpp
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with the bundled pair's vocabulary and template."""
-    made = AutoTokenizer.from_pretrained(pair_paths()[0])
-    made.backend_tokenizer.pre_tokenizer = PRE_TOKENIZERS["qwen2"]
-    made.backend_tokenizer.normalizer = NFC()
-    merges = json.loads(made.backend_tokenizer.to_str())["model"]["merges"]
-    path = tmp_path_factory.mktemp("benchmark") / "tiny.gguf"
-    model = build_model("llama", vocab_size=len(made))
-    return write_gguf(path, model, made, pre="qwen2", merges=[" ".join(one) for one in merges])
+    return write_bundled_like(tmp_path_factory.mktemp("benchmark") / "tiny.gguf")
 
 
 def test_a_record_of_a_pair(
@@ -83,3 +73,30 @@ def test_the_engine_over_a_file_beside_the_library(
     assert set(record["tokens_per_second"]) == {f"{way}, 1 threads" for way in ways}
     for peer in ("generate", "llama.cpp"):
         assert record["ratios"][f"engine, GGUF / {peer}, 1 threads"] > 0
+
+
+def test_a_record_of_mixed_pairs(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from foreal_core.benchmark import mixed
+
+    folders, out = pair_paths(), tmp_path / "record.json"
+    asked = ["--leader", str(folders[0]), "--draft", str(folders[1]), "--dtype", "float32"]
+    asked += ["--gguf-leader", str(file), "--gguf-draft", str(file), "--out", str(out)]
+    monkeypatch.setattr(
+        sys, "argv", ["mixed", *asked, "--threads", "1", "--tokens", "6", "--repeats", "1"]
+    )
+    mixed.main()
+    record = json.loads(out.read_text())
+    assert [(one["leader"], one["draft"]) for one in record["combinations"]] == [
+        ("torch", "torch"),
+        ("torch", "llama.cpp"),
+        ("llama.cpp", "llama.cpp"),
+    ]
+    for one in record["combinations"]:
+        assert set(one["ways"]) == set(mixed.WAYS)
+        for name, way in one["ways"].items():
+            assert len(way["seconds_per_token"]["all"]) == record["questions"]
+            if name in ("leader", "draft"):
+                assert way["leader_share"] == (name == "leader")
+                assert way["passes_per_token"][name] == 1
