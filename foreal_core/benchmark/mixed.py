@@ -9,10 +9,10 @@ Each model is loaded once; all combinations write answers to the same questions.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,7 +57,7 @@ def measure_mixed(
     threads: int,
     tokens: int,
     repeats: int,
-) -> Record:
+) -> Iterator[Record]:
     """Seconds per token, prompt included, of the combinations, all in turn within each repeat.
 
     Args:
@@ -66,15 +66,26 @@ def measure_mixed(
         dtype: of the models that torch runs.
         threads: CPU threads of a pass.
         tokens: of each answer.
-        repeats: after one that warms up.
+        repeats: of all questions, after one answer each that warms up.
 
-    Returns the record, JSON-safe.
+    Yields the record so far after each repeat, JSON-safe.
     """
     common: Record = {"device_map": "cpu"}
     options: Record = {"leader_kwargs": {}, "draft_kwargs": {}}
     pairs = {
         _TORCH: load_pair(*folders, common={**common, "dtype": dtype}, **options),
         _LLAMA: load_pair(*files, backend=_LLAMA, common=common, **options),
+    }
+    about = {
+        "kind": "mixed",
+        "folders": [Path(folder).name for folder in folders],
+        "files": [Path(file).name for file in files],
+        "dtype": dtype,
+        "threads": threads,
+        "tokens": tokens,
+        "questions": len(_QUESTIONS),
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
     }
     taken: dict[tuple[str, str], dict[str, list[Record]]] = {
         pair: {way: [] for way in WAYS} for pair in COMBINATIONS
@@ -94,34 +105,24 @@ def measure_mixed(
             )
             for first, second in COMBINATIONS
         }
-        for repeat in range(repeats + 1):
-            length = tokens if repeat else _WARM_UP_TOKENS
+        for decoder, settings in product(decoders.values(), WAYS.values()):
+            _written(decoder, _QUESTIONS[0], _WARM_UP_TOKENS, settings)
+        for repeat in range(1, repeats + 1):
             for question in _QUESTIONS:
-                for pair, decoder in decoders.items():
-                    for way, settings in WAYS.items():
-                        figures = _written(decoder, question, length, settings)
-                        if repeat:
-                            taken[pair][way].append(figures)
-    return {
-        "kind": "mixed",
-        "folders": [Path(folder).name for folder in folders],
-        "files": [Path(file).name for file in files],
-        "dtype": dtype,
-        "threads": threads,
-        "tokens": tokens,
-        "repeats": repeats,
-        "questions": len(_QUESTIONS),
-        "combinations": [
-            {
-                "leader": first,
-                "draft": second,
-                "ways": {way: _summary(found) for way, found in ways.items()},
+                for (pair, decoder), (way, settings) in product(decoders.items(), WAYS.items()):
+                    taken[pair][way].append(_written(decoder, question, tokens, settings))
+            yield {
+                **about,
+                "repeats": repeat,
+                "combinations": [
+                    {
+                        "leader": first,
+                        "draft": second,
+                        "ways": {way: _summary(found) for way, found in ways.items()},
+                    }
+                    for (first, second), ways in taken.items()
+                ],
             }
-            for (first, second), ways in taken.items()
-        ],
-        "machine": provenance.machine(),
-        "versions": provenance.versions(),
-    }
 
 
 def _written(
@@ -158,7 +159,7 @@ def _summary(found: Sequence[Record]) -> Record:
 
 
 def main() -> None:
-    """Prints one JSON object, or writes it."""
+    """Writes the record, after each repeat."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--leader", required=True, help="for torch: a folder or hub id")
     parser.add_argument("--draft", required=True, help="for torch: a folder or hub id")
@@ -168,23 +169,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="the record; printed if not given")
+    parser.add_argument("--out", type=Path, required=True, help="the record")
     asked = parser.parse_args()
     try:
-        record = measure_mixed(
+        for record in measure_mixed(
             (asked.leader, asked.draft),
             (asked.gguf_leader, asked.gguf_draft),
             dtype=asked.dtype,
             threads=asked.threads,
             tokens=asked.tokens,
             repeats=asked.repeats,
-        )
+        ):
+            write_record(asked.out, record)
     except FoReaLError as error:
         parser.error(str(error))
-    if asked.out is None:
-        print(json.dumps(record, indent=1))
-    else:
-        write_record(asked.out, record)
 
 
 if __name__ == "__main__":
