@@ -305,6 +305,25 @@ def contexts(record: str) -> str:
     return table(("context", *(f"{context:,}" for context in known)), rows)
 
 
+def mixed(record: str) -> str:
+    """Milliseconds per token of each combination of libraries, and how many times as fast that is
+    as the torch leader alone."""
+    run = _load(record)
+    combinations = run["combinations"]
+    names = list(combinations[0]["ways"])
+    base = combinations[0]["ways"]["leader"]["seconds_per_token"]["median"]
+
+    def cell(way: Any) -> str:
+        seconds = way["seconds_per_token"]["median"]
+        return f"{1000 * seconds:.0f} ({base / seconds:.2f})"
+
+    rows = [
+        (one["leader"], one["draft"], *(cell(one["ways"][name]) for name in names))
+        for one in combinations
+    ]
+    return table(("leader in", "draft in", *names), rows)
+
+
 def gguf_speed(*records: str) -> str:
     """Pairs of GGUF files: the engine beside the library, and mixed texts beside the leader."""
     rows = []
@@ -386,6 +405,6 @@ def prose(text: str) -> str:
 
 BLOCKS: tuple[Callable[..., str], ...] = (
     *(sweep, sweep_columns, results, oracle, targets, times_as_fast, grounded, tree_summarize),
-    *(contexts, natural_speed, reckoned, misaligned, gguf_speed, under_load, http_overhead),
-    *(real_equality, sentence_ends, load_memory, checkpoint_passes),
+    *(contexts, natural_speed, reckoned, misaligned, mixed, gguf_speed, under_load),
+    *(http_overhead, real_equality, sentence_ends, load_memory, checkpoint_passes),
 )

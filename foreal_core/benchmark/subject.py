@@ -21,6 +21,7 @@ from foreal_core.demo import pair_paths, problems
 from foreal_core.demo.real_size import PRESETS, real_size_pair
 from foreal_core.errors import ConfigError
 from foreal_core.events import DRAFT, LEADER, Author
+from foreal_core.loading.gguf import runs_in_llama_cpp
 from foreal_core.loading.pair import load_pair, model_name
 from foreal_core.loading.placement import cache_bytes
 from foreal_core.randomness import problem_seed
@@ -171,7 +172,8 @@ def load_subject(
         prompts: a file of the user's, one JSON object per line with "prompt" or "messages".
 
     Raises:
-        ConfigError: unknown pair, device or number type, only one of both ids, a malformed file.
+        ConfigError: unknown pair, device or number type, only one of both ids, a malformed file, a
+            model that runs in llama.cpp.
         ModelLoadError: a model cannot be loaded.
     """
     where = device or str(torch.accelerator.current_accelerator() or "cpu")
@@ -187,6 +189,13 @@ def load_subject(
     own = leader is not None and draft is not None
     paths = pair_paths()
     sources = {LEADER: leader or str(paths[0]), DRAFT: draft or str(paths[1])}
+    for name in sources.values():
+        if runs_in_llama_cpp(name, {}, None):
+            raise ConfigError(
+                f"{name} runs in llama.cpp, and only passes of torch are measured here: "
+                "`python -m foreal_core.benchmark.gguf` measures GGUF files, and "
+                "`foreal_core.benchmark.mixed` pairs of both."
+            )
     if own or pair == BUNDLED:
         usual = "bfloat16" if own else "float32"
         loaded = load_pair(

@@ -282,7 +282,11 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
-    [({"pair": "70b"}, "'70b'.*cpu"), ({"leader": "somewhere"}, "go together")],
+    [
+        ({"pair": "70b"}, "'70b'.*cpu"),
+        ({"leader": "somewhere"}, "go together"),
+        ({"leader": "x.gguf", "draft": "y"}, r"x\.gguf runs in llama\.cpp.*benchmark\.gguf"),
+    ],
 )
 def test_a_pair_that_does_not_exist(arguments: dict[str, Any], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
