@@ -228,10 +228,33 @@ def test_what_is_not_plain_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     hooked = nn.Linear(8, 8, dtype=torch.bfloat16)
     hooked.forward = hooked.forward  # what accelerate does
     assert not packs(nn.Linear(8, 8).double(), Own(8, 8, dtype=torch.bfloat16), hooked)
-    plain = nn.Linear(8, 8, dtype=torch.bfloat16)
-    for free in (None, 100):
-        monkeypatch.setattr(packed_linear, "free_memory", lambda where, free=free: free)
-        assert not packs(plain)
+    monkeypatch.setattr(packed_linear, "free_memory", lambda where: None)
+    assert not packs(nn.Linear(8, 8, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_only_what_is_packed_at_a_time_needs_memory(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not packed_linear.uses_onednn(dtype):
+        pytest.skip("oneDNN packs nothing here")
+    monkeypatch.setattr(packed_linear, "_workers", lambda: 2)
+    layers = [nn.Linear(64, width, dtype=dtype) for width in (64, 8, 8, 8)]
+    sizes = [layer.weight.nbytes for layer in layers]
+    # Six times the two largest, and that may be half of what is free.
+    needed = 2 * 6 * (sizes[0] + sizes[1])
+    monkeypatch.setattr(packed_linear, "free_memory", lambda where: needed - 2)
+    with pytest.warns(RuntimeWarning, match=r"weights stay unpacked: .* GB free at most 50%"):
+        assert not packs(*layers)
+    monkeypatch.setattr(packed_linear, "free_memory", lambda where: needed)
+    first = packs(*layers)
+    assert len(first) == 4
+    # Another runner takes none: without memory, it has the same matrices.
+    monkeypatch.setattr(packed_linear, "free_memory", lambda where: 0)
+    second = packs(*layers)
+    assert len(second) == 4
+    for packed in (first, second):
+        packed.clear()
 
 
 def test_small_float32_matrices_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,7 +154,7 @@ class PackedLinears:
                 one.users += 1
                 self._packed.append(one)
         whole = held[0]
-        if whole is not None and whole.layers == layers:
+        if whole is not None and _is_packed(layers):
             return whole.product
         made = None
         if not any(held) and _may_be_packed(layers):
@@ -171,8 +172,9 @@ class PackedLinears:
 
     def fit(self, groups: Sequence[Sequence[nn.Linear]]) -> bool:
         """Whether there is memory to pack layers, group by group: for those whose plain weights are
-        kept, and for packing a few at a time."""
-        groups = [group for group in groups if _may_be_packed(group)]
+        kept, and for packing a few at a time. Warns where there is not. What another runner has
+        packed takes none."""
+        groups = [group for group in groups if _may_be_packed(group) and not _is_packed(group)]
         sizes = [sum(layer.weight.nbytes for layer in group) for group in groups]
         kept = sum(
             size
@@ -181,9 +183,20 @@ class PackedLinears:
             or any(id(layer.weight) in self._shared for layer in group)
         )
         # Of what is being packed, or lies side by side: the plain weights and float32.
-        size = kept + 2 * 3 * max(sizes, default=0) * _workers()
+        size = kept + 2 * 3 * sum(sorted(sizes)[-_workers() :])
         free = free_memory("cpu")
-        return free is not None and size <= _SHARE_OF_FREE_MEMORY * free
+        if free is None:
+            return not size
+        if size > _SHARE_OF_FREE_MEMORY * free:
+            warnings.warn(
+                f"weights stay unpacked: packing them for this CPU takes {size / 1e9:.2g} GB, of "
+                f"{free / 1e9:.2g} GB free at most {_SHARE_OF_FREE_MEMORY:.0%} may go. Passes over "
+                "few tokens are up to twice as slow; free some memory and load the models anew.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return False
+        return True
 
     def clear(self) -> None:
         """Gives the layers their own weights back, unless another runner uses them, too."""
@@ -196,6 +209,12 @@ def packed_weight(layer: nn.Module) -> _Packed | None:
     """What a layer computes with in place of its weight."""
     found: _Packed | None = layer.__dict__.get(_ATTRIBUTE)
     return found
+
+
+def _is_packed(layers: Sequence[nn.Linear]) -> bool:
+    """Whether one matrix holds these layers and no others."""
+    held = packed_weight(layers[0])
+    return held is not None and held.layers == tuple(layers)
 
 
 def is_plain(module: nn.Module) -> bool:
