@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from cells import load
 from matplotlib.ticker import PercentFormatter
 from real_tables import solution_seconds
-from tables import _load as load
 
 from foreal_core.report.curves import misalignment_plots
 from foreal_core.report.plots import sweep_plots

@@ -26,8 +26,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # a test loads this file by its path
 
 import real_tables
+import speed_tables
 import tables
-from tables import ROOT, prose, table
+from cells import ROOT, prose, table
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+)(.*?) -->\n)(.*?)(<!-- /generated -->)", re.DOTALL)
@@ -149,6 +150,7 @@ _BLOCKS: tuple[Callable[..., str], ...] = (
     *(settings, policies, families, commands),
     *tables.BLOCKS,
     *real_tables.BLOCKS,
+    *speed_tables.BLOCKS,
     *(output, output_above),
 )
 MAKERS = {made.__name__.replace("_", "-"): made for made in _BLOCKS}

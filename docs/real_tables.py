@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tables import _load as load, table
+from cells import load, table
 
 # Methods of the speed record by the label of their run in the sweep.
 _TIMED = {
