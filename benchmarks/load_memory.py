@@ -33,7 +33,8 @@ from foreal_core import FoReaLDecoder
 leader, draft, dtype, backend = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-decoder = FoReaLDecoder.from_pretrained(leader, draft, dtype=dtype, backend=backend or None)
+options = {} if backend == "llama.cpp" else {"dtype": dtype}
+decoder = FoReaLDecoder.from_pretrained(leader, draft, backend=backend or None, **options)
 models = decoder.transformers_models.values()
 weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
 print(weights or os.path.getsize(leader) + os.path.getsize(draft), flush=True)
@@ -42,10 +43,10 @@ sys.stdin.readline()
 
 
 def resident(pid: int) -> dict[str, int]:
-    """Bytes of each kind that a process has now."""
+    """Bytes of each kind that a process has now; none where it has ended."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {kind: int(fields[kind].split()[0]) * 1024 for kind in KINDS}
+    return {kind: int(fields.get(kind, "0 kB").split()[0]) * 1024 for kind in KINDS}
 
 
 def measure(leader: str, draft: str, dtype: str, backend: str) -> dict[str, Any]:
