@@ -62,6 +62,9 @@ class TestProperties:
                 assert verdict is (Boundary.PENDING if pending else Boundary.NONE)
             if verdict is Boundary.END_BEFORE:
                 assert pending
+                # The next sentence has not begun: a tag that closes something still belongs before.
+                begun = detector.has_begun
+                assert not begun
                 verdict = detector.feed(piece)
                 assert verdict is not Boundary.END_BEFORE
             if verdict in (Boundary.END, Boundary.PENDING) and piece:
