@@ -205,3 +205,12 @@ def test_the_window_may_count_from_the_sentences_start() -> None:
         )
         authors = "".join(author[0] for author in written.authors)
         assert authors == led.ljust(5, "d")
+
+
+def test_a_closing_tag_that_settles_an_end_belongs_to_the_sentence_before() -> None:
+    leader = {" =": " sum", " sum": "?", "?": "</think>", "</think>": " Then"}
+    draft = {"?": "</think>", "</think>": " Wait", " Wait": "\n"}
+    written = play(scripted_pair(leader, draft), " =", [True, False, False])
+    assert written.text == " sum?</think> Wait\n"
+    # The next author writes the tag, and it lengthens the sentence before.
+    assert shape(written) == [("lld", True), ("ddd", False)]  # the end of text too
