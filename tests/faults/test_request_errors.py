@@ -174,7 +174,9 @@ def test_an_error_of_the_model_reaches_the_caller(reference_of: ReferenceOf) -> 
 def test_a_short_life_of_everything_that_can_go_wrong() -> None:
     """Requests that fail, leave, call back and come again; `python tests/stress.py` is a long
     one."""
-    life = live(150, seed=1)
+    requests = 150
+    life = live(requests, seed=1)
     assert not life.wrong
-    assert len(life.survivors) > 50
+    # How many meet a full queue hangs on the clock; of the others many end by themselves.
+    assert 4 * len(life.survivors) > requests - life.ends["queue full"] > 0
     assert {"policy raised", "left open", "cancelled"} <= life.ends.keys()
