@@ -66,12 +66,13 @@ class FakeServer:
         self.faults: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.open = self.most_open = self.broken_off = self.writing = 0
+        self.most_open = self.broken_off = self.writing = 0
         self.incremental = False  # SGLang with --stream-output
         self.pause: Callable[[], Any] | None = None
         self.draws: Callable[[Sequence[int], int], int] | None = None
         self.port, self._tls = port, tls
         self._read: list[list[int]] = []
+        self._readers: set[asyncio.StreamReader] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
@@ -79,6 +80,10 @@ class FakeServer:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.start()
+
+    @property
+    def open(self) -> int:
+        return len(self._readers)
 
     @property
     def url(self) -> str:
@@ -135,8 +140,10 @@ class FakeServer:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.open += 1
-        self.most_open = max(self.most_open, self.open)
+        self._readers.add(reader)
+        # What its client has left is not open, also where the answer to it has not ended yet.
+        held = [one for one in self._readers if not (one.at_eof() or one.exception())]
+        self.most_open = max(self.most_open, len(held))
         try:
             while line := await reader.readline():
                 method, path, _ = line.decode().split()
@@ -150,7 +157,7 @@ class FakeServer:
         except (ConnectionError, asyncio.IncompleteReadError, Dropped, asyncio.CancelledError):
             pass
         finally:
-            self.open -= 1
+            self._readers.discard(reader)
             self._writers.discard(writer)
             writer.transport.abort()
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 
 from integrations import LONG, Gate, Passes
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from lc_helpers import QUESTION, QUESTIONS, Make, astream_all, stream_all, text_of, wait_until_idle
 from waiting import TIME_OUTS, WAIT_S
 
@@ -47,7 +47,8 @@ def test_cancelling_stops_the_work_and_charges_it(
                 await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await task
-        wait_until_idle(decoder, cost)
+        # In a thread: where LangChain itself was interrupted, our generator is the loop's to close.
+        await asyncio.to_thread(wait_until_idle, decoder, cost)
         assert text_of(await model.ainvoke(QUESTION, max_new_tokens=4))
 
     with get_foreal_cost_callback() as cost:
@@ -57,6 +58,39 @@ def test_cancelling_stops_the_work_and_charges_it(
     assert cost.records[0]["flops"]["total"] > 0
     assert cost.records[0]["completion_tokens"] < LONG["max_new_tokens"]
     assert decoder.stats()["free_rows"] == decoder.stats()["max_batch_size"]
+
+
+@pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.usefixtures("slow_models")
+def test_cancelling_stops_the_work_while_a_callback_runs(
+    make: Make, decoder: FoReaLDecoder, times: int
+) -> None:
+    """Then LangChain's frames are interrupted and not ours."""
+
+    class Held(AsyncCallbackHandler):
+        async def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+            held.set()
+            await asyncio.Event().wait()
+
+    async def consume() -> None:
+        async for _ in make(**LONG).astream(QUESTION, {"callbacks": [Held()]}):
+            pass
+
+    async def run() -> None:
+        task = asyncio.create_task(consume())
+        await held.wait()
+        for _ in range(times):  # again, while LangChain tells its callbacks
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(wait_until_idle, decoder, cost)
+
+    held = asyncio.Event()
+    with get_foreal_cost_callback() as cost:
+        asyncio.run(run())
+    assert cost.totals()["stopped_early"] == 1
+    assert cost.records[0]["completion_tokens"] < LONG["max_new_tokens"]
 
 
 @pytest.mark.usefixtures("slow_models")
