@@ -156,3 +156,8 @@ class _Done:
 def call_text(name: str, arguments: Mapping[str, Any]) -> str:
     """A tool call as a model writes it."""
     return "<tool_call>\n" + json.dumps({"name": name, "arguments": arguments}) + "\n</tool_call>"
+
+
+def fenced_call(name: str, arguments: Mapping[str, Any]) -> str:
+    """A tool call as Qwen2.5-Coder writes it, whatever its template says."""
+    return f"```json\n{json.dumps({'name': name, 'arguments': arguments}, indent=2)}\n```"

@@ -136,6 +136,16 @@ def held_to_calls(
     return settings.with_overrides(call_schema=schema, call_required=not free)
 
 
+def callable_unmarked(tools: Sequence[Mapping[str, Any]], settings: FoReaLConfig) -> list[str]:
+    """Names of the tools (OpenAI's JSON) that an answer may call without the template's marks: all
+    of them, but none where a grammar holds the answer, since that knows calls with marks only.
+
+    Args:
+        settings: of `held_to_calls`.
+    """
+    return [] if settings.constrained else [tool["function"]["name"] for tool in tools]
+
+
 def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The JSON schema of a call of one of these tools (OpenAI's JSON)."""
     calls = []

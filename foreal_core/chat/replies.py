@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +16,7 @@ from foreal_core.chat.calls import (
     open_call,
     read_calls,
 )
+from foreal_core.chat.unmarked import UnmarkedCalls
 from foreal_core.text.call_syntax import CallSyntax
 from foreal_core.text.thinking import ThinkingState
 from foreal_core.text.thinking_marks import thinking_after
@@ -44,10 +45,20 @@ class ReplySplitter:
             calls.
         calls: how the model writes the tool calls that are looked for; None looks for none. A call
             comes as one piece when its end is read.
+        unmarked: names of the tools that an answer may also call without that syntax's marks (see
+            `UnmarkedCalls`). Those calls come at the end of the text, which may refute them.
     """
 
-    def __init__(self, thinking: ThinkingState, *, calls: CallSyntax | None) -> None:
+    def __init__(
+        self,
+        thinking: ThinkingState,
+        *,
+        calls: CallSyntax | None,
+        unmarked: Collection[str] = (),
+    ) -> None:
         self.calls = calls
+        # None once the answer can no longer be such calls.
+        self._unmarked = UnmarkedCalls(unmarked, calls) if calls is not None and unmarked else None
         self._thinking = thinking.copy()
         self._state: _State = "thinking" if thinking.part == "thinking" else "answer"
         self._marks = (calls.start_mark, *calls.layout_marks) if calls is not None else ()
@@ -80,7 +91,13 @@ class ReplySplitter:
 
     def flush(self) -> list[Piece]:
         """What is still held, at the end of the text."""
-        return [*self._split(self._thinking.flush()), *self._flush()]
+        pieces = self._split(self._thinking.flush())
+        if self._unmarked is not None:
+            unmarked, self._unmarked = self._unmarked, None
+            if calls := unmarked.calls():
+                return [*pieces, *(Piece("tool_call", call) for call in calls)]
+            self._read(unmarked.text, pieces)
+        return [*pieces, *self._flush()]
 
     def _split(self, parts: Sequence[tuple[str, str]]) -> list[Piece]:
         pieces: list[Piece] = []
@@ -89,18 +106,31 @@ class ReplySplitter:
                 self._state = "thinking"
             elif self._state == "thinking":
                 self._enter("answer", "")  # white space before the end of the thinking goes with it
-            self._held += text
-            while self._advance(pieces):
-                pass
+            self._read(text if part == "thinking" else self._without_unmarked(text), pieces)
         return pieces
+
+    def _read(self, text: str, pieces: list[Piece]) -> None:
+        self._held += text
+        while self._advance(pieces):
+            pass
+
+    def _without_unmarked(self, text: str) -> str:
+        """What of the answer is settled to be no call without marks: nothing while it may be one,
+        and all that was held when it can be none."""
+        if self._unmarked is None:
+            return text
+        self._unmarked.feed(text)
+        if self._unmarked.possible:
+            return ""
+        held, self._unmarked = self._unmarked.text, None
+        return held
 
     def _flush(self) -> list[Piece]:
         if self._state == "call" and self._stop_mark and self._stop_mark in self._held:
             # In a string that never ends, so this is no JSON and the mark is one after all.
             pieces: list[Piece] = []
             self._end_call(self._held.find(self._stop_mark), pieces)
-            while self._advance(pieces):
-                pass
+            self._read("", pieces)
             return [*pieces, *self._flush()]
         held, self._held = self._held, ""
         if self._state == "call":
@@ -184,18 +214,21 @@ class ReplySplitter:
             pieces.append(Piece(kind, text))
 
 
-def splitter_of(tokenizer: Any, prompt: Sequence[int], *, tools: bool) -> ReplySplitter:
+def splitter_of(
+    tokenizer: Any, prompt: Sequence[int], *, tools: bool, unmarked: Collection[str] = ()
+) -> ReplySplitter:
     """A splitter of the reply to a prompt.
 
     Args:
         tokenizer: the leader's.
         prompt: token ids.
         tools: the prompt shows tools.
+        unmarked: names of those that may be called without the template's marks, too.
     """
     if not tools:
         return ReplySplitter(thinking_after(tokenizer, prompt), calls=None)
     thinking = thinking_after(tokenizer, prompt, hidden_marks(tokenizer))
-    return ReplySplitter(thinking, calls=call_syntax(tokenizer))
+    return ReplySplitter(thinking, calls=call_syntax(tokenizer), unmarked=unmarked)
 
 
 def _outside_strings(text: str, mark: str) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foreal_core.chat.messages import chosen_tools, held_to_calls
+from foreal_core.chat.messages import callable_unmarked, chosen_tools, held_to_calls
 from foreal_core.config import FoReaLConfig
 from foreal_core.randomness import stream_seed
 from foreal_core.serve.chats import to_chat, to_tools
@@ -65,6 +65,7 @@ class Ask:
         usage: a stream ends with its usage.
         tokens: the answer tells who wrote each token.
         tools: calls are looked for in the answer.
+        unmarked: names of the tools that it may also call without the template's marks.
         single_call: of several calls only the first counts.
     """
 
@@ -74,6 +75,7 @@ class Ask:
     usage: bool
     tokens: bool
     tools: bool = False
+    unmarked: tuple[str, ...] = ()
     single_call: bool = False
 
 
@@ -103,12 +105,14 @@ def of_chat(request: ChatRequest, defaults: Defaults) -> Ask:
     tools, forced = _tools(request.tools, request.tool_choice)
     parallel = request.parallel_tool_calls
     strict = any(tool.function.strict for tool in request.tools or ())
+    settings = held_to_calls(settings, tools, forced=forced, parallel=parallel, strict=strict)
     return _ask(
         request,
         (chat_prompt(request.messages, tools, request.chat_template_kwargs),),
-        held_to_calls(settings, tools, forced=forced, parallel=parallel, strict=strict),
+        settings,
         defaults,
         tools=bool(tools),
+        unmarked=tuple(callable_unmarked(tools, settings)),
         single_call=request.parallel_tool_calls is False,
     )
 
@@ -161,7 +165,7 @@ def _ask(
     prompts: tuple[Mapping[str, Any], ...],
     settings: FoReaLConfig,
     defaults: Defaults,
-    **chat: bool,
+    **chat: Any,
 ) -> Ask:
     count = 1 if request.n is None else request.n
     if count < 1 or count * len(prompts) > defaults.most_choices:

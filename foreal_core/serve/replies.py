@@ -50,7 +50,7 @@ class ChatReply:
     def __init__(
         self, ask: Ask, reasoning: ReasoningField, tokenizer: Any, prompt: Sequence[int]
     ) -> None:
-        splitter = splitter_of(tokenizer, prompt, tools=ask.tools)
+        splitter = splitter_of(tokenizer, prompt, tools=ask.tools, unmarked=ask.unmarked)
         self._reader = ReplyReader(splitter, parallel=not ask.single_call)
         self._syntax = splitter.calls or HERMES
         self._wants_logprobs = ask.choices[0].settings.logprobs

@@ -23,7 +23,7 @@ from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Generation, Prompt, TokenEvent
 from foreal_core.chat.ledger import free_of_charge
-from foreal_core.chat.messages import chosen_tools, held_to_calls
+from foreal_core.chat.messages import callable_unmarked, chosen_tools, held_to_calls
 from foreal_core.chat.outcomes import outcome
 from foreal_core.chat.replies import Part, splitter_of
 from foreal_core.text.thinking_marks import thinking_marks
@@ -357,8 +357,10 @@ class ChatFoReaL(FoReaLModel, BaseChatModel):
 
     def _request(self, decoder: FoReaLDecoder, prompt: Prompt, ask: _Ask) -> Request[_Reader]:
         self._complete_profile(decoder)
-        tokenizer, tools = decoder.tokenizer, ask.tools is not None
-        splitter = splitter_of(tokenizer, prompt.ids, tools=tools)
+        unmarked = callable_unmarked(ask.tools or (), ask.settings)
+        splitter = splitter_of(
+            decoder.tokenizer, prompt.ids, tools=ask.tools is not None, unmarked=unmarked
+        )
         messages = MessageReader(splitter, parallel=ask.parallel)
         reader = _Reader(messages, self.model_name, decoder)
         return Request(decoder, prompt, ask.settings, reader)

@@ -24,7 +24,7 @@ from pydantic import PrivateAttr
 
 from foreal_core import ConfigError, FoReaLConfig, FoReaLDecoder, Prompt
 from foreal_core.chat.ledger import KEPT_RECORDS
-from foreal_core.chat.messages import asking, chosen_tools, held_to_calls
+from foreal_core.chat.messages import asking, callable_unmarked, chosen_tools, held_to_calls
 from foreal_core.chat.replies import ReplyReader, splitter_of
 from foreal_core.chat.settings import (
     SETTINGS,
@@ -364,7 +364,9 @@ class FoReaLLLM(PairFields, ConstrainedPredictions, CustomLLM, FunctionCallingLL
         bos = decoder.tokenizer.bos_token_id
         while bos is not None and prompt.ids[:2] == (bos, bos):  # of the text and of the tokenizer
             prompt = replace(prompt, ids=prompt.ids[1:])
-        tokenizer, tools = decoder.tokenizer, bool(ask.tools)
-        splitter = splitter_of(tokenizer, prompt.ids, tools=tools)
+        unmarked = callable_unmarked(ask.tools, ask.settings)
+        splitter = splitter_of(
+            decoder.tokenizer, prompt.ids, tools=bool(ask.tools), unmarked=unmarked
+        )
         reply = Reply(ReplyReader(splitter, parallel=ask.parallel), forced=ask.forced)
         return Call(self.model_name, decoder, prompt, ask.settings, ask.timeout, ask.account, reply)

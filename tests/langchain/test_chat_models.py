@@ -23,7 +23,7 @@ from langchain_core.messages import (
     trim_messages,
 )
 from lc_helpers import QUESTIONS, add_up, weather
-from scripted import ScriptedDecoder, call_text, pair_with_tools
+from scripted import ScriptedDecoder, call_text, fenced_call, pair_with_tools
 from toy import Family
 
 from foreal_core import ConfigError, FoReaLDecoder
@@ -337,6 +337,17 @@ def test_an_agent_with_two_tools(writes: Write) -> None:
     assert cost.totals()["completion_tokens"] == sum(
         message.usage_metadata["output_tokens"] for message in messages if message.type == "ai"
     )
+
+
+def test_an_agent_whose_model_fences_its_calls(writes: Write) -> None:
+    agents = pytest.importorskip("langchain.agents", reason="needs langchain")
+    call = fenced_call("add_up", {"a": 1, "b": 2})
+    model = writes(f"Hm.</think>{call}", "So.</think>It is 3.")
+    agent = agents.create_agent(model, tools=[weather, add_up])
+    messages = agent.invoke({"messages": [("user", QUESTION)]})["messages"]
+    assert [message.type for message in messages] == ["human", "ai", "tool", "ai"]
+    assert [message.content for message in messages[1:]] == ["", "3", "It is 3."]
+    assert '<tool_call>\n{"name": "add_up"' in model.decoder.prompts[1]
 
 
 @pytest.mark.parametrize("a", [False, True], ids=["sync", "async"])

@@ -25,7 +25,7 @@ from langchain_core.messages import (
 )
 from lc_helpers import QUESTIONS, add_up, weather
 from pydantic import BaseModel
-from scripted import WITHOUT_THINKING, ScriptedDecoder, call_text, pair_with_tools
+from scripted import WITHOUT_THINKING, ScriptedDecoder, call_text, fenced_call, pair_with_tools
 
 from foreal_core import ConfigError, FoReaLConfig
 from foreal_integrations.langchain import ChatFoReaL
@@ -107,6 +107,18 @@ def test_a_list_in_one_mark_is_several_calls(way: str) -> None:
     )
     assert (content, valid) == ("", [ROME])
     assert [args for _, args, _ in broken] == ['<tool_call>{"nome": "x"}']
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_call_in_a_fence_is_one_where_tools_are_bound(way: str) -> None:
+    written = fenced_call(*ROME)
+    assert told(WAYS[way](writes(written).bind_tools(TOOLS))) == ("", [ROME], [])
+    for free in (writes(written), writes(written).bind_tools([add_up])):
+        assert told(WAYS[way](free)) == (written, [], [])
+    hidden = writes(written).bind_tools(TOOLS, tool_choice="none")
+    assert told(WAYS[way](hidden)) == (written, [], [])
+    held = writes(fenced_call(*ROME)).bind_tools(TOOLS, response_format={"type": "json_object"})
+    assert told(WAYS[way](held)) == (written, [], [])
 
 
 def test_a_call_that_another_begins_in_has_no_end() -> None:

@@ -18,7 +18,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
-from scripted import WITHOUT_THINKING, ScriptedDecoder, call_text, pair_with_tools
+from scripted import WITHOUT_THINKING, ScriptedDecoder, call_text, fenced_call, pair_with_tools
 from toy import scripted_pair
 from waiting import WAIT_S
 
@@ -113,6 +113,24 @@ def test_a_function_agent_calls_tools(streaming: bool) -> None:
     for shown in ('"arguments": {"a": 30, "b": 12}', "<|im_start|>tool\n42", "Let me see."):
         assert shown in last
     assert "none" not in last and "Again" not in last
+
+
+@pytest.mark.parametrize("streaming", STREAMING)
+def test_a_function_agent_takes_a_call_in_a_fence(streaming: bool) -> None:
+    other = fenced_call("divide", {"a": 1, "b": 2})  # no tool of this agent
+    llm = writes(
+        "Hm.</think>\n\n" + fenced_call("add", {"a": 417, "b": 2765}),
+        "So.</think>\n\n" + other,
+    )
+    answer, events, totals = work(FunctionAgent(tools=TOOLS, llm=llm, streaming=streaming), "1?")
+    assert answer == other and totals["calls"] == 2
+    results = [event for event in events if isinstance(event, ToolCallResult)]
+    assert [result.tool_output.content for result in results] == ["3182"]
+    # The history teaches the template's own syntax.
+    assert '<tool_call>\n{"name": "add"' in llm.decoder.prompts[-1]
+    assert "```" not in "".join(
+        event.delta for event in events[:-3] if isinstance(event, AgentStream)
+    ).removesuffix(other)
 
 
 def test_an_agent_needs_a_template_that_shows_tools() -> None:

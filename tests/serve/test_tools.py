@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scripted import ScriptedDecoder, call_text, pair_with_tools
+from scripted import ScriptedDecoder, call_text, fenced_call, pair_with_tools
 from served import QUESTION, Served, joined
 
 ADD: dict[str, Any] = {
@@ -65,6 +65,25 @@ def test_only_calls_is_null_content(serve: Callable[..., Served]) -> None:
     message = own.chat(tools=[ADD])["choices"][0]["message"]
     assert message["content"] is None
     assert message["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+def test_a_call_in_a_fence_is_one_where_its_tool_is_shown(serve: Callable[..., Served]) -> None:
+    call = fenced_call("add", {"a": 1, "b": 2})
+    other = fenced_call("now", {})
+    own = scripted(serve, *(f"Hm.</think>\n\n{text}" for text in (call, call, other, other, call)))
+    choice = own.chat(tools=[ADD])["choices"][0]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+    parts = own.stream(tools=[ADD])
+    assert joined(parts) == "" and parts[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    for (found,) in (choice["message"]["tool_calls"], calls_of(parts)):
+        assert found["function"]["name"] == "add"
+        assert json.loads(found["function"]["arguments"]) == {"a": 1, "b": 2}
+    choice = own.chat(tools=[ADD])["choices"][0]
+    assert choice["finish_reason"] == "stop" and choice["message"]["content"] == other
+    parts = own.stream(tools=[ADD])
+    assert joined(parts) == other and calls_of(parts) == []
+    choice = own.chat(tools=[ADD], tool_choice="none")["choices"][0]
+    assert choice["message"]["content"] == call
 
 
 def test_one_call_where_only_one_is_wanted(serve: Callable[..., Served]) -> None:
