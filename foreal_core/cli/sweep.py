@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,7 +51,8 @@ def sweep(
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            help="A setting and its values, such as lead_count=5,15,25; repeat it for a product."
+            help="A setting or an option of the policy and its values, such as lead_count=5,15,25 "
+            "or, with --policy review, tolerance=0.6,0.8; repeat it for a product."
         ),
     ] = None,
     only: Annotated[
@@ -148,10 +148,10 @@ def _short_name(draft: str | None, drafts: Sequence[str]) -> str:
 
 
 def grid_values(grids: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of each setting.
+    """The values of each setting or option.
 
     Raises:
-        ConfigError: a setting is not known, or given twice.
+        ConfigError: one is given twice, or without values.
     """
     values: dict[str, list[Any]] = {}
     for one in grids:
@@ -164,10 +164,9 @@ def grid_values(grids: Sequence[str]) -> dict[str, list[Any]]:
 
 def _parsed(grid: str) -> tuple[str, list[Any]]:
     name, _, values = grid.partition("=")
-    known = [field.name for field in fields(FoReaLConfig) if field.name != "seed"]
-    if name not in known or not values:
+    if not name or not values:
         raise ConfigError(
-            f"--grid {grid} is not allowed: NAME=V,V,... with a setting out of {', '.join(known)}."
+            f"--grid {grid} is not allowed: NAME=V,V,... with a setting or an option of the policy."
         )
     return name, [_value(value) for value in values.split(",")]
 

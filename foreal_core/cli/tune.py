@@ -49,8 +49,8 @@ def tune(
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            help="A setting and its values, such as lead_count=5,15,25, in place of the usual "
-            "candidates; repeat it for a product."
+            help="A setting or an option of the policy and its values, such as lead_count=5,15,25, "
+            "in place of the usual candidates; repeat it for a product."
         ),
     ] = None,
 ) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.errors import ConfigError
+from foreal_core.policies import PolicySpec, find_policy, policy_specs
 
 # The settings that make a difference under each policy, of those that sweeps are about.
 _STEERING = ("lead_count", "lead_probability", "hit_threshold", "hit_window")
@@ -118,11 +119,55 @@ def _told_options(config: FoReaLConfig) -> list[tuple[str, Any]]:
 
 
 def grid(draft: str, base: FoReaLConfig, values: Mapping[str, Sequence[Any]]) -> list[Point]:
-    """Every combination of the given values of settings."""
-    return [
-        Point.of(draft, base, **dict(zip(values, chosen, strict=True)))
-        for chosen in itertools.product(*values.values())
-    ]
+    """Every combination of the given values.
+
+    Args:
+        draft: writes with the leader.
+        base: what the points vary.
+        values: of settings, and of the policies' own options by their names. What a point's policy
+            has as its own option is that, also where a setting has the same name; an option of
+            another policy makes no difference to the point.
+
+    Raises:
+        ConfigError: a name that is no setting and no option of a policy of this grid.
+    """
+    specs = [find_policy(policy) for policy in values.get("policy", (base.policy,))]
+    settings = {field.name for field in fields(FoReaLConfig)} - {"seed"}
+    for name, given in values.items():
+        if name not in settings and not any(name in _options_of(spec) for spec in specs):
+            raise _unknown(name, given, settings, specs)
+    points = []
+    for chosen in itertools.product(*values.values()):
+        point = dict(zip(values, chosen, strict=True))
+        own = _options_of(find_policy(point.get("policy", base.policy)))
+        overrides = {name: value for name, value in point.items() if name in settings - own}
+        if options := {name: value for name, value in point.items() if name in own}:
+            kept = None if "policy" in point else base.policy_options
+            overrides["policy_options"] = {**(point.get("policy_options", kept) or {}), **options}
+        points.append(Point.of(draft, base, **overrides))
+    return points
+
+
+def _options_of(spec: PolicySpec) -> set[str]:
+    return {field.name for field in fields(spec.options)} if spec.options is not None else set()
+
+
+def _unknown(
+    name: str, given: Sequence[Any], settings: Iterable[str], specs: Iterable[PolicySpec]
+) -> ConfigError:
+    """The error of a grid over what is neither a setting nor an option of its policies."""
+    spelled = f"{name}={','.join(map(str, given))}"
+    owners = [spec.name for spec in policy_specs() if name in _options_of(spec)]
+    if owners:
+        return ConfigError(
+            f"{spelled} is not allowed: {name} is an option of {', '.join(owners)}, and the policy "
+            f"here is {', '.join(spec.name for spec in specs)}: give policy={owners[0]} too."
+        )
+    options = sorted({one for spec in specs for one in _options_of(spec)})
+    own = f", or of its policy's options {', '.join(options)}" if options else ""
+    return ConfigError(
+        f"{spelled} is not allowed: a grid is over settings, {', '.join(sorted(settings))}{own}."
+    )
 
 
 def comparison(drafts: Sequence[str], base: FoReaLConfig) -> list[Point]:

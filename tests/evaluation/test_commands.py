@@ -139,6 +139,10 @@ def test_sweep_prints_a_table_and_draws(
         (["sweep", "--out", "x.json", "--grid", "colour=red"], "colour=red"),
         (["sweep", "--out", "x.json", "--grid", "lead_count"], "lead_count"),
         (["sweep", "--out", "x.json", "--grid", "lead_count=-1"], "lead_count=-1"),
+        (["sweep", "--out", "x.json", "--grid", "tolerance=0.8"], "give policy=review too"),
+        (["sweep", "--out", "x.json", "--grid", "seed=1"], "seed=1 is not allowed"),
+        (["sweep", "--out", "x.json", "--policy", "review", "--grid", "share=1"], "entropy"),
+        (["sweep", "--out", "x.json", "--policy", "review", "--grid", "tolerance=2"], "tolerance"),
         (["sweep", "--out", "x.json", "--grid", "policy=chaos"], "chaos"),
         (["sweep", "--out", "x.json", *GRID, *GRID], "lead_count is given twice"),
         (["sweep", "--out", "x.json", *GRID, "--suite", "ledger,ledger"], "called ledger"),
@@ -163,6 +167,21 @@ def test_a_grid_takes_none_and_truth_values(
     assert cli.main(command) == 0
     asked = {(config.draft_length, config.speculate) for _, config in played.asked}
     assert {(None, True), (None, False), (3, True), (3, False)} <= asked
+
+
+def test_a_grid_varies_the_policys_own_options(
+    played: PlayedDecoder, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", "--suite", suite, "--out", str(tmp_path / "sweep.json")]
+    command += ["--policy", "review", "--policy-options", '{"stretch": 8}']
+    command += ["--grid", "tolerance=0.6,0.8", "--grid", "lead_probability=0,0.3"]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    for name in ("tolerance=0.8 stretch=8", "n=15 tolerance=0.6 stretch=8 lead_probability=0.3"):
+        assert f"| review {name} |" in shown
+    asked = [config.policy_options for _, config in played.asked if config.policy == "review"]
+    tried = {(one["tolerance"], one["stretch"], one["lead_probability"]) for one in asked}
+    assert tried == {(t, 8, p) for t in (0.6, 0.8) for p in (0.0, 0.3)}
 
 
 def test_marks_inside_a_prompt_end_no_line(tmp_path: Path) -> None:

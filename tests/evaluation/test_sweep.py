@@ -86,6 +86,25 @@ def test_what_makes_no_difference_makes_no_point() -> None:
     assert one == other
 
 
+def test_a_grids_options_are_those_of_each_points_policy() -> None:
+    values = {
+        **{"policy": ["foreal", "review", "entropy"], "lead_probability": [0.3, 0.7]},
+        **{"tolerance": [0.5, 0.8], "share": [0.2]},
+    }
+    points = unique(grid("small", BASE, values))
+    assert [point.label(["small"], BASE) for point in points] == [
+        "FoReaL n=15 p=0.3",
+        "FoReaL n=15 p=0.7",
+        "review n=15 tolerance=0.5 lead_probability=0.3",
+        "review n=15 tolerance=0.8 lead_probability=0.3",
+        "review n=15 tolerance=0.5 lead_probability=0.7",
+        "review n=15 tolerance=0.8 lead_probability=0.7",
+        "entropy n=15 share=0.2",
+    ]
+    with pytest.raises(ConfigError, match=r"colour=red,1 is not allowed.*lead_count.*tolerance"):
+        grid("small", BASE, {"policy": ["review"], "colour": ["red", 1]})
+
+
 def test_labels_tell_points_apart_by_what_was_varied() -> None:
     drafts = ["small", "tiny"]
     base = BASE.with_overrides(temperature=0.6, hit_threshold=7)
