@@ -12,6 +12,7 @@ from typing import Any, Final
 import regex
 
 from foreal_core.text.call_syntax import CallSyntax
+from foreal_core.text.json_texts import read_json, read_json_at
 
 _STRING: Final = r'"((?:[^"\\]|\\.)*)"'
 _BETWEEN_VALUES: Final = re.compile(r"[\s,;]*")
@@ -155,11 +156,10 @@ def _given(body: str, syntax: CallSyntax) -> Iterator[Any]:
 
 def _values(body: str) -> Iterator[Any]:
     """The JSON values that stand one after the other in a text."""
-    decoder = json.JSONDecoder(strict=False)
     at = _BETWEEN_VALUES.match(body).end()  # type: ignore[union-attr]  # it matches nothing, too
     while at < len(body):
         try:
-            value, at = decoder.raw_decode(body, at)
+            value, at = read_json_at(body, at)
         except ValueError as error:
             raise _NoCallError(f"the tool call is no JSON: {error}") from error
         yield value
@@ -168,7 +168,7 @@ def _values(body: str) -> Iterator[Any]:
 
 def _json(text: str, problem: str) -> Any:
     try:
-        return json.loads(text, strict=False)
+        return read_json(text, strict=False)
     except ValueError as error:
         raise _NoCallError(f"{problem}: {error}") from error
 

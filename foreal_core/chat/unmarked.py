@@ -14,6 +14,7 @@ import regex
 
 from foreal_core.chat.calls import JsonEnd
 from foreal_core.text.call_syntax import CallSyntax
+from foreal_core.text.json_texts import read_json
 
 _FENCE: Final = "```"
 _CALL_END: Final = regex.compile(r"\s*(?P<end>\})")
@@ -95,8 +96,8 @@ class UnmarkedCalls:
         if end < 0:
             return False
         try:
-            json.loads(self.text[self._at : end], strict=False)
-        except (ValueError, RecursionError):
+            read_json(self.text[self._at : end], strict=False)
+        except ValueError:
             self.possible = False
             return False
         self._at, self._arguments, self._expected = end, None, _CALL_END

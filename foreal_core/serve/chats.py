@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foreal_core.chat.messages import joined_neighbours, openai_call, text_alone
 from foreal_core.errors import ConfigError
 from foreal_core.serve.requests import ContentPart, Message, Tool
+from foreal_core.text.json_texts import read_json
 
 # "developer" is what OpenAI calls "system" now, "function" what it called "tool".
 _ROLES = {
@@ -77,7 +77,7 @@ def _arguments(given: str | Mapping[str, Any] | None) -> Any:
     if not isinstance(given, str):
         return dict(given or {})
     try:
-        parsed = json.loads(given or "{}")
+        parsed = read_json(given or "{}")
     except ValueError:
         return given
     return parsed if isinstance(parsed, dict) else given

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from foreal_core.errors import ConfigError
 from foreal_core.text.call_syntax import HERMES, CallSyntax
+from foreal_core.text.json_texts import read_json
 
 Content = Literal["empty", "missing", "none"]
 Arguments = Literal["mapping", "text"]
@@ -123,7 +124,7 @@ def _call(call: Any, place: str, ids: Ids) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str) and arguments:
         with contextlib.suppress(ValueError):  # then it is shown as the model wrote it
-            arguments = json.loads(arguments)
+            arguments = read_json(arguments)
     return {
         "type": "function",
         "id": _id(call.get("id") or place, ids),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from foreal_core import ConfigError
 from foreal_core.chat.messages import closed
+from foreal_core.text.json_texts import read_json
 
 T = TypeVar("T")
 StructureMethod = Literal["function_calling", "json_schema", "json_mode"]
@@ -265,7 +265,7 @@ class _Reading:
 
 def _refuse_half_json(generation: Generation) -> None:
     try:
-        json.loads(generation.text)
+        read_json(generation.text)
     except ValueError as error:
         raise OutputParserException(
             f"the model wrote no whole JSON as its answer: {error}{_ending(generation)}",

@@ -24,6 +24,7 @@ from foreal_core import ConfigError
 from foreal_core.chat.calls import BrokenCall, ToolCall
 from foreal_core.chat.messages import joined_neighbours, openai_call, text_alone
 from foreal_core.chat.replies import Part, Piece, ReplyReader
+from foreal_core.text.json_texts import read_json
 from foreal_core.text.thinking import THINK_END, answer_of
 
 _ROLES = {
@@ -106,7 +107,7 @@ def _arguments(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     try:
-        return json.loads(given)
+        return read_json(given)
     except ValueError:
         return given
 
@@ -210,7 +211,7 @@ class Reply:
             return False
         try:
             arguments = parse_partial_json('{"arguments": ' + written.arguments)["arguments"]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, RecursionError):
             return False
         if not isinstance(arguments, dict):
             return False

@@ -76,6 +76,10 @@ BODIES = {
     "no object": ("7</tool_call>", "no object"),
     "no call": ("[]</tool_call>", "no call"),
     "no name": ('{"arguments": {"city": "Rome"}}</tool_call>', "no object"),
+    "too deep": (
+        '{"name": "weather", "arguments": {"city": ' + "[" * 2000 + "]" * 2000 + "}}</tool_call>",
+        "nested too deep",
+    ),
     "odd arguments": ('{"name": "weather", "arguments": [1]}</tool_call>', "no object"),
 }
 

@@ -181,7 +181,12 @@ def test_one_call_where_parallel_ones_are_not_wanted() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ["{broken", '{"arguments": {}}', '{"name": "add", "arguments": 3}']
+    "body",
+    [
+        *("{broken", '{"arguments": {}}', '{"name": "add", "arguments": 3}'),
+        '{"name": "add", "arguments": {"a": ' + "[" * 2000 + "]" * 2000 + "}}",
+    ],
+    ids=lambda body: body[:20],
 )
 def test_what_is_no_call_is_shown_as_text(body: str) -> None:
     llm = writes(f"</think>\nSo <tool_call>{body}</tool_call>")

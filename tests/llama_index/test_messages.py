@@ -120,7 +120,12 @@ def test_calls_that_only_the_additional_arguments_know() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "read"), [("", {}), (None, {}), ('{"x": 1}', {"x": 1}), ("no JSON", "no JSON")]
+    ("given", "read"),
+    [
+        *(("", {}), (None, {}), ('{"x": 1}', {"x": 1}), ("no JSON", "no JSON")),
+        ("[" * 2000 + "]" * 2000, "[" * 2000 + "]" * 2000),  # too deep to be read
+    ],
+    ids=lambda given: str(given)[:20],
 )
 def test_arguments_of_other_providers_calls(given: Any, read: Any) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": given}}

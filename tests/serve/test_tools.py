@@ -86,6 +86,18 @@ def test_a_call_in_a_fence_is_one_where_its_tool_is_shown(serve: Callable[..., S
     assert choice["message"]["content"] == call
 
 
+def test_arguments_too_deep_to_be_read_are_shown_as_text(serve: Callable[..., Served]) -> None:
+    deep = "[" * 2000 + "]" * 2000
+    decoder = ScriptedDecoder(pair_with_tools(), ["Hm.</think>Well."])
+    function = {"name": "add", "arguments": deep}
+    call = {"id": "x", "type": "function", "function": function}
+    chat = [{"role": "user", "content": "1"}, {"role": "assistant", "tool_calls": [call]}]
+    chat.append({"role": "tool", "tool_call_id": "x", "content": "2"})
+    answer = serve(decoder).chat(chat, tools=[ADD])
+    assert answer["choices"][0]["message"]["content"] == "Well."
+    assert deep in decoder.prompts[0]
+
+
 def test_one_call_where_only_one_is_wanted(serve: Callable[..., Served]) -> None:
     own = scripted(serve, f"Hm.</think>\n\n{TWO}")
     message = own.chat(tools=[ADD], parallel_tool_calls=False)["choices"][0]["message"]
