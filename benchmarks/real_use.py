@@ -62,11 +62,18 @@ SUMS = {
     "Use the tools.": "479",
     "What is the capital of France?": "Paris",
 }
+# Small models go on calling where nothing says when to answer.
+PROMPTS = {
+    "agent": None,
+    "agent, told when to answer": "You are a helpful assistant. Call a tool where you need one. "
+    "Once the results of the tools answer the question, give the answer in one sentence and call "
+    "nothing more.",
+}
 
 
-def agent(chat: ChatFoReaL, question: str, expected: str) -> dict[str, Any]:
+def agent(chat: ChatFoReaL, question: str, expected: str, *, system: str | None) -> dict[str, Any]:
     """Asks an agent with two tools; right where its last message says so."""
-    answers = create_agent(chat, tools=[add, multiply]).invoke(
+    answers = create_agent(chat, tools=[add, multiply], system_prompt=system).invoke(
         {"messages": [("user", question)]}, {"recursion_limit": TURNS}
     )["messages"]
     last = answers[-1].text.replace(",", "")
@@ -176,8 +183,9 @@ def structured(chat: ChatFoReaL, question: str, expected: Any, *, method: Any) -
 def tasks(loading: dict[str, Any]) -> Iterator[tuple[str, str, Any, Callable[..., Any], Any]]:
     """Kind, question, expected answer, what asks, and what it asks."""
     chat = ChatFoReaL(**loading)
-    for question, expected in SUMS.items():
-        yield "agent", question, expected, agent, chat
+    for kind, system in PROMPTS.items():
+        for question, expected in SUMS.items():
+            yield kind, question, expected, partial(agent, system=system), chat
     for method in METHODS:
         for question, order in ORDERS.items():
             yield method, question, order, partial(structured, method=method), chat
