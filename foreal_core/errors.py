@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from foreal_core.cost import Author, CostReport
 
@@ -83,6 +84,9 @@ class ServerError(FoReaLError, RuntimeError):
         super().__init__(message)
         self.author = author
         self.lost = lost
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.author, self.lost), self.__dict__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 from foreal_core.backends.base import SpanToken
+from foreal_core.engine.failures import fresh, wrapped
 from foreal_core.errors import FoReaLError
 from foreal_core.events import Author
 
@@ -40,6 +41,7 @@ class Continuation:
         self.used = 0
         self._tokens: list[SpanToken] = []
         self._came = asyncio.Event()
+        self._failure: FoReaLError | None = None
         self._task = asyncio.get_running_loop().create_task(self._read(stream))
 
     def covers(self, position: int) -> bool:
@@ -64,7 +66,9 @@ class Continuation:
             self._came.clear()
             await self._came.wait()
         if index >= len(self._tokens) and self.follows(text, position):
-            self._task.result()  # raises what ended it
+            self._task.result()  # raises what stopped it
+            if self._failure is not None:
+                raise fresh(self._failure)
         return self.came(text, position)
 
     def came(self, text: Sequence[int], position: int) -> SpanToken | None:
@@ -86,15 +90,19 @@ class Continuation:
 
     @property
     def _failed(self) -> bool:
-        return self._over and (self._task.cancelled() or self._task.exception() is not None)
+        stopped = self._over and (self._task.cancelled() or self._task.exception() is not None)
+        return stopped or self._failure is not None
 
     async def _read(self, stream: AsyncIterator[Sequence[SpanToken]]) -> None:
         self._task.add_done_callback(lambda _: self._came.set())
-        async with aclosing(stream) as tokens:  # type: ignore[type-var]
-            async for batch in tokens:
-                self._tokens += batch
-                self.ids += [one.token_id for one in batch]
-                self._came.set()
+        try:
+            async with aclosing(stream) as tokens:  # type: ignore[type-var]
+                async for batch in tokens:
+                    self._tokens += batch
+                    self.ids += [one.token_id for one in batch]
+                    self._came.set()
+        except Exception as error:
+            self._failure = wrapped(error)
 
 
 class Continuations:

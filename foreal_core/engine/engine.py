@@ -9,7 +9,6 @@ sentences while leader rows gather, so a pass of the leader serves as many rows 
 from __future__ import annotations
 
 import contextlib
-import copy
 import secrets
 import threading
 from collections import deque
@@ -19,10 +18,11 @@ from typing import Any, TypeVar
 from foreal_core.backends.base import Executor, RowPass
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.config import FoReaLConfig
+from foreal_core.engine.failures import fresh, without_frames, wrapped
 from foreal_core.engine.own_thread import TO_REST_SECONDS, before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess, close_at_exit
 from foreal_core.engine.queue_limit import QueueLimit
-from foreal_core.engine.recovery import PassRunner, Result, wrapped
+from foreal_core.engine.recovery import PassRunner, Result
 from foreal_core.engine.request import (
     NO_MORE,
     STOPPED,
@@ -221,7 +221,7 @@ class Engine:
                         # A defect of ours must not leave anyone waiting.
                         self._fail(list(self._scheduler.active), wrapped(error))
         except BaseException as error:  # a panic of a native library is no Exception
-            self._died_of = error
+            self._died_of = without_frames(error)
         finally:
             with self._wake:
                 self._closed = True
@@ -297,8 +297,9 @@ class Engine:
                 if request.row >= 0:  # else an earlier round failed it
                     self._guarded(request, self._take, author, part, draws, rows, ahead > 0)
         for request in requests:
-            heard = request.on_events is not None or request.state.finish_reason is not None
-            if heard and request.row >= 0:
+            if request.row < 0:
+                continue
+            if request.on_events is not None or request.state.finish_reason is not None:
                 self._guarded(request, self._deliver, request)
 
     def _set_back(self, request: Request[Sequence]) -> None:
@@ -365,19 +366,18 @@ class Engine:
         if wipe:
             self._with_row(request, self.executor.wipe)
         self._release(request)
-        request.on_end(Finished(request.state, self.profiles))
+        request.end(Finished(request.state, self.profiles))
 
     def _fail(self, requests: SequenceOf[Request[Sequence]], error: FoReaLError) -> None:
         for request in requests:
             self._with_row(request, self.executor.wipe)
             self._release(request)
             # One error of its own for each: it carries that request's cost.
-            own = copy.copy(error)
-            own.__cause__ = error.__cause__
+            own = fresh(error)
             with contextlib.suppress(Exception):
                 own.cost = request.state.cost(self.profiles)
             with contextlib.suppress(Exception):
-                request.on_end(own)
+                request.end(own)
 
     def _with_row(self, request: Request[Sequence], call: Callable[[int], None]) -> None:
         # A device that is broken for good refuses even this; the waiter must hear all the same.

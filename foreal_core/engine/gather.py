@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from foreal_core.config import FoReaLConfig
 from foreal_core.engine.ends import resolve
+from foreal_core.engine.futures import EndFuture
 from foreal_core.engine.request import Finished, OnEnd, OnEvents, Request
 from foreal_core.events import Generation
 
 Asked: TypeAlias = tuple[Sequence[int], FoReaLConfig]
 """A prompt's ids and the settings."""
-Submitted: TypeAlias = tuple[list[Request[Any]], list[Future[Finished]]]
+Submitted: TypeAlias = tuple[list[Request[Any]], list[EndFuture[Finished]]]
 
 
 class Submits(Protocol):
@@ -62,17 +63,20 @@ async def agather(engine: Submits, asked: Sequence[Asked], *, blocks: bool) -> l
             raise
     else:
         requests, futures = submit_all(engine, asked)
+    waiting = [asyncio.wrap_future(future) for future in futures]
+    futures.clear()  # they hold those of asyncio
     try:
-        ends = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
-        return [end.generation for end in ends]
+        return [end.generation for end in await asyncio.gather(*waiting)]
     finally:
         _cancel(requests)
+        while waiting:  # one may keep an error, which holds this frame
+            waiting.pop().cancel()
 
 
 def submit_all(engine: Submits, asked: Sequence[Asked]) -> Submitted:
     """Submits all, waiting for places in the queue. The futures are for those who wait, not for
     callbacks: they are resolved in the engine's thread."""
-    futures: list[Future[Finished]] = [Future() for _ in asked]
+    futures: list[EndFuture[Finished]] = [EndFuture() for _ in asked]
     requests: list[Request[Any]] = []
     try:
         for (ids, settings), future in zip(asked, futures, strict=True):

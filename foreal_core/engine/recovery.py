@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from foreal_core.backends.base import Executor, Round, RowPass
+from foreal_core.engine.failures import wrapped
 from foreal_core.errors import FoReaLError, OutOfMemoryError
 from foreal_core.events import Author
 
@@ -121,15 +122,6 @@ class PassRunner:
         if not self._collected:  # it takes up to a second, and finds nothing new so soon
             self._collected = True
             gc.collect()
-
-
-def wrapped(error: Exception) -> FoReaLError:
-    """The error itself if it is a FoReaLError, else one that names it, with it as the cause."""
-    if isinstance(error, FoReaLError):
-        return error
-    named = FoReaLError(f"a decoding step failed: {type(error).__name__}: {error}")
-    named.__cause__ = error
-    return named
 
 
 def _does_not_fit(author: Author, part: RowPass, why: str) -> FoReaLError:

@@ -79,8 +79,8 @@ class Request(Generic[S]):
     the package's own, never a user's.
 
     Args:
-        state: what the engine keeps of it.
-        on_events: gets token events as they come; None where nobody reads them.
+        state: what the engine keeps of it until its end.
+        on_events: gets token events as they come, until its end; None where nobody reads them.
         on_end: gets the end: finished, or the error that ended the request.
         on_cancel: tells the engine that it is to be stopped.
 
@@ -99,11 +99,18 @@ class Request(Generic[S]):
     ) -> None:
         self.state = state
         self.on_events = on_events
-        self.on_end = on_end
         self.row = -1
         self.over = False
         self.has_all = False
+        self._on_end = on_end
         self._on_cancel = on_cancel
+
+    def end(self, outcome: End) -> None:
+        """Tells the outcome. From then on it holds neither its state nor those who waited for it:
+        they hold it, and all would live until a garbage collector comes by."""
+        on_end = self._on_end
+        del self.state, self.on_events, self._on_end
+        on_end(outcome)
 
     def cancel(self) -> None:
         """Asks the engine to stop this request at its next step. Safe from any thread and from a

@@ -19,10 +19,10 @@ from typing import Any
 from foreal_core.backends.base import Backend, Until
 from foreal_core.config import FoReaLConfig
 from foreal_core.engine.continuations import Continuations, Key
+from foreal_core.engine.failures import without_frames, wrapped
 from foreal_core.engine.own_thread import TO_REST_SECONDS, before_waiting, in_engine_thread
 from foreal_core.engine.owner_process import OwnerProcess
 from foreal_core.engine.queue_limit import QueueLimit
-from foreal_core.engine.recovery import wrapped
 from foreal_core.engine.request import (
     NO_MORE,
     STOPPED,
@@ -219,13 +219,13 @@ class SpanEngine:
             try:
                 self._loop.run_forever()
             except BaseException as error:  # asyncio hands SystemExit and KeyboardInterrupt on
-                self._closed, self._died_of = True, error
+                self._closed, self._died_of = True, without_frames(error)
             self._loop.run_until_complete(self._shut_down())
             self._loop.close()
 
     def _die(self, error: BaseException) -> None:
         """Ends this engine with what no request may raise."""
-        self._died_of = self._died_of or error
+        self._died_of = self._died_of or without_frames(error)
         self.abandon()
 
     async def _shut_down(self) -> None:
@@ -284,7 +284,7 @@ class SpanEngine:
             self._running.pop(request, None)
             self._changed.notify_all()
         self._deliver(request)
-        request.on_end(end)
+        request.end(end)
 
     def _deliver(self, request: Request[SpanRequest]) -> None:
         if request.on_events is not None and (events := request.state.take_events()):

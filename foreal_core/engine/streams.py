@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
+from foreal_core.engine.failures import fresh
 from foreal_core.engine.own_thread import before_waiting
 from foreal_core.engine.owner_process import OwnerProcess
 from foreal_core.engine.request import End, Finished
@@ -57,7 +58,7 @@ class _Received:
 
     def raise_if_failed(self) -> None:
         if isinstance(self._end, BaseException):
-            raise self._end
+            raise fresh(self._end)
 
     @property
     def result(self) -> Generation:
@@ -235,7 +236,7 @@ class _Mailbox:
         try:
             self._request = start(self._put)
         except BaseException as error:
-            self._put(error)
+            self._put(fresh(error))
             if not isinstance(error, Exception):
                 raise
             return

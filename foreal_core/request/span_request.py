@@ -55,14 +55,14 @@ class SpanRequest:
         self.seed = seed
         self.clock = Clock(submitted=time.perf_counter())
         limit = min(len(prompt) + config.max_new_tokens, max_context)
-        self._cut: int | None = None
+        self._cuts: list[int] = []  # completion lengths since `take_cut`
         self.text = Transcript(
             prompt,
             config,
             tokenizer,
             limit=limit,
             clock=self.clock,
-            on_cut=self._note_cut,
+            on_cut=self._cuts.append,
             with_events=with_events,
         )
         self._states: dict[Author, ModelState] = {LEADER: ModelState(), DRAFT: ModelState()}
@@ -81,7 +81,10 @@ class SpanRequest:
 
     def take_cut(self) -> int | None:
         """The least length that the text had since the last call, where it got shorter."""
-        cut, self._cut = self._cut, None
+        if not self._cuts:
+            return None
+        cut = self.text.prompt_length + min(self._cuts)
+        self._cuts.clear()
         return cut
 
     def next_choice(self) -> int | None:
@@ -163,10 +166,6 @@ class SpanRequest:
         return build_cost(
             self.text, self._states, self.config, self.seed, profiles, servers=self._usage
         )
-
-    def _note_cut(self, completion: int) -> None:
-        length = self.text.prompt_length + completion
-        self._cut = length if self._cut is None else min(self._cut, length)
 
     def _fed(self, author: Author, length: int) -> None:
         """`author` has read the first `length` tokens, in one pass as far as they were new."""
