@@ -53,9 +53,11 @@ _BEFORE_NUMBER: Final = _words("no nos nr p pp ch sec vol art par ex")
 # Doubts that white space does not settle.
 _LOOK_PAST_BLANKS: Final = ("capital", "number", "letter", "factorial")
 
-# German: "am 3. Mai", "im 19. Jahrhundert"; but "I am 3. Then".
+# German: "am 3. Mai", "im 19. Jahrhundert"; but "I am 3. Then". And a day after a label that names
+# a date, as many languages write it: "**Datum:** 3. Mai", "Dato: 3. maj".
 _ORDINAL = re.compile(
     r"(?<!\w)(?:[Vv]om|[Zz]u[mr]|[Ii]m|[Bb]eim|[Dd](?:er|ie|as|e[mns])|(?<!\bI )[Aa]m) \d{1,3}\Z"
+    r"|(?:[Dd]at(?:um|o)|[Tt]ermin)(?:[:*_]|</\w+>)*:(?:[*_]|</\w+>)* \d{1,2}\Z"
 )
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
 _ENUMERATION = re.compile(r"(?:[>#*_+\-|\s]|<[A-Za-z][^<>]*>)*(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z])")
@@ -106,11 +108,12 @@ class SentenceBoundaryDetector:
       next. So every mark that ends a text is pending until the next text. After such closers a
       lower-case letter means that the sentence goes on.
     - A "." ends nothing in a decimal, a dotted name ("example.com", "foo.bar()"), an abbreviation,
-      a single initial ("J."), a German ordinal ("am 3. Mai") or an enumeration at the start of a
-      sentence, line or cell ("1.", "2.3.", "a.", "<b>1.</b>"). White space, a capital, a script
-      without capitals or a bracket after it settle it as an end; a digit, a lower-case letter, "_",
-      another mark or one of ",;:-/@=" directly after it do not. "etc.", "No." and their like, an
-      ellipsis and a single letter ("d. h.", "z. B.", "p. m.") look past white space.
+      a single initial ("J."), a German ordinal ("am 3. Mai", "Datum: 3. Mai") or an enumeration at
+      the start of a sentence, line or cell ("1.", "2.3.", "a.", "<b>1.</b>"). White space, a
+      capital, a script without capitals or a bracket after it settle it as an end; a digit, a
+      lower-case letter, "_", another mark or one of ",;:-/@=" directly after it do not. "etc.",
+      "No." and their like, an ellipsis and a single letter ("d. h.", "z. B.", "p. m.") look past
+      white space.
     - Inside code and mathematics (see `MarkupReader`) marks end nothing; in an amount of money they
       count as usual, save the factorial in "$5!". In plain text a "!" after a number, a variable or
       a bracket is a factorial where a formula or a lower-case word follows.

@@ -150,6 +150,12 @@ EXAMPLES = {
         "I am 3|.¦ Then",
         "in the lead 3|.¦ Then",
         "vom 3|.|\n¦Dann",
+        "**Datum:** 3|.| Mai 2023",
+        "- **Rechnungsdatum**: 3|.| Mai",
+        "<b>Termin:</b> 24|.| Dezember|.¦ Dann",
+        "Dato: 3|.| maj",
+        "Datum: 3.5|.¦ Dann",
+        "**Antwort:** 3|.¦ Dann",
     ],
     "factorials": [
         "so 5|!| = 120|.¦ Then",
