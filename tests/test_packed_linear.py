@@ -84,6 +84,20 @@ def test_a_packed_product_is_the_exact_one_rounded(
     assert plain is None or torch.equal(plain(), layer.weight)
 
 
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_few_rows_give_what_they_give_among_more(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    forward, _ = onednn(torch.randn(96, 384, dtype=dtype), torch.randn(96, dtype=dtype))
+    most = packed_linear._fewest_rows(dtype)
+    asked = torch.randn(most, 384, dtype=dtype)
+    product = forward(asked)
+    for few in range(1, most):
+        assert torch.equal(forward(asked[:few]), product[:few])
+        assert torch.equal(forward(asked[None, :few]), product[None, :few])
+
+
 @pytest.mark.parametrize("size", [1e6, 1e-8])
 def test_fbgemm_leaves_weights_alone_that_float16_cannot_hold(
     size: float, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,9 @@ read one input in one matrix.
                     -> + -> norm -> gate up -> down (-> norm) -> + ]*
         -> norm -> head -> logits
 
-The tokens of all rows lie one after another, [N, width]; rows are padded for attention alone.
+The tokens of all rows lie one after another, [N, width]; rows are padded for attention alone. Where
+matrices multiply few tokens more slowly than some more (`packed_linear`), tokens of nothing follow
+them, which attention and the cache do not see.
 
 It is for Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 3 as transformers has them. A short text is
 compared with the model's own forward before it is used; everything else runs through its own
@@ -37,6 +39,7 @@ from foreal_core.backends.local.kv_cache import RowCache
 from foreal_core.backends.local.packed_linear import (
     Forward,
     PackedLinears,
+    fewest_rows,
     is_plain,
     packed_weight,
     side_by_side,
@@ -155,7 +158,9 @@ class _Layer:
 class FusedForward:
     """The pass of one model; see the module. `of` makes it where it can be had."""
 
-    def __init__(self, model: Any, layers: Sequence[_Layer], head: Forward) -> None:
+    def __init__(
+        self, model: Any, layers: Sequence[_Layer], head: Forward, fewest_rows: int
+    ) -> None:
         config = model.config
         self._model = model
         self._base = model.model
@@ -167,6 +172,7 @@ class FusedForward:
         self._rotation_by_kind = by_kind
         self._norm = _Norm(model.model.norm)
         self._head = head
+        self._fewest_rows = fewest_rows
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_dim: int = layers[0].attention.head_dim
@@ -191,7 +197,8 @@ class FusedForward:
         product = packed.product if packed.fit(groups) else packed.plain_product
         try:
             layers = side_by_side(lambda layer: _layer(layer, product), model.model.layers)
-            lean = cls(model, layers, product(model.lm_head))
+            fewest = min(fewest_rows(linear) for group in groups[:-1] for linear in group)
+            lean = cls(model, layers, product(model.lm_head), fewest)
             if lean._agrees(model, cache):
                 return lean
         except Exception as error:
@@ -220,21 +227,26 @@ class FusedForward:
         turned = heads + kv_heads  # queries and keys
         tokens = list(chain.from_iterable(chunk.tokens for chunk in chunks))
         at = [chunk.start + index for chunk in chunks for index in range(len(chunk.tokens))]
-        ids, positions = torch.tensor(tokens, device="cpu"), torch.tensor([at], device="cpu")
-        hidden = self._base.embed_tokens(ids)  # [N, hidden]
-        attention = _Attention(chunks, cache, hidden, self._config, self._kinds)
+        count, positions = len(tokens), torch.tensor([at], device="cpu")
+        padding = max(0, self._fewest_rows - count)
+        ids = torch.tensor(tokens + [0] * padding, device="cpu")
+        hidden = self._base.embed_tokens(ids)  # [N + padding, hidden]
+        attention = _Attention(chunks, cache, hidden[:count], self._config, self._kinds)
         rotations = self._rotations(hidden, positions)
         half = width // 2
         for index, layer in enumerate(self._layers):
             projected = layer.queries_keys_values(layer.before_attention(hidden))
-            projected = projected.view(-1, turned + kv_heads, width)
+            projected = projected.view(-1, turned + kv_heads, width)[:count]
             rotated = projected[:, :turned]
             if layer.of_queries is not None and layer.of_keys is not None:
                 parts = layer.of_queries(rotated[:, :heads]), layer.of_keys(rotated[:, heads:])
                 rotated = torch.cat(parts, 1)
             cos, sin = rotations[layer.kind]
             rotated = rotated * cos + rotated.roll(half, -1) * sin
-            attended = layer.out(attention(layer, index, rotated, projected[:, turned:], heads))
+            attended = attention(layer, index, rotated, projected[:, turned:], heads)
+            if padding:
+                attended = nn.functional.pad(attended, (0, 0, 0, padding))
+            attended = layer.out(attended)
             if layer.after_attention is not None:
                 attended = layer.after_attention(attended)
             hidden = hidden + attended

@@ -47,6 +47,10 @@ _FLOAT16_ERROR = 2**-17
 # (1 row, 256 x 256: 16 us against 6; 256 x 1536: 42 against 41; 6 rows: 23 against 18, 72 against
 # 116).
 _LARGE = 2**18
+# oneDNN's products of fewer rows take longer than those of so many: two threads, bfloat16,
+# 9728 x 896: 702 us for 1 row, 494 for 6, 638 for 8; 1536 x 8960: 1181, 789, 999; one thread and
+# float32 alike (docs/profile.md).
+_FEWEST_ROWS = 6
 # Layers that are packed at a time; each takes a float32 copy of its weights meanwhile.
 _WORKERS = 4
 # Rows of a weight that are looked at together.
@@ -67,6 +71,7 @@ class _Packed:
         layers: whose weights it holds.
         product: [N, in] -> [N, out of all].
         plain: gives the weight [out of all, in] back; None where the layers have kept theirs.
+        fewest_rows: N of the least time; fewer rows take no less.
         users: how many models in use count on it.
         hooks: what listens for `state_dict`.
     """
@@ -74,6 +79,7 @@ class _Packed:
     layers: tuple[nn.Linear, ...]
     product: Forward
     plain: Callable[[], Tensor] | None
+    fewest_rows: int = 1
     users: int = 1
     hooks: Sequence[Any] = ()
 
@@ -211,6 +217,12 @@ def packed_weight(layer: nn.Module) -> _Packed | None:
     return found
 
 
+def fewest_rows(layer: nn.Module) -> int:
+    """How many rows at least take no longer than one, for what the layer computes with."""
+    held = packed_weight(layer)
+    return 1 if held is None else held.fewest_rows
+
+
 def _is_packed(layers: Sequence[nn.Linear]) -> bool:
     """Whether one matrix holds these layers and no others."""
     held = packed_weight(layers[0])
@@ -264,7 +276,7 @@ def _packed(layers: tuple[nn.Linear, ...], *, keep: bool) -> _Packed | None:
                 bias = torch.cat([layer.bias for layer in layers])
         if uses_onednn(weight.dtype):
             product, plain = onednn(weight, bias)
-            return _Packed(layers, product, None if keep else plain)
+            return _Packed(layers, product, None if keep else plain, _fewest_rows(weight.dtype))
         if _works(fbgemm, weight.dtype) and _is_as_good_in_float16(weight):
             product, _ = fbgemm(weight, bias)
             return _Packed(layers, product, None)
@@ -287,13 +299,26 @@ def fbgemm(weight: Tensor, bias: Tensor | None) -> tuple[Forward, None]:
 
 
 def _onednn_linear(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    shape = rows.shape[:-1]
+    few, fewest = shape.numel(), _fewest_rows(rows.dtype)
+    padded = 0 < few < fewest
+    if padded:
+        rows = nn.functional.pad(rows.reshape(few, -1), (0, 0, 0, fewest - few))
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return product
+    return product[:few].reshape(*shape, -1) if padded else product
 
 
 def _fbgemm_linear(packed: Any, rows: Tensor) -> Tensor:
     product: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows.float(), packed)
     return product.to(rows.dtype)
+
+
+@functools.cache
+def _fewest_rows(dtype: torch.dtype) -> int:
+    """Rows that oneDNN's product of one row is to be padded to. Where the processor multiplies by
+    tiles (AMX) nobody has measured it."""
+    has_tiles = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    return 1 if has_tiles else _FEWEST_ROWS
 
 
 def _own_forward(layer: nn.Linear) -> Forward:
