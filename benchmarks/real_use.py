@@ -180,6 +180,9 @@ def structured(chat: ChatFoReaL, question: str, expected: Any, *, method: Any) -
 # -- all of it -----------------------------------------------------------------------------------
 
 
+KINDS = (*PROMPTS, *METHODS, "query engine")
+
+
 def tasks(loading: dict[str, Any]) -> Iterator[tuple[str, str, Any, Callable[..., Any], Any]]:
     """Kind, question, expected answer, what asks, and what it asks."""
     chat = ChatFoReaL(**loading)
@@ -204,10 +207,11 @@ def bill_of(totals: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(loading: dict[str, Any], policy: str) -> list[dict[str, Any]]:
-    """Every task under one policy. What goes wrong in one is told and ends that one alone."""
-    done = []
+def run(loading: dict[str, Any], policy: str, kinds: list[str]) -> Iterator[dict[str, Any]]:
+    """The tasks of these kinds under one policy; what goes wrong in one ends that one alone."""
     for kind, question, expected, ask, asked in tasks(loading):
+        if kind not in kinds:
+            continue
         told = {"kind": kind, "question": question, "expected": expected}
         bill = Settings.llm.track_costs if kind == "query engine" else get_foreal_cost_callback
         with bill() as spent:
@@ -215,9 +219,8 @@ def run(loading: dict[str, Any], policy: str) -> list[dict[str, Any]]:
                 told |= ask(asked, question, expected)
             except Exception as error:
                 told |= {"right": False, "error": f"{type(error).__name__}: {error}"[:300]}
-        done.append(told | {"bill": bill_of(spent.totals())})
         print(policy, kind, told["right"], question, told.get("error", ""), flush=True)
-    return done
+        yield told | {"bill": bill_of(spent.totals())}
 
 
 def main() -> int:
@@ -227,13 +230,18 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--max-new-tokens", type=int, default=300)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--again", nargs="+", choices=KINDS, help="only these; of the others --out is kept"
+    )
     asked = parser.parse_args()
     settings = {"max_new_tokens": asked.max_new_tokens, "seed": 1, "temperature": 0.0}
     loading = {
         **{"leader": asked.leader, "draft": asked.draft, "dtype": asked.dtype},
         **{"threads": asked.threads, **settings},
     }
+    kinds = asked.again or list(KINDS)
+    kept = json.loads(asked.out.read_text(encoding="utf-8"))["runs"] if asked.again else {}
     record: dict[str, Any] = {
         "kind": "real use",
         "models": {name: Path(loading[name]).name for name in ("leader", "draft")},
@@ -243,9 +251,13 @@ def main() -> int:
         "versions": provenance.versions(),
         "runs": {},
     }
+    runs: dict[str, list[dict[str, Any]]] = record["runs"]
+    for name in RUNS:
+        runs[name] = [one for one in kept.get(name, ()) if one["kind"] not in kinds]
     for name, policy in RUNS.items():
-        record["runs"][name] = run({**loading, **policy}, name)
-        if asked.out is not None:
+        for told in run({**loading, **policy}, name, kinds):
+            runs[name].append(told)
+            runs[name].sort(key=lambda one: KINDS.index(one["kind"]))
             asked.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from integrations import cut_texts, pieces_of
 
+from foreal_core import FoReaLConfig
+from foreal_core.chat.messages import callable_unmarked, held_to_calls
 from foreal_core.chat.replies import Piece, ReplySplitter
+from foreal_core.chat.unmarked import NO_TOOLS, UnmarkedTools
 from foreal_core.text.call_syntax import HERMES, CallSyntax
 from foreal_core.text.thinking import ThinkingMarks, ThinkingState
 
-NAMES = ("add", "find-it")
+TOOLS = UnmarkedTools(("add", "find-it"))
 LLAMA = CallSyntax(opening="", closing="", separator="", arguments_key="parameters", several=False)
 PHI = CallSyntax(opening="<|call|>", middle="\n", closing="<|end|>")
 
@@ -30,7 +33,7 @@ def fence(body: str, word: str = "json") -> str:
 
 
 def splitter(
-    *, thinking: bool = False, unmarked: tuple[str, ...] = NAMES, syntax: CallSyntax | None = HERMES
+    *, thinking: bool = False, unmarked: UnmarkedTools = TOOLS, syntax: CallSyntax | None = HERMES
 ) -> ReplySplitter:
     start = ThinkingState(ThinkingMarks(), "thinking" if thinking else "start")
     return ReplySplitter(start, calls=syntax, unmarked=unmarked)
@@ -125,7 +128,46 @@ def test_marked_calls_stay_calls_behind_what_looked_like_one() -> None:
 def test_only_where_calls_are_looked_for_and_written_as_json() -> None:
     for syntax in (None, PHI):
         assert read([fence(ONE)], splitter(syntax=syntax)) == (fence(ONE), [])
-    assert read([fence(ONE)], splitter(unmarked=())) == (fence(ONE), [])
+    assert read([fence(ONE)], splitter(unmarked=NO_TOOLS)) == (fence(ONE), [])
+
+
+STRICT = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}, "b": {"type": "integer", "maximum": 9}},
+                "required": ["a"],
+            },
+        },
+    }
+]
+
+
+@pytest.mark.parametrize("parallel", [None, False])
+def test_calls_of_strict_tools_follow_their_schema(parallel: bool | None) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra json")
+    held = held_to_calls(FoReaLConfig(), STRICT, forced=False, parallel=parallel, strict=True)
+    strict = callable_unmarked(STRICT, held)
+    for fitting in ({"a": 1}, {"a": 1, "b": 2}):
+        text = fence(json.dumps({"name": "add", "arguments": fitting}, indent=2))
+        said, (call,) = read([text], splitter(unmarked=strict))
+        assert said == "" and json.loads(call)["arguments"] == fitting
+    for wrong in ({}, {"a": "1"}, {"a": 1, "c": 2}, {"a": 1, "b": 10}, {"b": 2}):
+        text = fence(json.dumps({"name": "add", "arguments": wrong}, indent=2))
+        assert read([text], splitter(unmarked=strict)) == (text, [])
+    right, wrong = (json.dumps({"name": "add", "arguments": {"a": a}}) for a in (1, "1"))
+    assert read([f"{right}\n{wrong}"], splitter(unmarked=strict)) == (f"{right}\n{wrong}", [])
+
+
+def test_nothing_is_looked_for_in_an_answer_that_a_grammar_holds() -> None:
+    forced = held_to_calls(FoReaLConfig(), STRICT, forced=True)
+    schema = FoReaLConfig(json_schema={"type": "object"})
+    for held in (forced, schema, held_to_calls(schema, STRICT, forced=False)):
+        assert callable_unmarked(STRICT, held) == NO_TOOLS
+    assert callable_unmarked(STRICT, FoReaLConfig()) == UnmarkedTools(("add",))
 
 
 def test_a_template_without_marks_reads_its_own_calls_as_before() -> None:
@@ -147,7 +189,7 @@ PARTS = [
 def test_cuts_change_nothing_and_nothing_is_lost(text: str, cuts: set[int], thinking: bool) -> None:
     whole = read([text], splitter(thinking=thinking))
     assert read(pieces_of(text, cuts), splitter(thinking=thinking)) == whole
-    without = read([text], splitter(thinking=thinking, unmarked=()))
+    without = read([text], splitter(thinking=thinking, unmarked=NO_TOOLS))
     said, calls = whole
     if whole != without:  # then it is calls and white space, fences and what joins a list
         assert calls and not said

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from foreal_core import ConfigError, FoReaLConfig
+from foreal_core.chat.unmarked import NO_TOOLS, UnmarkedTools
 from foreal_core.grammar.schemas import moved
 
 if TYPE_CHECKING:
@@ -136,14 +137,19 @@ def held_to_calls(
     return settings.with_overrides(call_schema=schema, call_required=not free)
 
 
-def callable_unmarked(tools: Sequence[Mapping[str, Any]], settings: FoReaLConfig) -> list[str]:
-    """Names of the tools (OpenAI's JSON) that an answer may call without the template's marks: all
-    of them, but none where a grammar holds the answer, since that knows calls with marks only.
+def callable_unmarked(tools: Sequence[Mapping[str, Any]], settings: FoReaLConfig) -> UnmarkedTools:
+    """What an answer may call without the template's marks: all tools, or none where it has to be
+    a call or to follow a schema, since a grammar writes calls with their marks.
 
     Args:
+        tools: OpenAI's JSON.
         settings: of `held_to_calls`.
     """
-    return [] if settings.constrained else [tool["function"]["name"] for tool in tools]
+    held = settings.call_schema is not None and settings.call_required
+    if held or settings.json_schema is not None:
+        return NO_TOOLS
+    names = tuple(tool["function"]["name"] for tool in tools)
+    return UnmarkedTools(names, None if settings.call_schema is None else str(settings.call_schema))
 
 
 def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +16,7 @@ from foreal_core.chat.calls import (
     open_call,
     read_calls,
 )
-from foreal_core.chat.unmarked import UnmarkedCalls
+from foreal_core.chat.unmarked import NO_TOOLS, UnmarkedCalls, UnmarkedTools
 from foreal_core.text.call_syntax import CallSyntax
 from foreal_core.text.thinking import ThinkingState
 from foreal_core.text.thinking_marks import thinking_after
@@ -45,8 +45,8 @@ class ReplySplitter:
             calls.
         calls: how the model writes the tool calls that are looked for; None looks for none. A call
             comes as one piece when its end is read.
-        unmarked: names of the tools that an answer may also call without that syntax's marks (see
-            `UnmarkedCalls`). Those calls come at the end of the text, which may refute them.
+        unmarked: what an answer may also call without that syntax's marks (see `UnmarkedCalls`).
+            Those calls come at the end of the text, which may refute them.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class ReplySplitter:
         thinking: ThinkingState,
         *,
         calls: CallSyntax | None,
-        unmarked: Collection[str] = (),
+        unmarked: UnmarkedTools = NO_TOOLS,
     ) -> None:
         self.calls = calls
         # None once the answer can no longer be such calls.
-        self._unmarked = UnmarkedCalls(unmarked, calls) if calls is not None and unmarked else None
+        self._unmarked = None if calls is None else UnmarkedCalls(unmarked, calls)
         self._thinking = thinking.copy()
         self._state: _State = "thinking" if thinking.part == "thinking" else "answer"
         self._marks = (calls.start_mark, *calls.layout_marks) if calls is not None else ()
@@ -215,7 +215,7 @@ class ReplySplitter:
 
 
 def splitter_of(
-    tokenizer: Any, prompt: Sequence[int], *, tools: bool, unmarked: Collection[str] = ()
+    tokenizer: Any, prompt: Sequence[int], *, tools: bool, unmarked: UnmarkedTools = NO_TOOLS
 ) -> ReplySplitter:
     """A splitter of the reply to a prompt.
 
@@ -223,7 +223,7 @@ def splitter_of(
         tokenizer: the leader's.
         prompt: token ids.
         tools: the prompt shows tools.
-        unmarked: names of those that may be called without the template's marks, too.
+        unmarked: what may be called without the template's marks, too.
     """
     if not tools:
         return ReplySplitter(thinking_after(tokenizer, prompt), calls=None)

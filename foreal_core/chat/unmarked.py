@@ -8,16 +8,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Final
 
 import regex
 
-from foreal_core.chat.calls import JsonEnd
+from foreal_core.chat.calls import JsonEnd, ToolCall, read_calls
+from foreal_core.grammar.following import follows
 from foreal_core.text.call_syntax import CallSyntax
 from foreal_core.text.json_texts import read_json
 
 _FENCE: Final = "```"
 _CALL_END: Final = regex.compile(r"\s*(?P<end>\})")
+
+
+@dataclass(frozen=True, slots=True)
+class UnmarkedTools:
+    """What an answer may call without marks.
+
+    Attributes:
+        names: of the tools; none looks for no such calls.
+        schema: JSON schema of a call, an object of "name" and "arguments", or of an array of calls;
+            an answer whose calls do not follow it is text. None takes any arguments.
+    """
+
+    names: tuple[str, ...] = ()
+    schema: str | None = None
+
+
+NO_TOOLS: Final = UnmarkedTools()
 
 
 class UnmarkedCalls:
@@ -33,7 +52,7 @@ class UnmarkedCalls:
     "parameters".
 
     Args:
-        names: of the tools that can be called.
+        tools: what may be called.
         syntax: the template's own. Where no mark of its own begins a call, one that stands in no
             fence is left to it.
 
@@ -42,14 +61,15 @@ class UnmarkedCalls:
         possible: it may still become calls.
     """
 
-    def __init__(self, names: Collection[str], syntax: CallSyntax) -> None:
+    def __init__(self, tools: UnmarkedTools, syntax: CallSyntax) -> None:
         self.text = ""
-        self.possible = bool(names) and syntax.middle is None
+        self.possible = bool(tools.names) and syntax.middle is None
+        self._syntax, self._schema = syntax, tools.schema
         self._calls: list[str] = []
         self._fenced = self._listed = False
         self._at = self._start = 0  # what is settled ends, the call that is read begins
         self._arguments: JsonEnd | None = None
-        call = _call_start(names, syntax)
+        call = _call_start(tools.names, syntax)
         group = rf"(?P<list>\[\s*)?{call}"
         optional = "?" if syntax.start_mark else ""
         self._outside = regex.compile(rf"\s*(?P<fence>{_FENCE}[\w-]*\s*){optional}{group}")
@@ -67,7 +87,21 @@ class UnmarkedCalls:
         """The JSON of each call, once the answer is at its end; none where it is anything else."""
         between = self._expected is self._outside and self._arguments is None
         whole = self.possible and between and not self.text[self._at :].strip()
-        return self._calls if whole else []
+        return self._calls if whole and self._follow() else []
+
+    def _follow(self) -> bool:
+        if self._schema is None:
+            return True
+        schema = json.loads(self._schema)
+        values = [
+            {"name": call.name, "arguments": call.arguments}
+            for text in self._calls
+            for call in read_calls(text, self._syntax)
+            if isinstance(call, ToolCall)
+        ]
+        if schema.get("type") == "array":
+            return follows(values, schema)
+        return all(follows(value, schema) for value in values)
 
     def _advance(self) -> bool:
         """Moves on by one part; False when more text is needed, or none can help."""

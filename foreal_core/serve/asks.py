@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foreal_core.chat.messages import callable_unmarked, chosen_tools, held_to_calls
+from foreal_core.chat.unmarked import NO_TOOLS, UnmarkedTools
 from foreal_core.config import FoReaLConfig
 from foreal_core.randomness import stream_seed
 from foreal_core.serve.chats import to_chat, to_tools
@@ -65,7 +66,7 @@ class Ask:
         usage: a stream ends with its usage.
         tokens: the answer tells who wrote each token.
         tools: calls are looked for in the answer.
-        unmarked: names of the tools that it may also call without the template's marks.
+        unmarked: what it may also call without the template's marks.
         single_call: of several calls only the first counts.
     """
 
@@ -75,7 +76,7 @@ class Ask:
     usage: bool
     tokens: bool
     tools: bool = False
-    unmarked: tuple[str, ...] = ()
+    unmarked: UnmarkedTools = NO_TOOLS
     single_call: bool = False
 
 
@@ -112,7 +113,7 @@ def of_chat(request: ChatRequest, defaults: Defaults) -> Ask:
         settings,
         defaults,
         tools=bool(tools),
-        unmarked=tuple(callable_unmarked(tools, settings)),
+        unmarked=callable_unmarked(tools, settings),
         single_call=request.parallel_tool_calls is False,
     )
 

@@ -121,8 +121,13 @@ def test_a_call_in_a_fence_is_one_where_tools_are_bound(way: str) -> None:
         assert told(WAYS[way](free)) == (written, [], [])
     hidden = writes(written).bind_tools(TOOLS, tool_choice="none")
     assert told(WAYS[way](hidden)) == (written, [], [])
-    held = writes(fenced_call(*ROME)).bind_tools(TOOLS, response_format={"type": "json_object"})
+    held = writes(written).bind_tools(TOOLS, response_format={"type": "json_object"})
     assert told(WAYS[way](held)) == (written, [], [])
+    strict = writes(written).bind_tools(TOOLS, strict=True)
+    assert told(WAYS[way](strict)) == ("", [ROME], [])
+    misfit = fenced_call("weather", {"town": "Rome"})
+    strict = writes(misfit).bind_tools(TOOLS, strict=True)
+    assert told(WAYS[way](strict)) == (misfit, [], [])
 
 
 def test_a_call_that_another_begins_in_has_no_end() -> None:
