@@ -50,14 +50,16 @@ def load_memory() -> str:
 
 
 def checkpoint_passes() -> str:
-    """Passes under the rules of checkpoints over those without: `tests/checkpoint_passes.py`."""
+    """Passes of hybrid pairs over those of like pairs: `tests/checkpoint_passes.py`."""
     rows = []
     for pair, one in load("records/checkpoint-passes.json").items():
-        free, bound = (one["passes"][rule] for rule in ("anywhere", "checkpoints"))
-        counts = (f"{bound[name]} / {free[name]} = {one['ratio'][name]:.2f}" for name in free)
+        plain, hybrid = (one["passes"][layers] for layers in ("plain", "hybrid"))
+        counts = (f"{hybrid[name]} / {plain[name]} = {one['ratio'][name]:.2f}" for name in plain)
+        read = one["read"]["hybrid"]["leader"] / one["read"]["plain"]["leader"]
         size, texts = f"{one['leader_by_draft']:.1f}", f"{one['texts']} ({one['tokens']} tokens)"
-        rows.append((pair, size, texts, *counts))
-    heads = ("pair", "leader by draft", "texts", "passes of the leader", "of the draft")
+        rows.append((pair, size, texts, *counts, f"{read:.2f}"))
+    passes = ("passes of the leader", "of the draft", "tokens that the leader read")
+    heads = ("pair", "leader by draft", "texts", *passes)
     return table(heads, rows)
 
 

@@ -3,9 +3,9 @@
     python tests/checkpoint_passes.py [PAIR ...]    into records/checkpoint-passes.json
 
 A model with recurrent layers can be put back to checkpoints alone, and reads again what lies
-behind them. A pair without such layers writes the same text under the rules for models that have
-them, so that passes can be compared: in float32, at p=0.6, the bundled pair as it is ("tiny") and
-at the size of the preset "cpu", there with a draft of a quarter of its leader.
+behind them. A pair without such layers and a hybrid pair that writes the same texts
+(`hybrid_models.py`) are compared: in float32, at p=0.6, the bundled pair as it is ("tiny") and at
+the size of the preset "cpu", there with a draft of a quarter of its leader.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from hybrid_models import with_recurrent_layers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foreal_core import FoReaLConfig, FoReaLDecoder
@@ -26,7 +28,6 @@ from foreal_core.events import DRAFT, LEADER
 
 AUTHORS = (LEADER, DRAFT)
 RECORD = Path(__file__).resolve().parents[1] / "records" / "checkpoint-passes.json"
-PROBLEMS = 4  # of each domain
 ASKED = FoReaLConfig(lead_probability=0.6, max_new_tokens=64)
 _LEADER = PRESETS["cpu"][0]
 _QUARTER = Shape(640, 2240, 12, 10, 10, 64, _LEADER.vocab_size, tie_word_embeddings=True)
@@ -42,50 +43,68 @@ def models_of(pair: str) -> list[Any]:
     return [enlarge(model, shape) for model, shape in zip(small, shapes, strict=True)]
 
 
-def compare(pair: str) -> dict[str, Any]:
-    """Passes of each model under both rules, over the same texts.
+@dataclass(frozen=True)
+class Counted:
+    """What a pair wrote, and what it took.
+
+    Attributes:
+        passes, read: forward passes and tokens in them, by author.
+        weights: bytes of a pass, by author.
+    """
+
+    texts: list[list[int]]
+    passes: dict[str, int]
+    read: dict[str, int]
+    weights: dict[str, float]
+
+
+def count(leader: Any, draft: Any, each: int, *, recurrent: bool) -> Counted:
+    """Writes the answers to `each` problems of every domain, one after the other."""
+    asked = [one.messages for domain in DOMAINS for one in problems(domain, 2026, each)]
+    tokenizer = AutoTokenizer.from_pretrained(pair_paths()[0])
+    with FoReaLDecoder(leader, draft, tokenizer, prefix_cache=False) as decoder:
+        assert decoder._engine.executor.recurrent == (set(AUTHORS) if recurrent else set())
+        written = [decoder.generate(messages=one, config=ASKED, seed=1) for one in asked]
+        return Counted(
+            [one.token_ids for one in written],
+            {name: sum(one.cost.forward_passes[name] for one in written) for name in AUTHORS},
+            {
+                name: sum(sum(one.cost.forward_tokens[name].values()) for one in written)
+                for name in AUTHORS
+            },
+            {name: profile.weight_bytes for name, profile in decoder.profiles.items()},
+        )
+
+
+def compare(pair: str, each: int) -> dict[str, Any]:
+    """Passes of each model, without and with recurrent layers, over the same texts.
 
     Raises:
         ValueError: the texts differ.
     """
-    asked = [one.messages for domain in DOMAINS for one in problems(domain, 2026, PROBLEMS)]
-    leader, draft = models_of(pair)
-    tokenizer = AutoTokenizer.from_pretrained(pair_paths()[0])
-    with FoReaLDecoder(leader, draft, tokenizer, prefix_cache=False) as decoder:
-        texts, passes, read = [], [], []
-        for recurrent in (frozenset(), frozenset(AUTHORS)):
-            decoder._engine.executor.recurrent = recurrent
-            written = [decoder.generate(messages=one, config=ASKED, seed=1) for one in asked]
-            texts.append([one.token_ids for one in written])
-            passes.append(
-                {name: sum(one.cost.forward_passes[name] for one in written) for name in AUTHORS}
-            )
-            read.append(sum(one.cost.flops["leader"] for one in written))
-        weights = {
-            name: profile.weight_bytes
-            for name, profile in decoder._engine.executor.profiles.items()
-        }
-    if texts[0] != texts[1]:
-        raise ValueError(f"{pair}: the rules of checkpoints changed a text")
-    free, bound = passes
+    plain = count(*models_of(pair), each, recurrent=False)
+    hybrid = count(*map(with_recurrent_layers, models_of(pair)), each, recurrent=True)
+    if plain.texts != hybrid.texts:
+        raise ValueError(f"{pair}: the hybrid wrote another text")
     return {
-        "texts": len(asked),
-        "tokens": sum(map(len, texts[0])),
-        "leader_by_draft": round(weights["leader"] / weights["draft"], 2),
-        "passes": {"anywhere": free, "checkpoints": bound},
-        "ratio": {name: round(bound[name] / free[name], 3) for name in AUTHORS},
-        "leader_flops_ratio": round(read[1] / read[0], 3),
+        "texts": len(plain.texts),
+        "tokens": sum(map(len, plain.texts)),
+        "leader_by_draft": round(hybrid.weights["leader"] / hybrid.weights["draft"], 2),
+        "passes": {"plain": plain.passes, "hybrid": hybrid.passes},
+        "ratio": {name: round(hybrid.passes[name] / plain.passes[name], 3) for name in AUTHORS},
+        "read": {"plain": plain.read, "hybrid": hybrid.read},
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pair", nargs="*", help=f"of {', '.join(PAIRS)}; all by default")
+    parser.add_argument("--problems", type=int, default=4, help="of each domain")
     parser.add_argument("--out", type=Path, default=RECORD)
     asked = parser.parse_args()
     record: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     for pair in asked.pair or PAIRS:
-        record[pair] = compare(pair)
+        record[pair] = compare(pair, asked.problems)
         print(pair, json.dumps(record[pair]), flush=True)
         asked.out.write_text(json.dumps(record, indent=1) + "\n")
     return 0
