@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from integrations import cut_texts, pieces_of
 
 from foreal_core import FoReaLConfig
+from foreal_core.chat.calls import BrokenCall, ToolCall, read_calls
 from foreal_core.chat.messages import callable_unmarked, held_to_calls
 from foreal_core.chat.replies import Piece, ReplySplitter
 from foreal_core.chat.unmarked import NO_TOOLS, UnmarkedTools
@@ -46,6 +47,13 @@ def read(deltas: list[str], reader: ReplySplitter) -> tuple[str, list[Any]]:
     return text_of(pieces), calls
 
 
+def values(text: str) -> dict[str, Any]:
+    """What the reader of marked calls makes of one."""
+    (call,) = read_calls(text, HERMES)
+    assert isinstance(call, ToolCall)
+    return {"name": call.name, "arguments": call.arguments}
+
+
 def text_of(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces if piece.kind == "text")
 
@@ -64,15 +72,17 @@ def text_of(pieces: list[Piece]) -> str:
         (f"{fence(ONE)}\n\n{fence(OTHER)}\n", [ADD, FIND]),
         (fence(f"{ONE}\n{OTHER}"), [ADD, FIND]),
         (fence(f"[\n{ONE},\n{OTHER}\n]"), [ADD, FIND]),
-        ('{"name": "add", "parameters": {}}', [{"name": "add", "parameters": {}}]),
+        (f"{{{ONE}}}", [ADD]),  # as Qwen2.5-Coder's template shows a call
+        (fence(f"{{{OTHER}}}\n{ONE}"), [FIND, ADD]),
+        ('{"name": "add", "parameters": {}}', [{"name": "add", "arguments": {}}]),
     ],
 )
 def test_an_answer_that_is_calls_and_nothing_else(text: str, calls: list[Any]) -> None:
     for deltas in ([text], list(text)):
         said, found = read(deltas, splitter())
-        assert said == "" and [json.loads(one) for one in found] == calls
+        assert said == "" and [values(one) for one in found] == calls
     said, found = read(list(f"Hm, {ONE}?</think>\n\n{text}"), splitter(thinking=True))
-    assert said == "" and [json.loads(one) for one in found] == calls
+    assert said == "" and [values(one) for one in found] == calls
 
 
 @pytest.mark.parametrize(
@@ -85,6 +95,9 @@ def test_an_answer_that_is_calls_and_nothing_else(text: str, calls: list[Any]) -
         "```json\n[]\n```",
         "{}",
         ONE[:-1],
+        f"{{{ONE}",
+        f"{{ {ONE}}}",
+        f"{ONE}}}",
         f"```json\n{ONE}",  # cut
         f"```json\n{ONE}\n``",
         f"[{ONE}, ",
@@ -117,6 +130,15 @@ def test_an_answer_that_is_calls_and_nothing_else(text: str, calls: list[Any]) -
 def test_any_other_answer_is_text(text: str) -> None:
     for deltas in ([text], list(text)):
         assert read(deltas, splitter()) == (text, [])
+
+
+def test_marked_calls_may_have_their_braces_twice() -> None:
+    assert values(f"{{{LONG}\n}}") == values(LONG) == ADD
+    both = read_calls(f"{{{ONE}}}\n{OTHER}", HERMES)
+    assert [call.name for call in both] == ["add", "find-it"]
+    for odd in (f"{{{ONE}", f"{{{ONE}]", f"{{{ONE} 1}}"):
+        (broken,) = read_calls(odd, HERMES)
+        assert isinstance(broken, BrokenCall) and "no JSON" in broken.error
 
 
 def test_marked_calls_stay_calls_behind_what_looked_like_one() -> None:

@@ -155,13 +155,19 @@ def _given(body: str, syntax: CallSyntax) -> Iterator[Any]:
 
 
 def _values(body: str) -> Iterator[Any]:
-    """The JSON values that stand one after the other in a text."""
+    """The JSON values that stand one after the other in a text. An object may have its braces
+    twice: so does the one that Qwen2.5-Coder's template shows as an example."""
     at = _BETWEEN_VALUES.match(body).end()  # type: ignore[union-attr]  # it matches nothing, too
     while at < len(body):
+        doubled = body.startswith("{{", at)
         try:
-            value, at = read_json_at(body, at)
+            value, at = read_json_at(body, at + doubled)
         except ValueError as error:
             raise _NoCallError(f"the tool call is no JSON: {error}") from error
+        if doubled:
+            if not body[at:].lstrip().startswith("}"):
+                raise _NoCallError("the tool call is no JSON: of two braces one is not closed")
+            at = body.index("}", at) + 1
         yield value
         at = _BETWEEN_VALUES.match(body, at).end()  # type: ignore[union-attr]
 

@@ -20,6 +20,7 @@ from foreal_core.text.json_texts import read_json
 
 _FENCE: Final = "```"
 _CALL_END: Final = regex.compile(r"\s*(?P<end>\})")
+_CALL_END_TWICE: Final = regex.compile(r"\s*(?P<end>\}\})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class UnmarkedCalls:
 
     with any white space between. A call has these two keys, in this order, and no other: a tool's
     own description, shown as JSON, has a name and parameters too. The second key may be
-    "parameters".
+    "parameters", and the outer braces may stand twice, as some templates show them.
 
     Args:
         tools: what may be called.
@@ -66,7 +67,7 @@ class UnmarkedCalls:
         self.possible = bool(tools.names) and syntax.middle is None
         self._syntax, self._schema = syntax, tools.schema
         self._calls: list[str] = []
-        self._fenced = self._listed = False
+        self._fenced = self._listed = self._doubled = False
         self._at = self._start = 0  # what is settled ends, the call that is read begins
         self._arguments: JsonEnd | None = None
         call = _call_start(tools.names, syntax)
@@ -117,6 +118,7 @@ class UnmarkedCalls:
         self._listed = bool(parts.get("list")) or (self._listed and not parts.get("unlist"))
         if parts.get("call"):
             self._start, self._at = found.start("call"), found.end() - 1
+            self._doubled = found["call"].startswith("{{")
             self._arguments = JsonEnd()
             return True
         if parts.get("end"):
@@ -134,7 +136,8 @@ class UnmarkedCalls:
         except ValueError:
             self.possible = False
             return False
-        self._at, self._arguments, self._expected = end, None, _CALL_END
+        self._at, self._arguments = end, None
+        self._expected = _CALL_END_TWICE if self._doubled else _CALL_END
         return True
 
 
@@ -148,6 +151,6 @@ def _call_start(names: Collection[str], syntax: CallSyntax) -> str:
         return "|".join(map(regex.escape, spelled))
 
     return (
-        rf"(?P<call>\{{\s*(?:{quoted(name_keys)})\s*:\s*(?:{quoted(names)})\s*,"
+        rf"(?P<call>\{{{{1,2}}\s*(?:{quoted(name_keys)})\s*:\s*(?:{quoted(names)})\s*,"
         rf"\s*(?:{quoted(argument_keys)})\s*:\s*\{{)"
     )
