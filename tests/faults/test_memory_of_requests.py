@@ -54,7 +54,6 @@ def spans() -> Iterator[FoReaLDecoder]:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    gc.collect()
     gc.disable()
     Held.alive.clear()
     yield
