@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # torch 2.13.0 on x86 processors with AVX-512: a product of one row with a weight that oneDNN has
-# packed takes 1.1 to 1.4 times as long as one of six rows, and one of eight 1.2 to 1.4 times. In
+# packed takes longer than one of six rows, 1.05 to 1.4 times, and one of eight 1.2 to 1.35 times. In
 # float32, and in bfloat16 where the processor has instructions for it (not measured where it has
 # AMX).
 #
@@ -31,8 +31,8 @@ changed = False
 with torch.inference_mode():
     for dtype in dtypes:
         # More than a cache holds, so that each product reads its weight from memory.
-        weights = [pack(torch.randn(4864, 896, dtype=dtype)) for _ in range(12)]
-        asked = {rows: torch.randn(rows, 896, dtype=dtype) for rows in (1, 2, 4, 6, 8)}
+        weights = [pack(torch.randn(1536, 8960, dtype=dtype)) for _ in range(3)]
+        asked = {rows: torch.randn(rows, 8960, dtype=dtype) for rows in (1, 2, 4, 6, 8)}
         # Of each weight by itself: what else runs can only hold a product up.
         seconds = {rows: [float("inf")] * len(weights) for rows in asked}
         for _ in range(60):
@@ -44,9 +44,9 @@ with torch.inference_mode():
                     seconds[rows][index] = min(seconds[rows][index], taken)
         least = {rows: sum(taken) / len(weights) for rows, taken in seconds.items()}
         times = ", ".join(f"{rows}: {1e6 * taken:.0f}" for rows, taken in least.items())
-        print(f"torch {version('torch')}, {dtype}, 4864 x 896, microseconds by rows: {times}")
-        changed |= least[1] < 1.04 * least[6] or least[8] < 1.1 * least[6]
+        print(f"torch {version('torch')}, {dtype}, 1536 x 8960, microseconds by rows: {times}")
+        changed |= least[1] < least[6] or least[8] < 1.1 * least[6]
 sys.exit(changed)
 PY
 "$work/venv/bin/python" "$work/rows.py" || { echo "CHANGED: one row takes no longer"; exit 1; }
-echo "as stated: fewer rows than six take longer than six, and so do eight"
+echo "as stated: one row takes longer than six, and so do eight"
