@@ -61,7 +61,8 @@ class FoReaLConfig:
             distribution, temperature, penalties and biases left out (a grammar's masks are in it).
         top_logprobs: the same of so many likeliest tokens, in [0, 20]; needs logprobs.
         seed: in [0, 2**63); None draws a fresh one, which the cost record names.
-        speculate: let the draft propose what the leader writes; in float32 the text stays the same.
+        speculate: let the draft propose what the leader writes, and read guesses out of the text
+            where that takes no time; in float32 the text stays the same.
         policy: who writes: the name of a registered policy ("foreal" is the paper's, "even" the
             same with its led sentences spread evenly; "review", "entropy" and "cues" decide while
             they write; "leader", "draft", "speculative" and "wait" are what to compare with; see

@@ -82,13 +82,17 @@ class Meter:
     attended: int = 0
     logits: int = 0
 
-    def record_pass(self, start: int, kinds: Sequence[TokenKind], logits: int, rows: int) -> None:
-        """One pass: `len(kinds)` tokens fed after `start` cached ones, shared by `rows` rows."""
+    def record_pass(
+        self, start: int, kinds: Sequence[TokenKind], logits: int, rows: int | None
+    ) -> None:
+        """One pass: `len(kinds)` tokens fed after `start` cached ones, shared by `rows` rows; None
+        for more tokens of the pass before."""
         fed = len(kinds)
         for kind in kinds:
             self.kinds[kind] += 1
-        self.passes += 1
-        self.shared_passes += 1 / rows
+        if rows is not None:
+            self.passes += 1
+            self.shared_passes += 1 / rows
         self.tokens += fed
         self.attended += fed * (start + fed)
         self.logits += logits

@@ -163,10 +163,15 @@ class RowPass:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One pass that was run: each row's part with its draws."""
+    """One pass that was run: each row's part with its draws.
+
+    Attributes:
+        guessed: the parts read guesses, in the place of padding of the pass of the round before.
+    """
 
     parts: list[RowPass]
     draws: list[Draws]
+    guessed: bool = False
 
 
 class Executor(Protocol):
@@ -215,7 +220,7 @@ class Executor(Protocol):
         ...
 
     def run(self, author: Author, parts: list[RowPass]) -> list[Round]:
-        """One pass over all parts, rows ascending, and passes that were run ahead of it.
+        """One pass over all parts, rows ascending, and what was read ahead of its draws.
 
         Raises:
             OutOfMemoryError: the device is full; the pass can be repeated with fewer rows.

@@ -78,13 +78,16 @@ class _Script:
     def groups(self, lengths: Sequence[int], most: int) -> list[range]:
         return [range(len(lengths))]
 
+    def spare(self, chunks: Sequence[Chunk]) -> int:
+        return 0
+
     def need(self, rows: int, positions: int) -> dict[torch.device, tuple[int, int]]:
         return {}
 
     def left_over(self) -> str:
         return ""
 
-    def wipe(self, row: int) -> None: ...
+    def wipe(self, row: int, start: int = 0) -> None: ...
     def free(self, row: int) -> None: ...
     def rest(self) -> None: ...
     def shrink(self) -> None: ...

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence as SequenceOf
 from typing import Any, TypeVar
 
-from foreal_core.backends.base import Executor, RowPass
+from foreal_core.backends.base import Executor, Round, RowPass
 from foreal_core.backends.local.threads import give_back_threads
 from foreal_core.config import FoReaLConfig
 from foreal_core.engine.failures import fresh, without_frames, wrapped
@@ -290,12 +290,11 @@ class Engine:
             return self._set_back(requests[0])
         if result.error is not None:
             return self._fail(requests, result.error)
-        for ahead, one_round in enumerate(result.rounds):
-            rows = len(one_round.parts)
+        for number, one_round in enumerate(result.rounds):
             for part, draws in zip(one_round.parts, one_round.draws, strict=True):
                 request = by_row[part.chunk.row]
                 if request.row >= 0:  # else an earlier round failed it
-                    self._guarded(request, self._take, author, part, draws, rows, ahead > 0)
+                    self._guarded(request, self._take, author, part, draws, one_round, number)
         for request in requests:
             if request.row < 0:
                 continue
@@ -314,12 +313,12 @@ class Engine:
             self.executor.shrink()
         self._passes.forget()  # what was lacking was no smaller pass
 
-    def _take(
-        self, author: Author, part: RowPass, draws: Draws, rows: int, ran_ahead: bool
-    ) -> None:
+    def _take(self, author: Author, part: RowPass, draws: Draws, ran: Round, number: int) -> None:
         sequence, chunk = part.sequence, part.chunk
-        if ran_ahead and not sequence.wants(author, chunk):
-            sequence.wasted(author, chunk, rows)
+        rows = None if ran.guessed else len(ran.parts)
+        if number and not sequence.wants(author, chunk):
+            if rows is not None:  # a guess that fell was padding
+                sequence.wasted(author, chunk, rows)
             return
         sequence.ingested(author, chunk, rows)
         if not all(draws.finite):

@@ -52,9 +52,9 @@ class ModelState:
         """The cache, which was empty, holds the first `length` positions of another's."""
         self.meter.cached = length
 
-    def ingested(self, kinds: Sequence[TokenKind], logits: int, rows: int) -> None:
-        """The next `len(kinds)` positions went in, in a pass that `rows` rows shared and that gave
-        so many rows of logits."""
+    def ingested(self, kinds: Sequence[TokenKind], logits: int, rows: int | None) -> None:
+        """The next `len(kinds)` positions went in, in a pass that `rows` rows shared, or, where
+        that is None, in the last one as well, and gave so many rows of logits."""
         self._begun = start = self.length
         self.meter.record_pass(start, kinds, logits, rows)
         if start < self.lost:

@@ -126,10 +126,9 @@ class Sequence:
 
     def next_author(self) -> Author:
         """The model whose pass this request waits for."""
-        turns = self._turns
-        if turns.span.decided_by == DRAFT or self._alignment.is_open(len(self._text.tokens)):
-            return DRAFT
-        return DRAFT if self._wants_proposal() else LEADER
+        writes = self._turns.span.decided_by == DRAFT
+        reads = writes or self._alignment.is_open(len(self._text.tokens))
+        return DRAFT if reads or self._wants_proposal() else LEADER
 
     def next_chunk(self, author: Author) -> Chunk:
         """What `author` is to ingest next."""
@@ -141,8 +140,7 @@ class Sequence:
         elif self._turns.span.review is not None:
             ahead = ahead[:-1]  # what comes after the last is the draft's to propose
         state = self.states[author]
-        # Logits for a position come from ingesting the one before it, once more if need be.
-        state.roll_back(first_logit - 1)
+        state.roll_back(first_logit - 1)  # whose logits come from the position before
         # Behind a mark tokens may be taken back, and the one before them be read again.
         pending = self._text.pending
         state.settle(len(tokens) if pending is None else pending - 1)
@@ -160,13 +158,16 @@ class Sequence:
         judged = self._turns.span.may_review and index < len(self._proposals)
         return self._proposals[index].token if judged else None
 
+    @property
+    def draws_alone(self) -> bool:
+        """Whether what may be drawn at a position hangs on no token before it."""
+        return self.constraint is None and not (self._rules and self._rules.follow_text)
+
     def runs_ahead(self) -> int:
         """How many more proposals will be wanted after the one that the draft is about to draw, as
         far as that can be told before the draw, and without asking the host what may be drawn."""
-        free = self.constraint is None and not (self._rules and self._rules.follow_text)
-        if self._turns.span.author == DRAFT or not free:
-            return 0
-        return max(self._proposals_wanted() - len(self._proposals) - 1, 0)
+        leads = self._turns.span.author == LEADER and self.draws_alone
+        return max(self._proposals_wanted() - len(self._proposals) - 1, 0) if leads else 0
 
     def wants(self, author: Author, chunk: Chunk) -> bool:
         """Whether this very chunk is what comes next."""
@@ -197,8 +198,8 @@ class Sequence:
         """`author` ran over a chunk whose draws are dropped; it is charged."""
         self.states[author].wasted(chunk.start, len(chunk.tokens), chunk.keep, rows)
 
-    def ingested(self, author: Author, chunk: Chunk, rows: int) -> None:
-        """`author` ran over the chunk in a pass that `rows` rows shared."""
+    def ingested(self, author: Author, chunk: Chunk, rows: int | None) -> None:
+        """`author` ran over the chunk in a pass that `rows` rows shared; None in the last one."""
         positions = range(chunk.start, chunk.end)
         kinds = kinds_of(self._text, author, positions, given=bool(self._turns.opening))
         self.states[author].ingested(kinds, chunk.keep, rows)
@@ -225,9 +226,8 @@ class Sequence:
     def check_integrity(self) -> None:
         """Raises FoReaLError where text, authors, segments, sentences and the models' rows do not
         fit each other."""
-        text = self._text
-        text.check_integrity()
-        longest = len(text.tokens) + len(self._ahead_of_text())
+        self._text.check_integrity()
+        longest = len(self.tokens) + len(self._ahead_of_text())
         for author, state in self.states.items():
             if state.length > longest:
                 raise FoReaLError(
@@ -388,8 +388,8 @@ class Sequence:
     # -- what each model has seen ---------------------------------------------------------------
 
     def _forget_beyond(self, length: int) -> None:
-        """Both models keep only what they computed from the first `length` tokens, and of their
-        first choices those that a present or a coming span can count."""
+        """Both models keep what they computed from the first `length` tokens, and of their first
+        choices what a present or a coming span can count."""
         turns = self._turns
         oldest = turns.span_start if turns.span.author == LEADER else len(self.tokens)
         if self._text.pending is not None:

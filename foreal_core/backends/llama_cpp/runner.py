@@ -79,6 +79,10 @@ class LlamaRunner:
             tokens += length
         return [*groups, range(start, len(lengths))] if lengths else []
 
+    def spare(self, chunks: Sequence[Chunk]) -> int:
+        """None: each token of a pass takes time."""
+        return 0
+
     def forward(self, chunks: Sequence[Chunk], drawn: Tensor | None = None) -> Tensor:
         if drawn is not None:
             raise FoReaLError("llama.cpp takes no tokens that are still on a device.")
@@ -99,7 +103,7 @@ class LlamaRunner:
         size = rows * positions * context.model.cache_bytes
         return {torch.device("cpu"): (size, context.bytes_held)}
 
-    def wipe(self, row: int) -> None:
+    def wipe(self, row: int, start: int = 0) -> None:
         if row in self._doubtful:
             self.free(row)
             self._rows.context.clean()

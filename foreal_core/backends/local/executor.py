@@ -2,7 +2,7 @@
 
 The draft may run ahead: where it proposes several tokens in a row, it feeds on its own draws on the
 device, pass after pass, and all of them come to the host in one copy. A pass that was run ahead
-counts only if its request, told the draws one by one, wants exactly that pass next.
+counts only if its request, told the draws one by one, wants exactly that pass next; so do guesses.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 
 from foreal_core.backends.base import Round, RowPass
 from foreal_core.backends.local.device import to_device
+from foreal_core.backends.local.guesses import guesses, rounds, widened
 from foreal_core.backends.local.memory import free_memory, out_of_memory
 from foreal_core.backends.local.pass_costs import PassCosts
 from foreal_core.backends.local.prefixes import Prefixes
@@ -76,12 +77,16 @@ class Runner(Protocol):
         """
         ...
 
+    def spare(self, chunks: Sequence[Chunk]) -> int:
+        """How many more tokens a pass over the chunks could read in the same time."""
+        ...
+
     def need(self, rows: int, positions: int) -> Mapping[torch.device, tuple[int, int]]:
         """By device, bytes of a cache for so many rows, each as long as that, and those held."""
         ...
 
-    def wipe(self, row: int) -> None:
-        """A row's last pass may have left NaN in its cache: nobody may read it."""
+    def wipe(self, row: int, start: int = 0) -> None:
+        """A row's last pass may have left NaN from a position on: nobody may read it."""
         ...
 
     def free(self, row: int) -> None:
@@ -143,8 +148,7 @@ class LocalExecutor:
             draft.profile.weight_bytes, leader.profile.weight_bytes, leader.pass_tokens
         )
         self.recurrent = frozenset(author for author, one in runners.items() if one.recurrent)
-        measured = any(runner.measured for runner in runners.values())
-        self._costs = PassCosts() if measured else None
+        self._costs = PassCosts() if any(one.measured for one in runners.values()) else None
         self._tokenizer = tokenizer
         self._threads = threads
         self._grammars = Grammars(
@@ -192,8 +196,7 @@ class LocalExecutor:
         return self.runners[author].groups(lengths, most)
 
     def _begin(self, author: Author, sequence: RequestSequence, parts: Sequence[RowPass]) -> bool:
-        """Takes over what others have read, where the model has read nothing for a request; False
-        if it is to wait for them."""
+        """Takes over what others have read, if the model has read nothing; False: it is to wait."""
         state, prefixes = sequence.states[author], self._prefixes.get(author)
         if prefixes is None or state.length > 0:
             return True
@@ -216,20 +219,28 @@ class LocalExecutor:
 
     def _run(self, author: Author, parts: list[RowPass]) -> list[Round]:
         try:
+            runner = self.runners[author]
+            spare = runner.spare([part.chunk for part in parts])
+            guessed = guesses(author, parts, spare)
+            wide = widened(parts, guessed)
             start = time.perf_counter()
-            logits = self.runners[author].forward([self._read_by(author, p.chunk) for p in parts])
+            logits = runner.forward([self._read_by(author, part.chunk) for part in wide])
             if self._costs is not None:
                 tokens = sum(len(part.chunk.tokens) for part in parts)
                 self._costs.ran(author, tokens, time.perf_counter() - start)
-            drawn = [_Drawn(parts, self._draw(author, parts, logits))]
-            if author == DRAFT and self.runners[DRAFT].static:
+            drawn = [_Drawn(wide, self._draw(author, wide, logits))]
+            if author == DRAFT and runner.static:
                 drawn += self._ahead(drawn[0])
-            return self._on_host(drawn)
+            first, *ahead = self._on_host(drawn)
+            for part, own in zip(parts, first.draws, strict=True):
+                if not all(own.finite[part.chunk.keep :]):  # of guesses, which no text may hold
+                    runner.wipe(part.chunk.row, part.chunk.end)
+            return [*rounds(parts, guessed, first.draws), *ahead]
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            # The traceback holds the failed pass's tensors.
-            raise OutOfMemoryError(str(error).partition("\n")[0]) from error.with_traceback(None)
+            error.__traceback__ = None  # it holds the failed pass's tensors
+            raise OutOfMemoryError(str(error).partition("\n")[0]) from error
 
     def wipe(self, row: int) -> None:
         self._running.pop(row, None)
@@ -290,9 +301,7 @@ class LocalExecutor:
         if author == LEADER:
             return chunk
         tokens = self._tokenizer.to_draft(chunk.tokens)
-        if tokens is chunk.tokens:
-            return chunk
-        return replace(chunk, tokens=tokens)
+        return chunk if tokens is chunk.tokens else replace(chunk, tokens=tokens)
 
     def _draw(self, author: Author, parts: Sequence[RowPass], logits: Tensor) -> Tensor | None:
         """Draws for every wanted position of every part, in one go."""

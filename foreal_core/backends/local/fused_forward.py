@@ -156,7 +156,11 @@ class _Layer:
 
 
 class FusedForward:
-    """The pass of one model; see the module. `of` makes it where it can be had."""
+    """The pass of one model; see the module. `of` makes it where it can be had.
+
+    Attributes:
+        fewest_rows: tokens at least that a pass is padded to, as fewer take no less time.
+    """
 
     def __init__(
         self, model: Any, layers: Sequence[_Layer], head: Forward, fewest_rows: int
@@ -172,7 +176,7 @@ class FusedForward:
         self._rotation_by_kind = by_kind
         self._norm = _Norm(model.model.norm)
         self._head = head
-        self._fewest_rows = fewest_rows
+        self.fewest_rows = fewest_rows
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_dim: int = layers[0].attention.head_dim
@@ -228,7 +232,7 @@ class FusedForward:
         tokens = list(chain.from_iterable(chunk.tokens for chunk in chunks))
         at = [chunk.start + index for chunk in chunks for index in range(len(chunk.tokens))]
         count, positions = len(tokens), torch.tensor([at], device="cpu")
-        padding = max(0, self._fewest_rows - count)
+        padding = max(0, self.fewest_rows - count)
         ids = torch.tensor(tokens + [0] * padding, device="cpu")
         hidden = self._base.embed_tokens(ids)  # [N + padding, hidden]
         attention = _Attention(chunks, cache, hidden[:count], self._config, self._kinds)

@@ -276,12 +276,12 @@ class RowCache(Cache):
         """Valid positions before the pass, over all lines."""
         return max(self._starts, default=0)
 
-    def wipe(self, row: int) -> None:
+    def wipe(self, row: int, start: int = 0) -> None:
         """Zeroes a row that may hold NaN: masked slots still meet the softmax as 0 x NaN."""
         if row in self._line_of:
             for keys, values in self.views(row).values():
-                keys.zero_()
-                values.zero_()
+                keys[:, start:].zero_()
+                values[:, start:].zero_()
 
     def shrink(self) -> None:
         """Gives back what the next pass can make anew, and what no row is in."""

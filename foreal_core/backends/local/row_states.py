@@ -184,8 +184,8 @@ class StatefulCache(RowCache):
         super().free(row)
         self._kept.pop(row, None)
 
-    def wipe(self, row: int) -> None:
-        super().wipe(row)
+    def wipe(self, row: int, start: int = 0) -> None:
+        super().wipe(row, start)
         self._kept.pop(row, None)
 
     def shrink(self) -> None:

@@ -186,6 +186,12 @@ class ModelRunner:
             found += [part[group.start : group.stop] for group in groups]
         return found
 
+    def spare(self, chunks: Sequence[Chunk]) -> int:
+        """How many more tokens a pass over the chunks could read: it is padded to so many."""
+        if self._lean is None:
+            return 0
+        return max(self._lean.fewest_rows - sum(len(chunk.tokens) for chunk in chunks), 0)
+
     def forward(self, chunks: Sequence[Chunk], drawn: Tensor | None = None) -> Tensor:
         """One pass over all chunks, rows ascending.
 
@@ -288,9 +294,9 @@ class ModelRunner:
         needed = self.cache.need(rows, positions)
         return {device: (size, self.cache.bytes_held(device)) for device, size in needed.items()}
 
-    def wipe(self, row: int) -> None:
-        """A row's last pass may have left NaN in its cache: nobody may read it."""
-        self.cache.wipe(row)
+    def wipe(self, row: int, start: int = 0) -> None:
+        """A row's last pass may have left NaN from a position on: nobody may read it."""
+        self.cache.wipe(row, start)
 
     def free(self, row: int) -> None:
         """The row's request is over."""
