@@ -49,10 +49,12 @@ def natural_speed(record: str) -> str:
     batch."""
     from foreal_core.report.speed import summary
 
-    columns = ("review-0.3", "review-0.6", "foreal-p1.0", "foreal-p0.6-even")
+    columns = ("leader", "review-0.3", "review-0.6", "foreal-p1.0", "foreal-p0.6-even")
     baselines = {
         "transformers' `generate` with the leader": "transformers-leader",
+        "the same with `prompt_lookup_num_tokens=5`": "assisted-lookup",
         "the leader alone in this engine": "leader",
+        "the same with `speculate=False`": "leader-plain",
         "speculative decoding in this engine": "speculative",
     }
     rows = []

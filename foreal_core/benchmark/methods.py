@@ -91,7 +91,8 @@ class Transformers:
     Attributes:
         author: who writes the text.
         proposed: tokens that the assistant proposes per pass; "default" leaves the schedule and
-            the confidence threshold to transformers; None writes without an assistant.
+            the confidence threshold to transformers; "lookup" proposes five out of the text
+            (`prompt_lookup_num_tokens`); None writes without proposals.
     """
 
     subject: Subject
@@ -142,8 +143,8 @@ class Transformers:
 
     @contextlib.contextmanager
     def _assistant(self) -> Iterator[dict[str, Any]]:
-        if self.proposed is None:
-            yield {}
+        if self.proposed is None or self.proposed == "lookup":
+            yield {} if self.proposed is None else {"prompt_lookup_num_tokens": 5}
             return
         draft = self.subject.draft
         own = draft.generation_config
@@ -246,7 +247,9 @@ def _until_end(row: list[int], end_ids: Sequence[int]) -> list[int]:
 
 _OURS: dict[str, dict[str, Any]] = {
     "leader": {"policy": "leader"},
+    "leader-plain": {"policy": "leader", "speculate": False},
     "draft": {"policy": "draft"},
+    "draft-plain": {"policy": "draft", "speculate": False},
     "speculative-3": {"policy": "speculative", "draft_length": 3},
     "speculative-5": {"policy": "speculative", "draft_length": 5},
     "speculative": {"policy": "speculative"},
@@ -268,6 +271,7 @@ _THEIRS: dict[str, tuple[Author, int | str | None]] = {
     "assisted-5": (LEADER, 5),
     "assisted-10": (LEADER, 10),
     "assisted-default": (LEADER, "default"),
+    "assisted-lookup": (LEADER, "lookup"),
 }
 METHODS = (*_THEIRS, *_OURS)
 
@@ -275,12 +279,13 @@ METHODS = (*_THEIRS, *_OURS)
 SAME_TEXT: tuple[tuple[str, ...], ...] = (
     (
         "leader",
+        "leader-plain",
         "speculative",
         "speculative-3",
         "speculative-5",
         *(n for n in _THEIRS if _THEIRS[n][0] == LEADER),
     ),
-    ("draft", "transformers-draft"),
+    ("draft", "draft-plain", "transformers-draft"),
     ("foreal-p1.0", "foreal-p1.0-plain"),
     ("foreal-p0.6", "foreal-p0.6-plain"),
 )

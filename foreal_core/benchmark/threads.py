@@ -59,7 +59,7 @@ def measure_threads(
     file = None if gguf is None else GGUFSource(LEADER, gguf, {}).load(None, None)[0]
     with ExitStack() as open_decoders:
 
-        def written_by(model: Any, count: int) -> Callable[[], object]:
+        def written_by(model: Any, count: int, *, guesses: bool = True) -> Callable[[], object]:
             decoder = FoReaLDecoder(
                 model,
                 model,
@@ -76,12 +76,14 @@ def measure_threads(
                 policy="leader",
                 max_new_tokens=tokens,
                 min_tokens=tokens,
+                speculate=guesses,
             )
 
         ways: dict[tuple[str, int], Callable[[], object]] = {}
         for count in threads:
             write = written_by(ours, count)
             ways["engine", count] = write
+            ways["engine, no guesses", count] = written_by(ours, count, guesses=False)
             ways["engine, user computes", count] = partial(_after, embedding, passage, write)
             ways["generate", count] = partial(_generate, theirs, prompt, tokens)
             if gguf is not None:

@@ -69,7 +69,14 @@ def test_the_engine_over_a_file_beside_the_library(
     monkeypatch.setattr(sys, "argv", ["threads", *asked, "--tokens", "3", "--repeats", "1"])
     threads.main()
     record = json.loads(capsys.readouterr().out)
-    ways = ("engine", "engine, user computes", "engine, GGUF", "generate", "llama.cpp")
+    ways = (
+        "engine",
+        "engine, no guesses",
+        "engine, user computes",
+        "engine, GGUF",
+        "generate",
+        "llama.cpp",
+    )
     assert set(record["tokens_per_second"]) == {f"{way}, 1 threads" for way in ways}
     for peer in ("generate", "llama.cpp"):
         assert record["ratios"][f"engine, GGUF / {peer}, 1 threads"] > 0

@@ -20,7 +20,7 @@ def test_a_record(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     speed = {way: one["median"] for way, one in record["tokens_per_second"].items()}
     assert set(speed) == {
         f"{way}, {count} threads"
-        for way in ("engine", "engine, user computes", "generate")
+        for way in ("engine", "engine, no guesses", "engine, user computes", "generate")
         for count in (1, 2)
     }
     assert min(speed.values()) > 0
