@@ -176,14 +176,19 @@ def test_a_guess_that_breaks_its_row_harms_nobody(
         logits = forward(self, chunks, *drawn)
         first = 0
         for chunk in chunks:
-            # The leader alone reads one token and its guesses.
-            falls = chunk.keep > 1 and int(logits[first].argmax()) != chunk.tokens[-chunk.keep + 1]
-            if chunk.start and falls:
+            # The leader alone reads one token and its guesses; those after the first wrong one.
+            right = 0
+            while (
+                right < chunk.keep - 1
+                and int(logits[first + right].argmax()) == chunk.tokens[right - chunk.keep + 1]
+            ):
+                right += 1
+            if chunk.start and right < chunk.keep - 1:
                 broken += 1
-                logits[first + 1 : first + chunk.keep] = torch.nan
+                logits[first + right + 1 : first + chunk.keep] = torch.nan
                 for keys, values in self.cache.views(chunk.row).values():
-                    keys[:, chunk.start + 1 :] = torch.nan
-                    values[:, chunk.start + 1 :] = torch.nan
+                    keys[:, chunk.start + right + 1 :] = torch.nan
+                    values[:, chunk.start + right + 1 :] = torch.nan
             first += chunk.keep
         return logits
 

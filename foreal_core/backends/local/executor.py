@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,8 @@ from torch.nn.functional import pad
 
 from foreal_core.backends.base import Round, RowPass
 from foreal_core.backends.local.device import to_device
-from foreal_core.backends.local.guesses import guesses, rounds, widened
+from foreal_core.backends.local.guesses import Guesses
+from foreal_core.backends.local.masking import constrained
 from foreal_core.backends.local.memory import free_memory, out_of_memory
 from foreal_core.backends.local.pass_costs import PassCosts
 from foreal_core.backends.local.prefixes import Prefixes
@@ -220,22 +222,23 @@ class LocalExecutor:
     def _run(self, author: Author, parts: list[RowPass]) -> list[Round]:
         try:
             runner = self.runners[author]
-            spare = runner.spare([part.chunk for part in parts])
-            guessed = guesses(author, parts, spare)
-            wide = widened(parts, guessed)
+            guesses = Guesses(author, parts, runner.spare([part.chunk for part in parts]))
             start = time.perf_counter()
-            logits = runner.forward([self._read_by(author, part.chunk) for part in wide])
+            logits = runner.forward([self._read_by(author, chunk) for chunk in guesses.chunks()])
             if self._costs is not None:
                 tokens = sum(len(part.chunk.tokens) for part in parts)
                 self._costs.ran(author, tokens, time.perf_counter() - start)
-            drawn = [_Drawn(wide, self._draw(author, wide, logits))]
+            logits, others = guesses.split(logits)
+            drawn = [_Drawn(parts, self._draw(author, parts, logits))]
             if author == DRAFT and runner.static:
                 drawn += self._ahead(drawn[0])
-            first, *ahead = self._on_host(drawn)
-            for part, own in zip(parts, first.draws, strict=True):
-                if not all(own.finite[part.chunk.keep :]):  # of guesses, which no text may hold
-                    runner.wipe(part.chunk.row, part.chunk.end)
-            return [*rounds(parts, guessed, first.draws), *ahead]
+            rounds = self._on_host(drawn)
+            spelled = self._tokenizer.from_draft if author == DRAFT else int
+            draw = partial(self._drawn, author)
+            rounds += guesses.rounds(rounds[0].draws, others, draw, spelled)
+            for row, position in guesses.broken(others):
+                runner.wipe(row, position)
+            return rounds
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -308,7 +311,7 @@ class LocalExecutor:
         wanted = [(part.sequence, position) for part in parts for position in part.chunk.predicted]
         if not wanted:
             return None
-        logits = _constrained(parts, self._without_forbidden(author, logits))
+        logits = constrained(parts, self._without_forbidden(author, logits))
         return draw_on_device(
             logits,
             [sequence.config for sequence, _ in wanted],
@@ -320,6 +323,10 @@ class LocalExecutor:
             else (),
             uncertainty=author == DRAFT and any(sequence.previews for sequence, _ in wanted),
         )
+
+    def _drawn(self, author: Author, parts: Sequence[RowPass], logits: Tensor) -> Draws:
+        drawn = self._draw(author, parts, logits)
+        return Draws([], [], []) if drawn is None else to_host(drawn)
 
     def _adjustment(
         self, author: Author, sequence: RequestSequence, position: int
@@ -383,18 +390,3 @@ class LocalExecutor:
         if forbidden.device != logits.device:
             forbidden = self._forbidden[author] = forbidden.to(logits.device)
         return logits.index_fill_(-1, forbidden, -torch.inf)
-
-
-def _constrained(parts: Sequence[RowPass], logits: Tensor) -> Tensor:
-    rows, masks, first = [], [], 0
-    for part in parts:
-        for row, mask in enumerate(part.masks, start=first):
-            if mask is not None:
-                rows.append(row)
-                masks.append(mask)
-        first += part.chunk.keep
-    if not rows:
-        return logits
-    ruled_out = torch.from_numpy(~np.stack(masks)).to(logits.device)
-    index = torch.tensor(rows, device=logits.device)
-    return logits.index_copy(0, index, logits[index].masked_fill(ruled_out, -torch.inf))
