@@ -87,7 +87,7 @@ def reckoned(record: str) -> str:
     widths = sorted({width for _, width in cost})
     ways: dict[str, dict[str, list[float]]] = {}
     for one in run["measurements"]:
-        if one["batch"] != 1 or one["method"].startswith("transformers"):
+        if one["batch"] != 1 or one["method"].startswith(("transformers", "assisted")):
             continue
         answer = one["answers"][0]
         written, passes = answer["tokens"], one["passes"]
