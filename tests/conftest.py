@@ -17,8 +17,10 @@ from foreal_core import FoReaLDecoder
 
 torch.set_num_threads(1)
 # No test depends on how fast the machine is.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+_untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("exploring", _untimed)  # --hypothesis-profile=exploring looks elsewhere
+settings.register_profile("same examples each time", _untimed, derandomize=True)
+settings.load_profile("same examples each time")
 # Every request's state is checked when it ends, and the models' whenever nothing runs.
 os.environ["FOREAL_CHECK"] = "1"
 
