@@ -128,37 +128,64 @@ def test_the_bill_is_the_same_but_for_the_passes(
     assert passes[0] < passes[1]
 
 
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The tokens of each row, pass by pass, prompts left out."""
+    seen: list[list[int]] = []
+    forward = ModelRunner.forward
+
+    def watched(self: ModelRunner, chunks: Sequence[Chunk], *drawn: Any) -> torch.Tensor:
+        if all(chunk.start for chunk in chunks):
+            seen.append([len(chunk.tokens) for chunk in chunks])
+        return forward(self, chunks, *drawn)
+
+    monkeypatch.setattr(ModelRunner, "forward", watched)
+    return seen
+
+
 @each_family
-def test_rows_share_what_is_spare(family: Family, guessing: DecoderOf) -> None:
-    """Two requests have two guesses each; seven have none."""
-    asked = FoReaLConfig(lead_count=2, hit_threshold=1, max_new_tokens=40, seed=5)
+def test_rows_share_what_is_spare(
+    family: Family, guessing: DecoderOf, passes: list[list[int]]
+) -> None:
+    """Two requests read two guesses each, seven none."""
+    asked = FoReaLConfig(policy="leader", max_new_tokens=40, seed=5)
     prompts = [[5, 6, 7] * 5, [30] * 12, *([number, 9] * 4 for number in range(10, 15))]
     decoder = guessing(family)
     alone = [decoder.generate(prompt, asked).token_ids for prompt in prompts]
     for count in (2, 7):
+        passes.clear()
         together = decoder.generate(prompts[:count], asked, seeds=[5] * count)
         assert [one.token_ids for one in together] == alone[:count]
+        assert any(len(rows) == count for rows in passes)
+        assert all(max(rows) <= max(6 // len(rows), 1) for rows in passes)
+    assert all(rows == [1] * 7 for rows in passes if len(rows) == 7)
 
 
 def test_without_speculation_nothing_is_guessed(
-    guessing: DecoderOf, monkeypatch: pytest.MonkeyPatch
+    guessing: DecoderOf, passes: list[list[int]]
 ) -> None:
-    read: list[int] = []
-    forward = ModelRunner.forward
-
-    def watched(self: ModelRunner, chunks: Sequence[Chunk], *drawn: Any) -> torch.Tensor:
-        read.append(sum(len(chunk.tokens) for chunk in chunks))
-        return forward(self, chunks, *drawn)
-
-    monkeypatch.setattr(ModelRunner, "forward", watched)
     decoder, prompt = guessing("qwen2"), [5, 6, 7] * 5
     for speculate in (True, False):
-        read.clear()
+        passes.clear()
         written = decoder.generate(
             prompt, policy="leader", max_new_tokens=30, speculate=speculate, seed=1
         )
         assert len(written.token_ids) == 30
-        assert (max(read[1:]) > 1) == speculate
+        assert (max(map(max, passes)) > 1) == speculate
+
+
+def test_a_model_that_was_hooked_since_reads_no_guesses(
+    guessing: DecoderOf, passes: list[list[int]]
+) -> None:
+    """Its own forward runs then, which is not padded."""
+    decoder = guessing("qwen2")
+    hook = runners(decoder)["leader"].model.register_forward_hook(lambda *_: None)
+    try:
+        decoder.generate([5, 6, 7] * 5, policy="leader", max_new_tokens=30, seed=1)
+    finally:
+        hook.remove()
+    assert passes
+    assert max(map(max, passes)) == 1
 
 
 def test_a_guess_that_breaks_its_row_harms_nobody(

@@ -326,7 +326,8 @@ class LocalExecutor:
 
     def _drawn(self, author: Author, parts: Sequence[RowPass], logits: Tensor) -> Draws:
         drawn = self._draw(author, parts, logits)
-        return Draws([], [], []) if drawn is None else to_host(drawn)
+        assert drawn is not None
+        return to_host(drawn)
 
     def _adjustment(
         self, author: Author, sequence: RequestSequence, position: int

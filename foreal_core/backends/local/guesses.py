@@ -35,8 +35,6 @@ class Guesses:
     def __init__(self, author: Author, parts: Sequence[RowPass], spare: int) -> None:
         self._parts = parts
         self._ids = [_guesses(author, part, spare // len(parts)) for part in parts]
-        keeps = [part.chunk.keep + len(ids) for part, ids in zip(parts, self._ids, strict=True)]
-        self._first = [0, *accumulate(keeps)]  # of each part's logits
         self._sound = [0] * len(parts)  # guesses that were drawn and gave logits
 
     def chunks(self) -> list[Chunk]:
@@ -52,9 +50,15 @@ class Guesses:
         """Of the pass's logits [R, V] those that the chunks themselves want, and the others."""
         if not any(self._ids):
             return logits, logits[:0]
-        ends = zip(self._first, self._parts, strict=False)
-        own = [first + index for first, part in ends for index in range(part.chunk.keep)]
-        others = sorted(set(range(len(logits))) - set(own))
+        own: list[int] = []
+        others: list[int] = []
+        first = 0
+        for part, ids in zip(self._parts, self._ids, strict=True):
+            middle = first + part.chunk.keep
+            end = middle + len(ids)
+            own += range(first, middle)
+            others += range(middle, end)
+            first = end
         return logits[own], logits[others]
 
     def rounds(
@@ -111,10 +115,10 @@ class Guesses:
 def _guesses(author: Author, part: RowPass, most: int) -> list[int]:
     sequence, chunk = part.sequence, part.chunk
     most = min(most, sequence.limit - chunk.end)
+    if most <= 0 or not (sequence.config.speculate and sequence.draws_alone):
+        return []
     # Behind proposals that the leader checks it is the draft's turn.
-    goes_on = chunk.keep == 1 or (chunk.keep and author != LEADER)
-    wanted = sequence.config.speculate and sequence.draws_alone
-    if most <= 0 or not goes_on or not wanted:
+    if chunk.keep == 0 or (author == LEADER and chunk.keep > 1):
         return []
     before = sequence.tokens[max(chunk.start - LOOKED_AT, 0) : chunk.start]
     return continued([*before, *chunk.tokens], most)

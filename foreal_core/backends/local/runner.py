@@ -188,7 +188,7 @@ class ModelRunner:
 
     def spare(self, chunks: Sequence[Chunk]) -> int:
         """How many more tokens a pass over the chunks could read: it is padded to so many."""
-        if self._lean is None:
+        if self._lean is None or not self._lean.applies:
             return 0
         return max(self._lean.fewest_rows - sum(len(chunk.tokens) for chunk in chunks), 0)
 
